@@ -1,0 +1,1 @@
+//! Decides; the binary carries.
