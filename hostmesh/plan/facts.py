@@ -1,0 +1,30 @@
+"""What was observed of the host, as data: the second argument of `compile`. Made by `observe/host.py`, read here only."""
+
+from dataclasses import dataclass, field
+
+from hostmesh.names import UnitName
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFacts:
+    """A unit as systemd and the kernel show it.
+
+    active: systemd's ActiveState is ``active`` (or ``reloading``). listens: (address, port) of its TCP listeners.
+    cgroup_id: id of its slice's cgroup, 0 while the slice is not there.
+    """
+
+    unit: UnitName
+    active: bool
+    cgroup_id: int = 0
+    listens: frozenset[tuple[str, int]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """The host. addresses: global ones of its links, v4 first, without prefix length. numbers: unit number by unit, 1..4095,
+    kept for the life of the boot."""
+
+    host: str
+    addresses: tuple[str, ...]
+    units: dict[UnitName, UnitFacts] = field(default_factory=dict)
+    numbers: dict[UnitName, int] = field(default_factory=dict)

@@ -1,0 +1,137 @@
+"""What a person wrote, read and checked: frozen values, every one with the place where it stands.
+
+`validate.py` makes them, `plan/` and `authorize.py` read them. Durations are milliseconds.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hostmesh.errors import Place
+from hostmesh.names import UnitName
+
+
+class Protocol(StrEnum):
+    """What is spoken on a port. Everything but ``http`` is carried as opaque bytes."""
+
+    HTTP = "http"
+    HTTP2 = "http2"
+    GRPC = "grpc"
+    TCP = "tcp"
+    TLS = "tls"
+
+
+class ClientAddress(StrEnum):
+    """Which source address the application sees: the client's own, or loopback."""
+
+    AUTO = "auto"
+    KEEP = "keep"
+    LOCAL = "local"
+
+
+class Mode(StrEnum):
+    """``enforce`` refuses what is not allowed; ``audit`` records what it would refuse, and lets it pass."""
+
+    ENFORCE = "enforce"
+    AUDIT = "audit"
+
+
+class AccessLog(StrEnum):
+    """Which requests get a line in the unit's journal."""
+
+    ALL = "all"
+    ERRORS = "errors"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port that the unit serves, 1..65535."""
+
+    place: Place
+    number: int
+    protocol: Protocol = Protocol.TCP
+    client_address: ClientAddress = ClientAddress.AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class InboundRule:
+    """An ``[[inbound.allow]]`` or ``[[inbound.deny]]``: all that is given must match; empty means any.
+
+    ``callers`` are unit names (``orders``), globs of them (``legacy-*``) or SPIFFE IDs with globs.
+    """
+
+    place: Place
+    callers: tuple[str, ...]
+    ports: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlaintextRule:
+    """Callers without identity, named one by one: networks in CIDR form, or ``local`` (this host's processes)."""
+
+    place: Place
+    sources: tuple[str, ...]
+    ports: tuple[int, ...]
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OutboundRule:
+    """One entry of ``[outbound] allow``: exactly one of service, host or network is set; port 0 means any."""
+
+    place: Place
+    service: str = ""
+    host: str = ""
+    network: str = ""
+    port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How callers try again. ``budget``: retries as a share of requests, 0..1."""
+
+    place: Place
+    attempts: int = 2
+    per_try_timeout_ms: int = 0
+    on: tuple[str, ...] = ("connect-failure",)
+    budget: float = 0.2
+    non_idempotent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """How callers behave towards the service; it belongs to the service's owner. 0 means no time limit."""
+
+    timeout_ms: int = 0
+    retries: Retries | None = None
+    balance: str = "least-request"
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """What is recorded. ``trace`` is the share of traces begun here, 0..1."""
+
+    access_log: AccessLog = AccessLog.ERRORS
+    trace: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One unit's policy: one file, named after the unit."""
+
+    place: Place
+    unit: UnitName
+    service: str
+    ports: tuple[Port, ...]
+    mode: Mode
+    inbound_place: Place
+    allow: tuple[InboundRule, ...]
+    deny: tuple[InboundRule, ...]
+    plaintext: tuple[PlaintextRule, ...]
+    traffic: Traffic
+    outbound: tuple[OutboundRule, ...] | None
+    observe: Observe

@@ -1,0 +1,54 @@
+"""The host's own settings (`/etc/hostmesh/hostmesh.toml`): names, ports, marks. The table in docs/architecture.md."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Packet mark bits; the low 12 bits carry the unit's number. Top byte: Tailscale uses 0xff0000, Kubernetes 0xc000."""
+
+    unit: int = 0x0000_0FFF
+    outbound: int = 0x0100_0000
+    proxy: int = 0x0200_0000
+    inbound: int = 0x0400_0000
+    allowed: int = 0x0800_0000
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """TCP ports (dns: UDP) of the proxy, the agent's metrics and the controller."""
+
+    outbound: int = 15001
+    plaintext: int = 15006
+    wire: int = 15008
+    dns: int = 15053
+    metrics: int = 15020
+    controller: int = 15010
+    enrolment: int = 15011
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where things are on the host."""
+
+    policies: str = "/etc/hostmesh/policies"
+    systemd: str = "/etc/systemd/system"
+    state: str = "/var/lib/hostmesh"
+    agent_socket: str = "/run/hostmesh/agent.sock"
+    proxy_socket: str = "/run/hostmesh-proxy/control.sock"
+    bpffs: str = "/sys/fs/bpf/hostmesh"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of one host. vip_ranges come from the controller; route_table also is the rule preference."""
+
+    trust_domain: str = "mesh.local"
+    host: str = ""
+    controllers: tuple[str, ...] = ()
+    metrics_address: str = "127.0.0.1"
+    route_table: int = 7300
+    nflog_group: int = 7300
+    marks: Marks = field(default_factory=Marks)
+    ports: Ports = field(default_factory=Ports)
+    paths: Paths = field(default_factory=Paths)

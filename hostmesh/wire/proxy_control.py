@@ -1,0 +1,161 @@
+"""The messages between agent and proxy, on the proxy's Unix socket (`/run/hostmesh-proxy/control.sock`).
+
+A frame is a 4-byte big-endian length (at most 64 MiB) and one JSON object whose ``type`` names the message. The agent
+asks, the proxy answers with the same ``id``; ``events`` come unasked. The proxy never waits for the agent. One agent at
+a time: a new connection takes over from the one before.
+"""
+
+from hostmesh.wire.snapshot import Snapshot, Struct
+
+MAX_FRAME = 64 * 1024 * 1024
+
+
+class SetSnapshot(Struct, tag_field="type", tag="snapshot"):
+    """Agent: make this the configuration in force. Answered by `Ack` or `Nack`; a refused one changes nothing."""
+
+    id: int
+    snapshot: Snapshot
+
+
+class GetCsr(Struct, tag_field="type", tag="get_csr"):
+    """Agent: make a new key for this unit of the snapshot, and give the request. Answered by `Csr` or `Nack`."""
+
+    id: int
+    unit: str
+
+
+class SetSvid(Struct, tag_field="type", tag="set_svid"):
+    """Agent: the chain (base64 DER, leaf first) for the key of the last `Csr` of this unit. `Ack` or `Nack`."""
+
+    id: int
+    unit: str
+    chain: list[str]
+
+
+class GetStatus(Struct, tag_field="type", tag="get_status"):
+    """Agent: what is in force? Answered by `Status`."""
+
+    id: int
+
+
+class GetStats(Struct, tag_field="type", tag="get_stats"):
+    """Agent: all counters since the proxy started. Answered by `Stats`."""
+
+    id: int
+
+
+class Ack(Struct, tag_field="type", tag="ack"):
+    """Proxy: done."""
+
+    id: int
+
+
+class Nack(Struct, tag_field="type", tag="nack"):
+    """Proxy: refused, nothing changed, and why."""
+
+    id: int
+    reason: str
+
+
+class Csr(Struct, tag_field="type", tag="csr"):
+    """Proxy: a PKCS#10 request (RFC 2986), base64 DER, P-256; the key stays in the proxy."""
+
+    id: int
+    unit: str
+    csr: str
+
+
+class SvidStatus(Struct):
+    """An SVID in force: serial in hex, times in seconds since the epoch."""
+
+    unit: str
+    spiffe_id: str
+    serial: str
+    not_before: int
+    not_after: int
+
+
+class Status(Struct, tag_field="type", tag="status"):
+    """Proxy: what is in force. ``revision`` is empty before the first snapshot; started: seconds since the epoch."""
+
+    id: int
+    version: str
+    revision: str
+    started: int
+    workers: int
+    connections: int
+    svids: list[SvidStatus]
+
+
+class TrafficCount(Struct):
+    """One row of counters. All counts are since the proxy's start.
+
+    direction: inbound | outbound | local. peer: SPIFFE ID, ``plaintext`` or ``passthrough``. code_class: 2xx … 5xx for
+    HTTP, ``ok``/``error`` for TCP, ``denied`` for refusals. ``buckets``: counts, not cumulative, of the durations up to
+    each of `Stats.bounds_us`, and one more for the rest.
+    """
+
+    unit: str
+    direction: str
+    peer: str
+    service: str
+    port: int
+    protocol: str
+    code_class: str
+    count: int
+    retries: int
+    bytes_in: int
+    bytes_out: int
+    duration_us_sum: int
+    buckets: list[int]
+
+
+class Stats(Struct, tag_field="type", tag="stats"):
+    """Proxy: counters. ``denied`` maps rule to count; ``gauges`` are process-wide (connections, streams, pools, workers)."""
+
+    id: int
+    bounds_us: list[int]
+    traffic: list[TrafficCount]
+    denied: dict[str, int]
+    gauges: dict[str, int]
+
+
+class Event(Struct):
+    """Something for a unit's journal.
+
+    kind: request | connection | denied | retry | error. verdict: allow | deny | audit-deny. direction: inbound |
+    outbound | local. ``status`` 0 when there is none; times: ns since the epoch, durations us. ``tries`` counts from 1.
+    """
+
+    time_ns: int
+    kind: str
+    unit: str
+    direction: str
+    verdict: str
+    rule: str
+    peer: str
+    service: str
+    port: int
+    protocol: str
+    message: str
+    client: str = ""
+    method: str = ""
+    path: str = ""
+    status: int = 0
+    tries: int = 0
+    duration_us: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    trace_id: str = ""
+    span_id: str = ""
+
+
+class Events(Struct, tag_field="type", tag="events"):
+    """Proxy, unasked: a batch; ``dropped`` events did not fit since the last batch (their counters are exact)."""
+
+    events: list[Event]
+    dropped: int
+
+
+Request = SetSnapshot | GetCsr | SetSvid | GetStatus | GetStats
+Answer = Ack | Nack | Csr | Status | Stats | Events

@@ -1,0 +1,163 @@
+"""The proxy's snapshot: what the plan says to the data plane. Values only; JSON on the wire.
+
+The same words stand in `proxy/core/src/snapshot.rs`; `tests/vectors/snapshot/*.json` are read by both sides. Unknown
+fields are errors on both sides: agent and proxy are of one version. Durations are milliseconds, certificates base64 DER.
+"""
+
+import msgspec
+
+SNAPSHOT_VERSION = 1
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
+    """Base of every wire value: immutable, and strict about unknown fields."""
+
+
+class Marks(Struct):
+    """Packet mark bits (docs/architecture.md, table of marks). ``unit`` masks the unit's number."""
+
+    unit: int
+    outbound: int
+    proxy: int
+    inbound: int
+
+
+class Listeners(Struct):
+    """The proxy's own ports. ``outbound``, ``plaintext`` and ``dns`` on both loopback addresses, ``wire`` on all."""
+
+    outbound: int
+    plaintext: int
+    wire: int
+    dns: int
+
+
+class Port(Struct):
+    """A port that a local unit serves. client_address: auto | keep | local."""
+
+    port: int
+    protocol: str
+    client_address: str
+
+
+class InboundRule(Struct):
+    """All lists that are not empty must match. ``callers``: SPIFFE IDs, ``*`` matches any run of characters.
+
+    ``paths``: ``/products/*`` matches what begins with ``/products/``; without ``*`` the whole path; matched against
+    the path's normal form. ``headers``: name in lower case and exact value.
+    """
+
+    rule: str
+    callers: list[str]
+    ports: list[int] = []
+    methods: list[str] = []
+    paths: list[str] = []
+    headers: list[tuple[str, str]] = []
+
+
+class PlaintextRule(Struct):
+    """Callers without identity: CIDR networks, or ``local``."""
+
+    rule: str
+    sources: list[str]
+    ports: list[int]
+    methods: list[str] = []
+    paths: list[str] = []
+
+
+class OutboundRule(Struct):
+    """Exactly one of service, host, network is not empty; port 0 means any."""
+
+    rule: str
+    service: str = ""
+    host: str = ""
+    network: str = ""
+    port: int = 0
+
+
+class Unit(Struct):
+    """A meshed unit of this host.
+
+    ``deliver``: the addresses to try for the application, in order: where it was seen to listen, else the host's
+    addresses and loopback. ``allow``/``deny``/``plaintext``: deny first, then allow, else refused by ``rule_default``.
+    ``outbound``: None means anything goes. mode: enforce | audit. access_log: all | errors | none.
+    """
+
+    unit: str
+    number: int
+    spiffe_id: str
+    sni: str
+    service: str
+    ports: list[Port]
+    deliver: list[str]
+    mode: str
+    allow: list[InboundRule]
+    deny: list[InboundRule]
+    plaintext: list[PlaintextRule]
+    rule_default: str
+    outbound: list[OutboundRule] | None
+    rule_outbound_default: str
+    access_log: str
+    trace: float
+
+
+class Retries(Struct):
+    """on: 5xx | gateway-error | connect-failure | reset. per_try_timeout 0: none."""
+
+    attempts: int
+    per_try_timeout_ms: int
+    on: list[str]
+    budget: float
+    non_idempotent: bool
+
+
+class Traffic(Struct):
+    """How callers behave towards the service. timeout 0: none. ``rule``: file:line that says so, may be empty."""
+
+    timeout_ms: int
+    retries: Retries | None
+    balance: str
+    rule: str
+
+
+class ServicePort(Struct):
+    """Callers of the VIP say ``port``; it goes to the endpoints' ``target`` port."""
+
+    port: int
+    target: int
+    protocol: str
+
+
+class Endpoint(Struct):
+    """One workload that serves a service. ``addresses``: the host's; a workload of this host has host == Snapshot.host."""
+
+    unit: str
+    host: str
+    spiffe_id: str
+    sni: str
+    addresses: list[str]
+    wire_port: int
+
+
+class Service(Struct):
+    """What callers can call: by name (``name``, ``name.mesh``), by VIP, by an endpoint's own address and target port."""
+
+    name: str
+    vips: list[str]
+    ports: list[ServicePort]
+    traffic: Traffic
+    endpoints: list[Endpoint]
+
+
+class Snapshot(Struct):
+    """All that the proxy knows. ``revision`` is the digest of the rest: equal content, equal revision."""
+
+    version: int
+    revision: str
+    trust_domain: str
+    host: str
+    addresses: list[str]
+    marks: Marks
+    listeners: Listeners
+    trust_bundle: list[str]
+    units: list[Unit]
+    services: list[Service]
