@@ -1,0 +1,171 @@
+//! What all workers and the control side share: the config in force, the units' SVIDs, counters and events.
+//!
+//! Law: nothing here is locked on the way of a byte. Config, SVIDs and roots are replaced whole, never changed in place;
+//! counters belong to one worker each and are only read by others.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use hostmesh_proxy_core::config::Config;
+use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
+
+use crate::events::EventSink;
+use crate::stats::Stats;
+use crate::tls::{BadBundle, Trust};
+
+/// A unit's certificate chain and key, ready for TLS.
+pub struct Svid {
+    /// The unit's full name, `inventory.service`.
+    pub unit: String,
+    /// The one URI SAN of the leaf.
+    pub spiffe_id: String,
+    /// The TLS server name by which peers ask for it ([`Svids::by_sni`]).
+    pub sni: String,
+    /// The leaf's serial number in hex.
+    pub serial: String,
+    /// Seconds since the epoch.
+    pub not_before: u64,
+    /// Seconds since the epoch.
+    pub not_after: u64,
+    /// Chain (leaf first) and key.
+    pub key: Arc<CertifiedKey>,
+}
+
+/// All SVIDs in force.
+#[derive(Default)]
+pub struct Svids {
+    by_unit: HashMap<String, Arc<Svid>>,
+    by_sni: HashMap<String, Arc<Svid>>,
+}
+
+impl Svids {
+    /// The SVIDs, at most one a unit; of two for the same unit the last counts.
+    pub fn new(svids: impl IntoIterator<Item = Arc<Svid>>) -> Self {
+        let by_unit: HashMap<_, _> = svids.into_iter().map(|svid| (svid.unit.clone(), svid)).collect();
+        let by_sni = by_unit.values().map(|svid| (svid.sni.clone(), svid.clone())).collect();
+        Self { by_unit, by_sni }
+    }
+
+    /// The SVID with which `unit` (full name) calls.
+    pub fn by_unit(&self, unit: &str) -> Option<&Arc<Svid>> {
+        self.by_unit.get(unit)
+    }
+
+    /// The SVID that answers to a TLS server name.
+    pub fn by_sni(&self, sni: &str) -> Option<&Arc<Svid>> {
+        self.by_sni.get(sni)
+    }
+
+    /// All of them, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Svid>> {
+        self.by_unit.values()
+    }
+}
+
+/// Why a config could not be put in force.
+#[derive(Debug)]
+pub enum Refused {
+    /// The trust bundle has a certificate that is none.
+    Bundle(BadBundle),
+    /// The listeners' ports changed: sockets are bound once in the life of the process.
+    Listeners,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bundle(bad) => bad.fmt(f),
+            Self::Listeners => f.write_str("the listeners' ports changed: restart hostmesh-proxy.service"),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// One for the process, behind an `Arc`.
+pub struct Shared {
+    config: ArcSwapOption<Config>,
+    svids: ArcSwap<Svids>,
+    trust: ArcSwap<Trust>,
+    changes: watch::Sender<u64>,
+    draining: watch::Sender<bool>,
+    /// Where events for the agent go: never blocks, counts what it must drop.
+    pub events: EventSink,
+    /// The counters; every worker asks for its own ([`Stats::worker`]).
+    pub stats: Arc<Stats>,
+    /// When the process started.
+    pub started: SystemTime,
+    /// How many workers carry traffic.
+    pub workers: usize,
+}
+
+impl Shared {
+    /// Nothing in force yet: no listener opens before [`Shared::set_config`].
+    pub fn new(events: EventSink, stats: Arc<Stats>, workers: usize) -> Self {
+        Self {
+            config: ArcSwapOption::empty(),
+            svids: ArcSwap::from_pointee(Svids::default()),
+            trust: ArcSwap::from_pointee(Trust::nobody()),
+            changes: watch::channel(0).0,
+            draining: watch::channel(false).0,
+            events,
+            stats,
+            started: SystemTime::now(),
+            workers,
+        }
+    }
+
+    /// The config in force, if any. Hold it for one connection or request, not longer.
+    pub fn config(&self) -> Option<Arc<Config>> {
+        self.config.load_full()
+    }
+
+    /// The SVIDs in force.
+    pub fn svids(&self) -> Arc<Svids> {
+        self.svids.load_full()
+    }
+
+    /// Whom peers' certificates must chain to.
+    pub fn trust(&self) -> Arc<Trust> {
+        self.trust.load_full()
+    }
+
+    /// Puts a config in force; one that is refused changes nothing.
+    pub fn set_config(&self, config: Config) -> Result<(), Refused> {
+        if self.config().is_some_and(|old| old.listeners != config.listeners) {
+            return Err(Refused::Listeners);
+        }
+        if !self.trust.load().is_of(&config.trust_domain, &config.trust_bundle) {
+            let trust = Trust::new(&config.trust_domain, &config.trust_bundle).map_err(Refused::Bundle)?;
+            self.trust.store(Arc::new(trust));
+        }
+        self.config.store(Some(Arc::new(config)));
+        self.changes.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// Puts SVIDs in force. Wire connections made with others take no new streams.
+    pub fn set_svids(&self, svids: Svids) {
+        self.svids.store(Arc::new(svids));
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Counts changes of config or SVIDs.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Turns true once, when the process is told to end.
+    pub fn draining(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
+    }
+
+    /// Tells everybody to stop accepting and finish.
+    pub fn drain(&self) {
+        self.draining.send_replace(true);
+    }
+}
