@@ -1,0 +1,340 @@
+//! Who may call whom: the twin of `hostmesh/policy/authorize.py`, which is the specification.
+//!
+//! Both are held to `tests/vectors/authorize.json`. Deny wins over allow, silence is a refusal, `mode = "audit"` turns a
+//! refusal into a record. A connection is judged once where no rule in play asks about the request.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::config::{Mode, OutboundTarget, PathPattern, Protocol, RequestMatch, Source, Unit};
+use crate::glob::Glob;
+use crate::path::{self, Ambiguous};
+
+/// A unit may call itself.
+pub const RULE_SELF: &str = "builtin:self";
+/// No `[outbound]`: everything may be called.
+pub const RULE_NO_OUTBOUND_POLICY: &str = "builtin:no-outbound-policy";
+/// The mark or server name is of no unit that is known.
+pub const RULE_UNKNOWN_UNIT: &str = "builtin:unknown-unit";
+/// Another process holds the unit's port.
+pub const RULE_LISTENER: &str = "builtin:listener";
+
+/// What was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on.
+    Allow,
+    /// Refuse: 403 or a reset.
+    Deny,
+    /// Would be refused; the mode is audit, so go on and record it.
+    AuditDeny,
+    /// A path rule applies and the path has no one meaning: 400.
+    BadPath,
+}
+
+impl Verdict {
+    /// May the traffic go on?
+    pub fn passes(self) -> bool {
+        matches!(self, Self::Allow | Self::AuditDeny)
+    }
+}
+
+/// A verdict and the rule that decided (docs/architecture.md, "Rule names").
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Decision {
+    pub verdict: Verdict,
+    pub rule: Arc<str>,
+}
+
+/// Who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller<'a> {
+    /// A SPIFFE ID, attested by certificate or, on the same host, by the kernel.
+    Identity(&'a str),
+    /// Plain text; `local`: from a process of this host.
+    Plaintext {
+        /// The source address.
+        address: IpAddr,
+        /// The kernel says that it comes from this host.
+        local: bool,
+    },
+}
+
+/// A request's headers, however they are kept.
+pub trait Headers {
+    /// Calls `see` with the value of every field line of this lower-case name.
+    fn each(&self, name: &str, see: &mut dyn FnMut(&[u8]));
+}
+
+/// What rules may ask of a request. `path` is the target's path as it came, without the query.
+#[derive(Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Request<'a> {
+    pub method: &'a str,
+    pub path: &'a str,
+    pub headers: &'a dyn Headers,
+}
+
+/// What a unit wants to call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target<'a> {
+    /// A service of the mesh, by the port that its callers use.
+    Service {
+        /// Its name.
+        name: &'a str,
+        /// The declared port.
+        port: u16,
+    },
+    /// Something outside. `host`: the name that the unit's resolver gave for this address, where it is known.
+    Passthrough {
+        /// Where to.
+        address: IpAddr,
+        /// Where to.
+        port: u16,
+        /// A lower-case name without a trailing dot.
+        host: Option<&'a str>,
+    },
+}
+
+/// Judges a connection to a declared port of `unit`. `None`: it takes the request to tell.
+pub fn connection(unit: &Unit, caller: &Caller<'_>, port: u16) -> Option<Decision> {
+    judge(unit, caller, port, None)
+}
+
+/// Judges one request on an HTTP port of `unit`.
+pub fn request(unit: &Unit, caller: &Caller<'_>, port: u16, request: &Request<'_>) -> Decision {
+    // Only the lack of a request leaves a question open.
+    judge(unit, caller, port, Some(request)).unwrap_or_else(|| default(unit, caller))
+}
+
+/// Judges what `unit` wants to call. Not softened by audit, which is about callers.
+pub fn outbound(unit: &Unit, target: &Target<'_>) -> Decision {
+    let allow = |rule: &str| Decision {
+        verdict: Verdict::Allow,
+        rule: rule.into(),
+    };
+    if matches!(target, Target::Service { name, .. } if **name == *unit.service) {
+        return allow(RULE_SELF);
+    }
+    let Some(rules) = &unit.outbound else {
+        return allow(RULE_NO_OUTBOUND_POLICY);
+    };
+    for rule in rules {
+        let (fits, port) = match (target, &rule.target) {
+            (Target::Service { name, port }, OutboundTarget::Service(service)) => (*name == &**service, *port),
+            (Target::Passthrough { address, port, .. }, OutboundTarget::Network(network)) => {
+                (network.contains(&address.to_canonical()), *port)
+            }
+            (
+                Target::Passthrough {
+                    host: Some(host), port, ..
+                },
+                OutboundTarget::Host(name),
+            ) => (*host == &**name, *port),
+            _ => continue,
+        };
+        if fits && (rule.port == 0 || rule.port == port) {
+            return Decision {
+                verdict: Verdict::Allow,
+                rule: rule.rule.clone(),
+            };
+        }
+    }
+    Decision {
+        verdict: Verdict::Deny,
+        rule: unit.rule_outbound_default.clone(),
+    }
+}
+
+/// How far a rule fits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    No,
+    Yes,
+    AsksRequest,
+    BadPath,
+}
+
+/// A request with its path's normal form, made when the first rule asks for it.
+struct Asked<'a> {
+    request: Option<&'a Request<'a>>,
+    is_http: bool,
+    normal: OnceCell<Result<Cow<'a, str>, Ambiguous>>,
+}
+
+fn judge(unit: &Unit, caller: &Caller<'_>, port: u16, request: Option<&Request<'_>>) -> Option<Decision> {
+    if matches!(caller, Caller::Identity(id) if **id == *unit.spiffe_id) {
+        return Some(Decision {
+            verdict: Verdict::Allow,
+            rule: RULE_SELF.into(),
+        });
+    }
+    let asked = Asked {
+        request,
+        is_http: unit.port(port).is_some_and(|port| port.protocol == Protocol::Http),
+        normal: OnceCell::new(),
+    };
+    for rule in &unit.deny {
+        if !(fits_caller(&rule.callers, caller) && fits_port(&rule.ports, port)) {
+            continue;
+        }
+        match asked.fit_deny(&rule.request) {
+            Fit::No => {}
+            Fit::Yes => return Some(refuse(unit, Verdict::Deny, &rule.rule)),
+            Fit::AsksRequest => return None,
+            Fit::BadPath => return Some(refuse(unit, Verdict::BadPath, &rule.rule)),
+        }
+    }
+    judge_allow(unit, caller, port, &asked)
+}
+
+fn judge_allow(unit: &Unit, caller: &Caller<'_>, port: u16, asked: &Asked<'_>) -> Option<Decision> {
+    let mut bad_path = None;
+    let mut see = |rule: &Arc<str>, fit: Fit| match fit {
+        Fit::No => None,
+        Fit::Yes => Some(Some(Decision {
+            verdict: Verdict::Allow,
+            rule: rule.clone(),
+        })),
+        Fit::AsksRequest => Some(None),
+        Fit::BadPath => {
+            bad_path.get_or_insert_with(|| rule.clone());
+            None
+        }
+    };
+    match caller {
+        Caller::Identity(_) => {
+            for rule in &unit.allow {
+                if fits_caller(&rule.callers, caller)
+                    && fits_port(&rule.ports, port)
+                    && let Some(decided) = see(&rule.rule, asked.fit_allow(&rule.request))
+                {
+                    return decided;
+                }
+            }
+        }
+        Caller::Plaintext { address, local } => {
+            for rule in &unit.plaintext {
+                if fits_source(&rule.sources, *address, *local)
+                    && fits_port(&rule.ports, port)
+                    && let Some(decided) = see(&rule.rule, asked.fit_allow(&rule.request))
+                {
+                    return decided;
+                }
+            }
+        }
+    }
+    Some(match bad_path {
+        Some(rule) => refuse(unit, Verdict::BadPath, &rule),
+        None => default(unit, caller),
+    })
+}
+
+impl Asked<'_> {
+    fn fit_allow(&self, wanted: &RequestMatch) -> Fit {
+        if !wanted.asks() {
+            return Fit::Yes;
+        }
+        if !self.is_http {
+            return Fit::No; // nobody can show that opaque bytes are what the rule wants
+        }
+        let Some(request) = self.request else {
+            return Fit::AsksRequest;
+        };
+        let methods = &wanted.methods;
+        let method = methods.is_empty() || methods.iter().any(|method| **method == *request.method);
+        let header = |(name, value): &(Box<str>, Box<str>)| {
+            // One line of this name, no more: which of two the application would take is not known.
+            let (mut lines, mut same) = (0, false);
+            request.headers.each(name, &mut |line| {
+                lines += 1;
+                same = line == value.as_bytes();
+            });
+            lines == 1 && same
+        };
+        if !method || !wanted.headers.iter().all(header) {
+            return Fit::No;
+        }
+        self.fit_path(&wanted.paths, request)
+    }
+
+    fn fit_deny(&self, wanted: &RequestMatch) -> Fit {
+        if !wanted.asks() || !self.is_http {
+            return Fit::Yes; // opaque bytes may be just what the rule refuses
+        }
+        let Some(request) = self.request else {
+            return Fit::AsksRequest;
+        };
+        let methods = &wanted.methods;
+        // Some applications take methods without regard to case (RFC 9110 says they should not).
+        let header = |(name, value): &(Box<str>, Box<str>)| {
+            let mut same = false;
+            request.headers.each(name, &mut |line| same |= line == value.as_bytes());
+            same
+        };
+        if !(methods.is_empty() || methods.iter().any(|method| method.eq_ignore_ascii_case(request.method)))
+            || !wanted.headers.iter().all(header)
+        {
+            return Fit::No;
+        }
+        self.fit_path(&wanted.paths, request)
+    }
+
+    fn fit_path(&self, paths: &[PathPattern], request: &Request<'_>) -> Fit {
+        if paths.is_empty() {
+            return Fit::Yes;
+        }
+        let normal = self
+            .normal
+            .get_or_init(|| path::normal(request.path).map(|p| Cow::Owned(p.into_owned())));
+        match normal {
+            Err(_) => Fit::BadPath,
+            Ok(path) if paths.iter().any(|pattern| pattern.matches(path)) => Fit::Yes,
+            Ok(_) => Fit::No,
+        }
+    }
+}
+
+fn fits_caller(callers: &[Glob], caller: &Caller<'_>) -> bool {
+    match caller {
+        _ if callers.is_empty() => true,
+        Caller::Identity(id) => callers.iter().any(|glob| glob.matches(id)),
+        Caller::Plaintext { .. } => false,
+    }
+}
+
+fn fits_source(sources: &[Source], address: IpAddr, local: bool) -> bool {
+    sources.iter().any(|source| match source {
+        Source::Local => local,
+        Source::Network(network) => !local && network.contains(&address.to_canonical()),
+    })
+}
+
+fn fits_port(ports: &[u16], port: u16) -> bool {
+    ports.is_empty() || ports.contains(&port)
+}
+
+fn default(unit: &Unit, caller: &Caller<'_>) -> Decision {
+    let rule = match caller {
+        Caller::Identity(_) => &unit.rule_default,
+        Caller::Plaintext { .. } => &unit.rule_plaintext_default,
+    };
+    refuse(unit, Verdict::Deny, rule)
+}
+
+fn refuse(unit: &Unit, verdict: Verdict, rule: &Arc<str>) -> Decision {
+    Decision {
+        verdict: match unit.mode {
+            Mode::Enforce => verdict,
+            Mode::Audit => Verdict::AuditDeny,
+        },
+        rule: rule.clone(),
+    }
+}
+
+#[cfg(test)]
+#[path = "authorize_tests.rs"]
+mod tests;

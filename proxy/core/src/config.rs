@@ -1,0 +1,570 @@
+//! Turns a snapshot into what the hot path reads: parsed, checked, indexed. Immutable once built.
+//!
+//! Law: nothing here is trusted to be sound because the agent made it; what does not fit is refused with a reason, and
+//! the configuration in force stays.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use ipnet::IpNet;
+use thiserror::Error;
+
+use crate::glob::Glob;
+use crate::snapshot::{self, Listeners, Marks, SNAPSHOT_VERSION, Snapshot};
+
+/// Unit numbers live in the mark's low bits.
+pub const MAX_UNIT_NUMBER: u32 = 4095;
+
+/// Why a snapshot was refused. The text goes to the agent as it is.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// Agent and proxy are not of one version.
+    #[error("snapshot version {0}, this proxy reads {SNAPSHOT_VERSION}")]
+    Version(u32),
+    /// A value that is not one of its kind.
+    #[error("{at}: {value:?} is not {expected}")]
+    Bad {
+        /// Where in the snapshot, e.g. `unit nginx.service`.
+        at: String,
+        /// What stood there.
+        value: String,
+        /// What should.
+        expected: &'static str,
+    },
+    /// Two things claim what only one can have.
+    #[error("{what} {value} is taken twice: by {first} and {second}")]
+    Twice {
+        /// Kind of thing, e.g. `port`.
+        what: &'static str,
+        /// The thing.
+        value: String,
+        /// Who had it.
+        first: String,
+        /// Who wants it too.
+        second: String,
+    },
+}
+
+/// What is spoken on a port. Everything but `Http` is carried as opaque bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Protocol {
+    Http,
+    Http2,
+    Grpc,
+    Tcp,
+    Tls,
+}
+
+impl Protocol {
+    /// The word of the policy.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Http2 => "http2",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+        }
+    }
+
+    fn parse(at: &str, word: &str) -> Result<Self, ConfigError> {
+        [Self::Http, Self::Http2, Self::Grpc, Self::Tcp, Self::Tls]
+            .into_iter()
+            .find(|protocol| protocol.as_str() == word)
+            .ok_or_else(|| bad(at, word, "a protocol (http, http2, grpc, tcp, tls)"))
+    }
+}
+
+/// Which source address the application sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// Kept, unless the address that is delivered to is loopback.
+    Auto,
+    /// The client's own.
+    Keep,
+    /// Loopback.
+    Local,
+}
+
+/// `Audit` records what it would refuse, and lets it pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Mode {
+    Enforce,
+    Audit,
+}
+
+/// Which requests get a line in the unit's journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum AccessLog {
+    All,
+    Errors,
+    None,
+}
+
+/// A port that a local unit serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Port {
+    pub port: u16,
+    pub protocol: Protocol,
+    pub client_address: ClientAddress,
+}
+
+/// `/products/*` is everything that begins with `/products/`; without a star the whole path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum PathPattern {
+    Exact(Box<str>),
+    Prefix(Box<str>),
+}
+
+impl PathPattern {
+    /// Matches a path in its normal form.
+    pub fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(exact) => path == &**exact,
+            Self::Prefix(prefix) => path.starts_with(&**prefix),
+        }
+    }
+}
+
+/// What a rule asks of a request, beyond caller and port.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs)]
+pub struct RequestMatch {
+    pub methods: Vec<Box<str>>,
+    pub paths: Vec<PathPattern>,
+    /// Name in lower case, exact value.
+    pub headers: Vec<(Box<str>, Box<str>)>,
+}
+
+impl RequestMatch {
+    /// Whether the connection alone cannot tell.
+    pub fn asks(&self) -> bool {
+        !(self.methods.is_empty() && self.paths.is_empty() && self.headers.is_empty())
+    }
+}
+
+/// Compiled `InboundRule`.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct InboundRule {
+    pub rule: Arc<str>,
+    pub callers: Vec<Glob>,
+    pub ports: Vec<u16>,
+    pub request: RequestMatch,
+}
+
+/// Where plain-text callers may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A process of this host.
+    Local,
+    /// An address in a network.
+    Network(IpNet),
+}
+
+/// Compiled `PlaintextRule`.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct PlaintextRule {
+    pub rule: Arc<str>,
+    pub sources: Vec<Source>,
+    pub ports: Vec<u16>,
+    pub request: RequestMatch,
+}
+
+/// What an outbound rule names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum OutboundTarget {
+    Service(Box<str>),
+    Host(Box<str>),
+    Network(IpNet),
+}
+
+/// Compiled `OutboundRule`; port 0 means any.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct OutboundRule {
+    pub rule: Arc<str>,
+    pub target: OutboundTarget,
+    pub port: u16,
+}
+
+/// A meshed unit of this host.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Unit {
+    pub unit: Arc<str>,
+    pub number: u32,
+    pub spiffe_id: Arc<str>,
+    pub sni: Arc<str>,
+    pub service: Arc<str>,
+    pub ports: Vec<Port>,
+    pub deliver: Vec<IpAddr>,
+    pub mode: Mode,
+    pub allow: Vec<InboundRule>,
+    pub deny: Vec<InboundRule>,
+    pub plaintext: Vec<PlaintextRule>,
+    pub rule_default: Arc<str>,
+    /// `FILE:no-plaintext`, made of `rule_default`.
+    pub rule_plaintext_default: Arc<str>,
+    pub outbound: Option<Vec<OutboundRule>>,
+    pub rule_outbound_default: Arc<str>,
+    pub access_log: AccessLog,
+    /// The share of traces begun here that are sampled, 0..1.
+    pub trace: f64,
+}
+
+impl Unit {
+    /// The declared port of this number.
+    pub fn port(&self, number: u16) -> Option<&Port> {
+        self.ports.iter().find(|port| port.port == number)
+    }
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Balance {
+    RoundRobin,
+    LeastRequest,
+}
+
+/// Failures after which a try may be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RetryOn {
+    /// Any status of 500 and above, and what `gateway_error` covers.
+    pub server_error: bool,
+    /// 502, 503, 504.
+    pub gateway_error: bool,
+    /// No connection to the endpoint, or none to its application.
+    pub connect_failure: bool,
+    /// The connection broke, or the try timed out, before the response's head.
+    pub reset: bool,
+}
+
+/// How callers try again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Retries {
+    /// Tries in all, the first included; at least 1.
+    pub attempts: u32,
+    /// Time limit of one try.
+    pub per_try_timeout: Option<Duration>,
+    /// After what.
+    pub on: RetryOn,
+    /// Retries as a share of requests.
+    pub budget: f64,
+    /// Methods that are not idempotent too.
+    pub non_idempotent: bool,
+}
+
+/// How callers behave towards a service.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct Traffic {
+    pub timeout: Option<Duration>,
+    pub retries: Option<Retries>,
+    pub balance: Balance,
+    pub rule: Arc<str>,
+}
+
+/// Callers of the VIP say `port`; it goes to the endpoints' `target` port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ServicePort {
+    pub port: u16,
+    pub target: u16,
+    pub protocol: Protocol,
+}
+
+/// One workload that serves a service.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Digest of service, unit and host: the same in every snapshot, so that load counts outlive a change. For counts
+    /// only; pools are keyed by identity.
+    pub id: u64,
+    /// The unit's name.
+    pub unit: Arc<str>,
+    /// The host's name.
+    pub host: Arc<str>,
+    /// The identity that must answer.
+    pub spiffe_id: Arc<str>,
+    /// The server name that selects it.
+    pub sni: Arc<str>,
+    /// The host's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The peer proxy's port.
+    pub wire_port: u16,
+    /// The unit, where it runs on this host: one pass, no wire.
+    pub local: Option<Arc<Unit>>,
+}
+
+/// What callers can call.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Service {
+    pub name: Arc<str>,
+    pub vips: Vec<IpAddr>,
+    pub ports: Vec<ServicePort>,
+    pub traffic: Traffic,
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+impl Service {
+    /// The declared port that callers of the VIP mean.
+    pub fn port(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.port == number)
+    }
+}
+
+/// Where a meshed unit's connection goes.
+#[derive(Debug, Clone, Copy)]
+pub enum Destination<'a> {
+    /// A service by its VIP: any of its endpoints.
+    Service {
+        /// The service.
+        service: &'a Arc<Service>,
+        /// Its port that was called.
+        port: &'a ServicePort,
+    },
+    /// A service by the address of one endpoint: that endpoint only.
+    Endpoint {
+        /// The service.
+        service: &'a Arc<Service>,
+        /// Its port whose target was called.
+        port: &'a ServicePort,
+        /// The endpoint.
+        endpoint: &'a Arc<Endpoint>,
+    },
+    /// A declared port of a unit of this host, by an address of this host or loopback.
+    LocalUnit {
+        /// The unit.
+        unit: &'a Arc<Unit>,
+        /// Its port.
+        port: &'a Port,
+    },
+    /// A VIP with a port that its service does not declare: refuse at once.
+    UndeclaredPort(&'a Arc<Service>),
+    /// Nothing of the mesh.
+    Passthrough,
+}
+
+/// The configuration in force.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Config {
+    pub revision: String,
+    pub trust_domain: String,
+    pub host: Arc<str>,
+    pub addresses: Vec<IpAddr>,
+    pub marks: Marks,
+    pub listeners: Listeners,
+    /// DER certificates.
+    pub trust_bundle: Vec<Vec<u8>>,
+    pub units: Vec<Arc<Unit>>,
+    pub services: Vec<Arc<Service>>,
+    by_number: HashMap<u32, Arc<Unit>>,
+    by_sni: HashMap<Arc<str>, Arc<Unit>>,
+    by_unit: HashMap<Arc<str>, Arc<Unit>>,
+    by_port: HashMap<u16, Arc<Unit>>,
+    by_name: HashMap<Arc<str>, Arc<Service>>,
+    by_vip: HashMap<IpAddr, Arc<Service>>,
+    by_endpoint: HashMap<(IpAddr, u16), (Arc<Service>, usize, usize)>,
+}
+
+impl Config {
+    /// Checks and indexes a snapshot.
+    pub fn build(snapshot: Snapshot) -> Result<Self, ConfigError> {
+        if snapshot.version != SNAPSHOT_VERSION {
+            return Err(ConfigError::Version(snapshot.version));
+        }
+        let mut config = Self {
+            addresses: addresses("snapshot", &snapshot.addresses)?,
+            trust_bundle: trust_bundle(&snapshot.trust_bundle)?,
+            revision: snapshot.revision,
+            trust_domain: snapshot.trust_domain,
+            host: snapshot.host.into(),
+            marks: snapshot.marks,
+            listeners: snapshot.listeners,
+            units: Vec::with_capacity(snapshot.units.len()),
+            services: Vec::with_capacity(snapshot.services.len()),
+            by_number: HashMap::new(),
+            by_sni: HashMap::new(),
+            by_unit: HashMap::new(),
+            by_port: HashMap::new(),
+            by_name: HashMap::new(),
+            by_vip: HashMap::new(),
+            by_endpoint: HashMap::new(),
+        };
+        for unit in snapshot.units {
+            config.add_unit(Arc::new(compile::unit(unit)?))?;
+        }
+        for service in snapshot.services {
+            let service = compile::service(service, &config.host, &config.by_unit)?;
+            config.add_service(Arc::new(service))?;
+        }
+        Ok(config)
+    }
+
+    /// The unit with this number in its mark.
+    pub fn unit_by_number(&self, number: u32) -> Option<&Arc<Unit>> {
+        self.by_number.get(&number)
+    }
+
+    /// The unit that a socket's mark attests; `None` where the mark is not of an intercepted unit.
+    pub fn unit_by_mark(&self, mark: u32) -> Option<&Arc<Unit>> {
+        if mark & self.marks.outbound == 0 {
+            return None;
+        }
+        self.unit_by_number(mark & self.marks.unit)
+    }
+
+    /// The unit of this host that a TLS client asks for (RFC 6066; names compare without case).
+    pub fn unit_by_sni(&self, sni: &str) -> Option<&Arc<Unit>> {
+        if sni.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return self.by_sni.get(sni.to_ascii_lowercase().as_str());
+        }
+        self.by_sni.get(sni)
+    }
+
+    /// The unit of this host of this name, e.g. `nginx.service`.
+    pub fn unit_by_name(&self, name: &str) -> Option<&Arc<Unit>> {
+        self.by_unit.get(name)
+    }
+
+    /// The unit of this host that serves this port.
+    pub fn unit_by_port(&self, port: u16) -> Option<&Arc<Unit>> {
+        self.by_port.get(&port)
+    }
+
+    /// The service of this name (no `.mesh`).
+    pub fn service_by_name(&self, name: &str) -> Option<&Arc<Service>> {
+        self.by_name.get(name)
+    }
+
+    /// Is this address one of this host's own, loopback included?
+    pub fn is_own_address(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_loopback() || self.addresses.contains(&address)
+    }
+
+    /// Where a connection to this address and port goes. IPv4-mapped addresses count as IPv4.
+    pub fn destination(&self, address: IpAddr, port: u16) -> Destination<'_> {
+        let address = address.to_canonical();
+        if let Some(service) = self.by_vip.get(&address) {
+            return match service.port(port) {
+                Some(port) => Destination::Service { service, port },
+                None => Destination::UndeclaredPort(service),
+            };
+        }
+        if self.is_own_address(address) {
+            return match self.by_port.get(&port).and_then(|unit| Some((unit, unit.port(port)?))) {
+                Some((unit, port)) => Destination::LocalUnit { unit, port },
+                None => Destination::Passthrough,
+            };
+        }
+        match self.by_endpoint.get(&(address, port)) {
+            Some((service, port, endpoint)) => Destination::Endpoint {
+                service,
+                port: &service.ports[*port],
+                endpoint: &service.endpoints[*endpoint],
+            },
+            None => Destination::Passthrough,
+        }
+    }
+
+    fn add_unit(&mut self, unit: Arc<Unit>) -> Result<(), ConfigError> {
+        let name = &unit.unit;
+        let holder = |unit: &Arc<Unit>| unit.unit.to_string();
+        if let Some(first) = self.by_unit.insert(name.clone(), unit.clone()) {
+            return Err(twice("unit", name, holder(&first), name));
+        }
+        if let Some(first) = self.by_number.insert(unit.number, unit.clone()) {
+            return Err(twice("number", unit.number, holder(&first), name));
+        }
+        if let Some(first) = self.by_sni.insert(unit.sni.clone(), unit.clone()) {
+            return Err(twice("server name", &unit.sni, holder(&first), name));
+        }
+        for port in &unit.ports {
+            if let Some(first) = self.by_port.insert(port.port, unit.clone()) {
+                return Err(twice("port", port.port, holder(&first), name));
+            }
+        }
+        self.units.push(unit);
+        Ok(())
+    }
+
+    fn add_service(&mut self, service: Arc<Service>) -> Result<(), ConfigError> {
+        let name = &service.name;
+        if let Some(first) = self.by_name.insert(name.clone(), service.clone()) {
+            return Err(twice("service", name, &first.name, name));
+        }
+        for vip in &service.vips {
+            if let Some(first) = self.by_vip.insert(*vip, service.clone()) {
+                return Err(twice("VIP", vip, &first.name, name));
+            }
+        }
+        for (endpoint_index, endpoint) in service.endpoints.iter().enumerate() {
+            for (port_index, port) in service.ports.iter().enumerate() {
+                for address in &endpoint.addresses {
+                    // Other hosts say what they serve: two claims to one port are theirs to settle, the first one stands.
+                    self.by_endpoint
+                        .entry((*address, port.target))
+                        .or_insert_with(|| (service.clone(), port_index, endpoint_index));
+                }
+            }
+        }
+        self.services.push(service);
+        Ok(())
+    }
+}
+
+fn bad(at: &str, value: impl Into<String>, expected: &'static str) -> ConfigError {
+    ConfigError::Bad {
+        at: at.to_owned(),
+        value: value.into(),
+        expected,
+    }
+}
+
+fn twice(what: &'static str, value: impl ToString, first: impl ToString, second: impl ToString) -> ConfigError {
+    ConfigError::Twice {
+        what,
+        value: value.to_string(),
+        first: first.to_string(),
+        second: second.to_string(),
+    }
+}
+
+fn addresses(at: &str, texts: &[String]) -> Result<Vec<IpAddr>, ConfigError> {
+    texts
+        .iter()
+        .map(|text| match text.parse::<IpAddr>() {
+            Ok(address) => Ok(address.to_canonical()),
+            Err(_) => Err(bad(at, text, "an IP address")),
+        })
+        .collect()
+}
+
+fn trust_bundle(texts: &[String]) -> Result<Vec<Vec<u8>>, ConfigError> {
+    let decode = |text: &String| base64::engine::general_purpose::STANDARD.decode(text);
+    texts
+        .iter()
+        .map(|text| decode(text).map_err(|_| bad("trust_bundle", text, "base64")))
+        .collect()
+}
+
+#[path = "config_compile.rs"]
+mod compile;
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,0 +1,287 @@
+//! Compiles the snapshot's units and services, one value at a time.
+
+use super::*;
+
+/// Only one word of a closed list will do.
+fn word<T: Copy>(at: &str, text: &str, words: &[(&str, T)], expected: &'static str) -> Result<T, ConfigError> {
+    words
+        .iter()
+        .find(|(word, _)| *word == text)
+        .map(|(_, value)| *value)
+        .ok_or_else(|| bad(at, text, expected))
+}
+
+fn not_empty(at: &str, text: String, expected: &'static str) -> Result<Arc<str>, ConfigError> {
+    if text.is_empty() {
+        return Err(bad(at, text, expected));
+    }
+    Ok(text.into())
+}
+
+pub(super) fn unit(unit: snapshot::Unit) -> Result<Unit, ConfigError> {
+    let at = format!("unit {}", unit.unit);
+    if unit.number == 0 || unit.number > MAX_UNIT_NUMBER {
+        return Err(bad(&at, unit.number.to_string(), "a number 1..4095"));
+    }
+    if !(0.0..=1.0).contains(&unit.trace) {
+        return Err(bad(&at, unit.trace.to_string(), "a share 0..1"));
+    }
+    if !unit.spiffe_id.starts_with("spiffe://") {
+        return Err(bad(&at, unit.spiffe_id, "a SPIFFE ID"));
+    }
+    let file = unit
+        .rule_default
+        .rsplit_once(':')
+        .map_or(&*unit.rule_default, |(file, _)| file);
+    let rules = |rules: Vec<snapshot::InboundRule>| {
+        rules
+            .into_iter()
+            .map(|rule| inbound_rule(&at, rule))
+            .collect::<Result<Vec<_>, _>>()
+    };
+    Ok(Unit {
+        rule_plaintext_default: format!("{file}:no-plaintext").into(),
+        number: unit.number,
+        ports: unit.ports.iter().map(|p| port(&at, p)).collect::<Result<_, _>>()?,
+        deliver: addresses(&at, &unit.deliver)?,
+        mode: word(
+            &at,
+            &unit.mode,
+            &[("enforce", Mode::Enforce), ("audit", Mode::Audit)],
+            "a mode (enforce, audit)",
+        )?,
+        allow: rules(unit.allow)?,
+        deny: rules(unit.deny)?,
+        plaintext: unit
+            .plaintext
+            .into_iter()
+            .map(|rule| plaintext_rule(&at, rule))
+            .collect::<Result<_, _>>()?,
+        outbound: unit
+            .outbound
+            .map(|rules| rules.into_iter().map(|rule| outbound_rule(&at, rule)).collect())
+            .transpose()?,
+        access_log: word(
+            &at,
+            &unit.access_log,
+            &[
+                ("all", AccessLog::All),
+                ("errors", AccessLog::Errors),
+                ("none", AccessLog::None),
+            ],
+            "an access_log (all, errors, none)",
+        )?,
+        trace: unit.trace,
+        rule_default: unit.rule_default.into(),
+        rule_outbound_default: unit.rule_outbound_default.into(),
+        spiffe_id: unit.spiffe_id.into(),
+        sni: not_empty(&at, unit.sni.to_ascii_lowercase(), "a server name")?,
+        service: unit.service.into(),
+        unit: not_empty(&at, unit.unit, "a unit name")?,
+    })
+}
+
+fn port_number(at: &str, number: u16) -> Result<u16, ConfigError> {
+    if number == 0 {
+        return Err(bad(at, "0", "a port 1..65535"));
+    }
+    Ok(number)
+}
+
+fn port(at: &str, port: &snapshot::Port) -> Result<Port, ConfigError> {
+    Ok(Port {
+        port: port_number(at, port.port)?,
+        protocol: Protocol::parse(at, &port.protocol)?,
+        client_address: word(
+            at,
+            &port.client_address,
+            &[
+                ("auto", ClientAddress::Auto),
+                ("keep", ClientAddress::Keep),
+                ("local", ClientAddress::Local),
+            ],
+            "a client_address (auto, keep, local)",
+        )?,
+    })
+}
+
+fn request_match(
+    at: &str,
+    methods: Vec<String>,
+    paths: Vec<String>,
+    headers: Vec<(String, String)>,
+) -> Result<RequestMatch, ConfigError> {
+    let lower = |(name, value): (String, String)| (name.to_ascii_lowercase().into(), value.into());
+    Ok(RequestMatch {
+        methods: methods.into_iter().map(Into::into).collect(),
+        paths: paths
+            .into_iter()
+            .map(|text| path_pattern(at, text))
+            .collect::<Result<_, _>>()?,
+        headers: headers.into_iter().map(lower).collect(),
+    })
+}
+
+fn path_pattern(at: &str, text: String) -> Result<PathPattern, ConfigError> {
+    let (path, prefix) = match text.strip_suffix('*') {
+        Some(path) => (path, true),
+        None => (&*text, false),
+    };
+    if path.contains('*') || !(path.starts_with('/') || (prefix && path.is_empty())) {
+        return Err(bad(at, text, "a path pattern (begins with /, a star at its end only)"));
+    }
+    let path = path.into();
+    Ok(if prefix {
+        PathPattern::Prefix(path)
+    } else {
+        PathPattern::Exact(path)
+    })
+}
+
+fn inbound_rule(at: &str, rule: snapshot::InboundRule) -> Result<InboundRule, ConfigError> {
+    Ok(InboundRule {
+        callers: rule.callers.iter().map(|text| Glob::new(text)).collect(),
+        ports: rule.ports,
+        request: request_match(at, rule.methods, rule.paths, rule.headers)?,
+        rule: rule.rule.into(),
+    })
+}
+
+fn network(at: &str, text: &str) -> Result<IpNet, ConfigError> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>()
+        .or_else(|_| address())
+        .map_err(|_| bad(at, text, "a network, e.g. 198.51.100.0/24"))
+}
+
+fn plaintext_rule(at: &str, rule: snapshot::PlaintextRule) -> Result<PlaintextRule, ConfigError> {
+    let source = |text: &String| match &**text {
+        "local" => Ok(Source::Local),
+        text => network(at, text).map(Source::Network),
+    };
+    Ok(PlaintextRule {
+        sources: rule.sources.iter().map(source).collect::<Result<_, _>>()?,
+        ports: rule.ports,
+        request: request_match(at, rule.methods, rule.paths, Vec::new())?,
+        rule: rule.rule.into(),
+    })
+}
+
+fn outbound_rule(at: &str, rule: snapshot::OutboundRule) -> Result<OutboundRule, ConfigError> {
+    let target = match (&*rule.service, &*rule.host, &*rule.network) {
+        (service, "", "") if !service.is_empty() => OutboundTarget::Service(service.into()),
+        ("", host, "") if !host.is_empty() => {
+            OutboundTarget::Host(host.trim_end_matches('.').to_ascii_lowercase().into())
+        }
+        ("", "", text) if !text.is_empty() => OutboundTarget::Network(network(at, text)?),
+        _ => return Err(bad(at, rule.rule, "a rule with exactly one of service, host, network")),
+    };
+    Ok(OutboundRule {
+        rule: rule.rule.into(),
+        target,
+        port: rule.port,
+    })
+}
+
+fn retries(at: &str, retries: &snapshot::Retries) -> Result<Retries, ConfigError> {
+    if retries.attempts == 0 {
+        return Err(bad(at, "0", "a number of attempts, the first included"));
+    }
+    if !(0.0..=1.0).contains(&retries.budget) {
+        return Err(bad(at, retries.budget.to_string(), "a budget 0..1"));
+    }
+    let mut on = RetryOn::default();
+    for word in &retries.on {
+        match &**word {
+            "5xx" => on.server_error = true,
+            "gateway-error" => on.gateway_error = true,
+            "connect-failure" => on.connect_failure = true,
+            "reset" => on.reset = true,
+            _ => return Err(bad(at, word, "5xx, gateway-error, connect-failure or reset")),
+        }
+    }
+    Ok(Retries {
+        attempts: retries.attempts,
+        per_try_timeout: duration(retries.per_try_timeout_ms),
+        on,
+        budget: retries.budget,
+        non_idempotent: retries.non_idempotent,
+    })
+}
+
+fn duration(ms: u64) -> Option<Duration> {
+    (ms > 0).then(|| Duration::from_millis(ms))
+}
+
+/// FNV-1a, 64 bit (Fowler, Noll, Vo): stable over processes and versions, which the standard hasher is not.
+fn digest(parts: [&str; 3]) -> u64 {
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0xff]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+fn endpoint(
+    at: &str,
+    service: &str,
+    endpoint: snapshot::Endpoint,
+    host: &str,
+    units: &HashMap<Arc<str>, Arc<Unit>>,
+) -> Result<Endpoint, ConfigError> {
+    let is_local = endpoint.host == host;
+    Ok(Endpoint {
+        id: digest([service, &endpoint.unit, &endpoint.host]),
+        local: is_local.then(|| units.get(&*endpoint.unit).cloned()).flatten(),
+        addresses: addresses(at, &endpoint.addresses)?,
+        wire_port: port_number(at, endpoint.wire_port)?,
+        unit: endpoint.unit.into(),
+        host: endpoint.host.into(),
+        spiffe_id: endpoint.spiffe_id.into(),
+        sni: endpoint.sni.into(),
+    })
+}
+
+pub(super) fn service(
+    service: snapshot::Service,
+    host: &str,
+    units: &HashMap<Arc<str>, Arc<Unit>>,
+) -> Result<Service, ConfigError> {
+    let at = format!("service {}", service.name);
+    let mut ports: Vec<ServicePort> = Vec::with_capacity(service.ports.len());
+    for port in &service.ports {
+        let number = port_number(&at, port.port)?;
+        if ports.iter().any(|port| port.port == number) {
+            return Err(twice("port", number, &service.name, &service.name));
+        }
+        ports.push(ServicePort {
+            port: number,
+            target: port_number(&at, port.target)?,
+            protocol: Protocol::parse(&at, &port.protocol)?,
+        });
+    }
+    let traffic = &service.traffic;
+    Ok(Service {
+        vips: addresses(&at, &service.vips)?,
+        ports,
+        traffic: Traffic {
+            timeout: duration(traffic.timeout_ms),
+            retries: traffic.retries.as_ref().map(|r| retries(&at, r)).transpose()?,
+            balance: word(
+                &at,
+                &traffic.balance,
+                &[
+                    ("least-request", Balance::LeastRequest),
+                    ("round-robin", Balance::RoundRobin),
+                ],
+                "a balance (least-request, round-robin)",
+            )?,
+            rule: (&*traffic.rule).into(),
+        },
+        endpoints: service
+            .endpoints
+            .into_iter()
+            .map(|e| endpoint(&at, &service.name, e, host, units).map(Arc::new))
+            .collect::<Result<_, _>>()?,
+        name: not_empty(&at, service.name.to_ascii_lowercase(), "a service name")?,
+    })
+}

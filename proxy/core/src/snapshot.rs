@@ -1,0 +1,186 @@
+//! The snapshot as the agent sends it: the words of `hostmesh/wire/snapshot.py`, nothing more.
+//!
+//! Values only, unknown fields are errors. `config.rs` turns it into what the hot path reads. Both sides read
+//! `tests/vectors/snapshot/*.json`. Durations are milliseconds, certificates base64 DER.
+
+use serde::{Deserialize, Serialize};
+
+/// The only version that this proxy takes: agent and proxy are of one version.
+pub const SNAPSHOT_VERSION: u32 = 1;
+
+/// All that the proxy knows. `revision` is the digest of the rest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)] // the fields are documented where the contract is
+pub struct Snapshot {
+    pub version: u32,
+    pub revision: String,
+    pub trust_domain: String,
+    pub host: String,
+    pub addresses: Vec<String>,
+    pub marks: Marks,
+    pub listeners: Listeners,
+    pub trust_bundle: Vec<String>,
+    pub units: Vec<Unit>,
+    pub services: Vec<Service>,
+}
+
+/// Packet mark bits. `unit` masks the unit's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Marks {
+    pub unit: u32,
+    pub outbound: u32,
+    pub proxy: u32,
+    pub inbound: u32,
+}
+
+/// The proxy's own ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Listeners {
+    pub outbound: u16,
+    pub plaintext: u16,
+    pub wire: u16,
+    pub dns: u16,
+}
+
+/// A port that a local unit serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Port {
+    pub port: u16,
+    pub protocol: String,
+    pub client_address: String,
+}
+
+/// Who may call, by identity: all lists that are not empty must match.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct InboundRule {
+    pub rule: String,
+    pub callers: Vec<String>,
+    #[serde(default)]
+    pub ports: Vec<u16>,
+    #[serde(default)]
+    pub methods: Vec<String>,
+    #[serde(default)]
+    pub paths: Vec<String>,
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+}
+
+/// Callers without identity: CIDR networks, or `local`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct PlaintextRule {
+    pub rule: String,
+    pub sources: Vec<String>,
+    pub ports: Vec<u16>,
+    #[serde(default)]
+    pub methods: Vec<String>,
+    #[serde(default)]
+    pub paths: Vec<String>,
+}
+
+/// What a unit may call: exactly one of service, host, network is not empty; port 0 means any.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct OutboundRule {
+    pub rule: String,
+    #[serde(default)]
+    pub service: String,
+    #[serde(default)]
+    pub host: String,
+    #[serde(default)]
+    pub network: String,
+    #[serde(default)]
+    pub port: u16,
+}
+
+/// A meshed unit of this host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Unit {
+    pub unit: String,
+    pub number: u32,
+    pub spiffe_id: String,
+    pub sni: String,
+    pub service: String,
+    pub ports: Vec<Port>,
+    pub deliver: Vec<String>,
+    pub mode: String,
+    pub allow: Vec<InboundRule>,
+    pub deny: Vec<InboundRule>,
+    pub plaintext: Vec<PlaintextRule>,
+    pub rule_default: String,
+    pub outbound: Option<Vec<OutboundRule>>,
+    pub rule_outbound_default: String,
+    pub access_log: String,
+    pub trace: f64,
+}
+
+/// How callers try again. `per_try_timeout_ms` 0: none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Retries {
+    pub attempts: u32,
+    pub per_try_timeout_ms: u64,
+    pub on: Vec<String>,
+    pub budget: f64,
+    pub non_idempotent: bool,
+}
+
+/// How callers behave towards a service. `timeout_ms` 0: none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Traffic {
+    pub timeout_ms: u64,
+    pub retries: Option<Retries>,
+    pub balance: String,
+    pub rule: String,
+}
+
+/// Callers of the VIP say `port`; it goes to the endpoints' `target` port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct ServicePort {
+    pub port: u16,
+    pub target: u16,
+    pub protocol: String,
+}
+
+/// One workload that serves a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Endpoint {
+    pub unit: String,
+    pub host: String,
+    pub spiffe_id: String,
+    pub sni: String,
+    pub addresses: Vec<String>,
+    pub wire_port: u16,
+}
+
+/// What callers can call.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Service {
+    pub name: String,
+    pub vips: Vec<String>,
+    pub ports: Vec<ServicePort>,
+    pub traffic: Traffic,
+    pub endpoints: Vec<Endpoint>,
+}
