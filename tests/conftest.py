@@ -1,0 +1,34 @@
+"""Turns the lab into fixtures. A test that needs root and hasn't got it is an error, never a skip."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.host import Host
+from tests.lab.lab import Lab
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """Two plain Debian hosts, ``h1`` and ``h2``, shared by the whole run: leave them as you found them."""
+    with Lab(("h1", "h2")) as running:
+        yield running
+
+
+@pytest.fixture
+def fresh_lab() -> Iterator[Lab]:
+    """Two pristine Debian hosts for this test alone: break them as you like (0.5 s)."""
+    with Lab(("h1", "h2")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def h1(lab: Lab) -> Host:
+    """The shared lab's first host."""
+    return lab["h1"]
+
+
+@pytest.fixture(scope="session")
+def h2(lab: Lab) -> Host:
+    """The shared lab's second host."""
+    return lab["h2"]

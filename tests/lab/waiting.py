@@ -1,0 +1,30 @@
+"""Turns "not yet" into "now" or a failure that says what was waited for: conditions with a deadline."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class NotInTimeError(AssertionError):
+    """A condition that did not come true before its deadline."""
+
+
+def wait_until(
+    condition: Callable[[], T | None], what: str, timeout: float = 10.0, interval: float = 0.01
+) -> T:
+    """Ask ``condition`` until it gives something true, and return that.
+
+    ``timeout`` and ``interval`` in seconds. The condition is asked once more after the deadline, so that a slow
+    machine fails on the thing and not on the clock.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        late = time.monotonic() >= deadline
+        seen = condition()
+        if seen:
+            return seen
+        if late:
+            raise NotInTimeError(f"not within {timeout:g} s: {what} (last seen: {seen!r})")
+        time.sleep(interval)
