@@ -10,13 +10,14 @@ class UnitFacts:
     """A unit as systemd and the kernel show it.
 
     active: systemd's ActiveState is ``active`` (or ``reloading``). listens: (address, port) of its TCP listeners.
-    cgroup_id: id of its slice's cgroup, 0 while the slice is not there.
+    cgroup_id: id of its slice's cgroup, 0 while the slice is not there. sockets: the ``.socket`` units that start it.
     """
 
     unit: UnitName
     active: bool
     cgroup_id: int = 0
     listens: frozenset[tuple[str, int]] = frozenset()
+    sockets: tuple[UnitName, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
