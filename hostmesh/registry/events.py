@@ -1,0 +1,150 @@
+"""Turns (Catalog, Event) into the next Catalog.
+
+Law: every event carries the revision at which it happened, and a host's youngest event wins; so the same events end in
+the same catalog in whatever order they come, and coming twice changes nothing. Pure.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from hostmesh.names import UnitName
+from hostmesh.registry.catalog import (
+    Catalog,
+    Claim,
+    Host,
+    Workload,
+    capacity,
+    conflict_of,
+    owner_of,
+    service_of,
+)
+from hostmesh.registry.catalog import allocate as allocate_claim
+from hostmesh.wire.snapshot import Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A host said what it runs: all of it."""
+
+    host: Host
+
+
+@dataclass(frozen=True, slots=True)
+class FellSilent:
+    """A host was not heard of for too long: its endpoints go, its word is kept."""
+
+    name: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A host was taken out of the mesh by a person."""
+
+    name: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A service name got its VIP and its owner. Claims are made once, by `claims_for`, and never change."""
+
+    service: str
+    claim: Claim
+
+
+Event = Published | FellSilent | Removed | Claimed
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a host publishes of one unit, before it has a revision."""
+
+    unit: UnitName
+    service: str
+    ports: tuple[tuple[int, str], ...]
+    traffic: Traffic
+
+
+def apply(catalog: Catalog, event: Event) -> Catalog:
+    """The catalog after the event; the same one when the event is older than what is known."""
+    match event:
+        case Published(host):
+            if host.revision <= _last_word(catalog, host.name):
+                return catalog
+            hosts = {**catalog.hosts, host.name: host}
+            return _without_older(replace(catalog, hosts=hosts), host.name, host.revision)
+        case FellSilent(name, revision):
+            if revision <= max(_last_word(catalog, name), catalog.silent.get(name, 0)):
+                return catalog
+            return replace(catalog, silent={**catalog.silent, name: revision})
+        case Removed(name, revision):
+            if revision <= _last_word(catalog, name):
+                return catalog
+            hosts = {key: host for key, host in catalog.hosts.items() if key != name}
+            gone = {**catalog.gone, name: revision}
+            return _without_older(replace(catalog, hosts=hosts, gone=gone), name, revision)
+        case Claimed(service, claim):
+            return replace(catalog, claims={**catalog.claims, service: claim})
+
+
+def _last_word(catalog: Catalog, name: str) -> int:
+    known = catalog.hosts.get(name)
+    return max(known.revision if known else 0, catalog.gone.get(name, 0))
+
+
+def _without_older(catalog: Catalog, name: str, revision: int) -> Catalog:
+    silent = {key: at for key, at in catalog.silent.items() if key != name or at > revision}
+    gone = {key: at for key, at in catalog.gone.items() if key != name or at >= revision}
+    return replace(catalog, silent=silent, gone=gone)
+
+
+def replay(catalog: Catalog, events: Iterable[Event]) -> Catalog:
+    """All events, one after the other."""
+    for event in events:
+        catalog = apply(catalog, event)
+    return catalog
+
+
+def stamp(known: Host | None, offers: Iterable[Offer], revision: int) -> tuple[Workload, ...]:
+    """Gives what a host offers its ``since``: the revision before, where ports and traffic are as they were. By unit."""
+    before = {workload.unit: workload for workload in known.workloads} if known else {}
+    stamped = []
+    for offer in sorted(offers, key=lambda o: o.unit):
+        old = before.get(offer.unit)
+        same = old and (old.service, old.ports, old.traffic) == (offer.service, offer.ports, offer.traffic)
+        since = old.since if old and same else revision
+        stamped.append(Workload(offer.unit, offer.service, offer.ports, offer.traffic, since))
+    return tuple(stamped)
+
+
+def foreign_owner(catalog: Catalog, offer: Offer) -> str | None:
+    """The owner of the offered service's name, when it is not this unit: a stolen host must not answer for others."""
+    claim = catalog.claims.get(offer.service)
+    return claim.owner if claim and claim.owner != owner_of(offer.unit) else None
+
+
+def claims_for(catalog: Catalog, offers: Iterable[Offer]) -> list[Claimed]:
+    """The claims that these offers need and nobody made yet. Raises `RangeError` when the ranges are used up."""
+    made: dict[str, Claim] = {}
+    size = capacity(catalog.vip_ranges)
+    for offer in sorted(offers, key=lambda o: o.service):
+        if offer.service not in catalog.claims and offer.service not in made:
+            claims = {**catalog.claims, **made}
+            made[offer.service] = allocate_claim(claims, offer.service, owner_of(offer.unit), size)
+    return [Claimed(service, claim) for service, claim in made.items()]
+
+
+def changed_services(before: Catalog, after: Catalog) -> frozenset[str]:
+    """Names of the services that callers see differently now."""
+    names: set[str] = set()
+    for host in before.hosts.keys() | after.hosts.keys():
+        old, new = before.hosts.get(host), after.hosts.get(host)
+        if old != new or (host in before.silent) != (host in after.silent):
+            names |= {load.service for known in (old, new) if known for load in known.workloads}
+    return frozenset(
+        name
+        for name in names
+        if service_of(before, name) != service_of(after, name)
+        or conflict_of(before, name) != conflict_of(after, name)
+    )

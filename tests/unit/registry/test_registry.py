@@ -1,0 +1,198 @@
+"""The registry: order does not matter, a VIP is for ever, the youngest traffic policy is in force."""
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostmesh.names import UnitName
+from hostmesh.registry.catalog import (
+    Catalog,
+    Claim,
+    Host,
+    RangeError,
+    Workload,
+    allocate,
+    conflict_of,
+    service_of,
+    vips_of,
+)
+from hostmesh.registry.events import (
+    Claimed,
+    Event,
+    FellSilent,
+    Offer,
+    Published,
+    Removed,
+    apply,
+    changed_services,
+    claims_for,
+    foreign_owner,
+    replay,
+    stamp,
+)
+from hostmesh.wire.snapshot import Traffic
+
+RANGES = ("240.240.0.0/16", "fd00:240::/112")
+PLAIN = Traffic(timeout_ms=0, retries=None, balance="least-request", rule="")
+EMPTY = Catalog("mesh.test", RANGES)
+
+
+def offer(unit: str, service: str, *ports: tuple[int, str], traffic: Traffic = PLAIN) -> Offer:
+    return Offer(UnitName(unit), service, ports, traffic)
+
+
+def host(name: str, revision: int, *offers: Offer, known: Host | None = None, address: str = "198.18.0.1") -> Host:
+    return Host(name, (address,), 15008, stamp(known, offers, revision), revision)
+
+
+def publish(catalog: Catalog, revision: int, name: str, *offers: Offer) -> Catalog:
+    word = host(name, revision, *offers, known=catalog.hosts.get(name))
+    return apply(replay(catalog, claims_for(catalog, offers)), Published(word))
+
+
+def test_a_service_has_its_endpoints_vips_and_ports() -> None:
+    catalog = publish(EMPTY, 1, "h2", offer("inventory.service", "inventory", (8080, "http"), (5432, "tcp")))
+    service = service_of(catalog, "inventory")
+    assert service is not None
+    assert [(p.port, p.target, p.protocol) for p in service.ports] == [
+        (80, 8080, "http"), (5432, 5432, "tcp"), (8080, 8080, "http"),
+    ]
+    [endpoint] = service.endpoints
+    assert (endpoint.host, endpoint.spiffe_id) == ("h2", "spiffe://mesh.test/unit/inventory")
+    assert endpoint.sni == "inventory.unit.mesh.test"
+    for vip, network in zip(service.vips, RANGES, strict=True):
+        assert ip_address(vip) in ip_network(network)
+    assert int(ip_address(service.vips[0])) & 0xFFFF == int(ip_address(service.vips[1])) & 0xFFFF
+
+
+def test_port_80_stays_itself_when_declared() -> None:
+    catalog = publish(EMPTY, 1, "h1", offer("nginx.service", "nginx", (8080, "http"), (80, "tcp")))
+    service = service_of(catalog, "nginx")
+    assert service is not None
+    assert [(p.port, p.target) for p in service.ports] == [(80, 80), (8080, 8080)]
+
+
+def test_no_http_port_no_80() -> None:
+    catalog = publish(EMPTY, 1, "h1", offer("redis.service", "redis", (6379, "tcp")))
+    service = service_of(catalog, "redis")
+    assert service is not None
+    assert [p.port for p in service.ports] == [6379]
+
+
+def test_last_change_of_traffic_is_in_force_and_the_conflict_shows() -> None:
+    slow = replace_traffic(10_000, "inventory.service.toml:12")
+    fast = replace_traffic(2_000, "inventory.service.toml:14")
+    catalog = publish(EMPTY, 1, "h1", offer("inventory.service", "inventory", (80, "http"), traffic=slow))
+    catalog = publish(catalog, 2, "h2", offer("inventory.service", "inventory", (80, "http"), traffic=fast))
+    service = service_of(catalog, "inventory")
+    assert service is not None
+    assert service.traffic.timeout_ms == 2_000
+    conflict = conflict_of(catalog, "inventory")
+    assert conflict is not None
+    assert conflict.in_force == "h2 inventory.service.toml:14"
+    assert conflict.others == ("h1 inventory.service.toml:12",)
+    # h1 says the same again: no change of h1's, so h2 stays in force
+    again = publish(catalog, 3, "h1", offer("inventory.service", "inventory", (80, "http"), traffic=slow))
+    service = service_of(again, "inventory")
+    assert service is not None
+    assert service.traffic.timeout_ms == 2_000
+    # h2 agrees: no conflict
+    agreed = publish(again, 4, "h2", offer("inventory.service", "inventory", (80, "http"), traffic=slow))
+    assert conflict_of(agreed, "inventory") is None
+
+
+def replace_traffic(timeout: int, rule: str) -> Traffic:
+    return Traffic(timeout_ms=timeout, retries=None, balance="least-request", rule=rule)
+
+
+def test_silence_withdraws_and_a_new_word_brings_back() -> None:
+    up = publish(EMPTY, 1, "h1", offer("web.service", "web", (80, "http")))
+    silent = apply(up, FellSilent("h1", 2))
+    assert service_of(silent, "web") is None
+    assert changed_services(up, silent) == {"web"}
+    back = publish(silent, 3, "h1", offer("web.service", "web", (80, "http")))
+    assert service_of(back, "web") == service_of(up, "web")
+
+
+def test_a_foreign_unit_does_not_take_a_name() -> None:
+    catalog = publish(EMPTY, 1, "h1", offer("web@1.service", "web", (80, "http")))
+    assert foreign_owner(catalog, offer("web@2.service", "web", (80, "http"))) is None
+    assert foreign_owner(catalog, offer("evil.service", "web", (80, "http"))) == "web"
+
+
+def test_changes_name_only_what_changed() -> None:
+    one = publish(EMPTY, 1, "h1", offer("a.service", "a", (80, "http")), offer("b.service", "b", (81, "tcp")))
+    two = publish(one, 2, "h1", offer("a.service", "a", (80, "http")), offer("b.service", "b", (82, "tcp")))
+    assert changed_services(one, two) == {"b"}
+    assert changed_services(two, publish(two, 3, "h1", offer("a.service", "a", (80, "http")))) == {"b"}
+
+
+def test_vips_run_out_with_a_word() -> None:
+    claims = {f"s{i}": Claim(i + 1, f"s{i}") for i in range(6)}
+    with pytest.raises(RangeError, match="no VIP is left for late"):
+        allocate(claims, "late", "late", 6)
+
+
+names = st.sampled_from([f"svc{i}" for i in range(30)])
+
+
+@given(st.lists(names, min_size=1, max_size=60))
+def test_vips_never_change_and_are_never_shared(order: list[str]) -> None:
+    catalog = Catalog("mesh.test", ("240.240.0.0/26", "fd00:240::/112"))
+    seen: dict[str, list[str]] = {}
+    for revision, name in enumerate(order, 1):
+        catalog = publish(catalog, revision, "h1", offer(f"{name}.service", name, (80, "http")))
+        vips = vips_of(catalog.vip_ranges, catalog.claims[name].index)
+        assert seen.setdefault(name, vips) == vips
+        service = service_of(catalog, name)
+        assert service is not None
+        assert service.vips == vips
+    given_out = [vip for vips in seen.values() for vip in vips]
+    assert len(given_out) == len(set(given_out))
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Event]:
+    events: list[Event] = [
+        Claimed(service, Claim(index + 1, service)) for index, service in enumerate(("a", "b"))
+    ]
+    for revision in range(1, draw(st.integers(1, 10)) + 1):
+        name = draw(st.sampled_from(["h1", "h2", "h3"]))
+        kind = draw(st.sampled_from(["publish", "publish", "silent", "remove"]))
+        if kind == "publish":
+            service = draw(st.sampled_from(["a", "b"]))
+            port = draw(st.sampled_from([80, 8080]))
+            events.append(Published(host(name, revision, offer(f"{service}.service", service, (port, "http")))))
+        elif kind == "silent":
+            events.append(FellSilent(name, revision))
+        else:
+            events.append(Removed(name, revision))
+    return events
+
+
+@given(histories(), st.randoms(use_true_random=False), st.booleans())
+def test_order_and_repetition_do_not_matter(events: list[Event], random: object, twice: bool) -> None:
+    shuffled = list(events) * (2 if twice else 1)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    straight, mixed = replay(EMPTY, events), replay(EMPTY, shuffled)
+    assert straight == mixed
+    assert [service_of(straight, name) for name in "ab"] == [service_of(mixed, name) for name in "ab"]
+
+
+def test_an_old_word_does_not_bring_a_removed_host_back() -> None:
+    old = Published(host("h1", 1, offer("web.service", "web", (80, "http"))))
+    catalog = replay(replace(EMPTY, claims={"web": Claim(1, "web")}), [Removed("h1", 2), old])
+    assert service_of(catalog, "web") is None
+
+
+def test_workloads_keep_their_since() -> None:
+    first = stamp(None, [offer("a.service", "a", (80, "http"))], 1)
+    known = Host("h", (), 15008, first, 1)
+    both = stamp(known, [offer("a.service", "a", (80, "http")), offer("b.service", "b", (81, "tcp"))], 2)
+    assert both == (
+        Workload(UnitName("a.service"), "a", ((80, "http"),), PLAIN, 1),
+        Workload(UnitName("b.service"), "b", ((81, "tcp"),), PLAIN, 2),
+    )
