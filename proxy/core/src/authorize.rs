@@ -78,28 +78,20 @@ pub struct Request<'a> {
     pub headers: &'a dyn Headers,
 }
 
-/// What a unit wants to call.
+/// What a unit wants to call: whatever is known of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target<'a> {
-    /// A service of the mesh, by the port that its callers use.
-    Service {
-        /// Its name.
-        name: &'a str,
-        /// The declared port.
-        port: u16,
-    },
-    /// Something outside. `host`: the name that the unit's resolver gave for this address, where it is known.
-    Passthrough {
-        /// Where to.
-        address: IpAddr,
-        /// Where to.
-        port: u16,
-        /// A lower-case name without a trailing dot.
-        host: Option<&'a str>,
-    },
+pub struct Target<'a> {
+    /// The port: of a service the one that its callers use.
+    pub port: u16,
+    /// The service's name, where it is one.
+    pub service: Option<&'a str>,
+    /// The name that the unit's resolver gave for the address, where that is known: lower case, no trailing dot.
+    pub host: Option<&'a str>,
+    /// Where the unit connects to.
+    pub address: Option<IpAddr>,
 }
 
-/// Judges a connection to a declared port of `unit`. `None`: it takes the request to tell.
+/// Judges a connection to a port of `unit`; one that is not declared is refused. `None`: it takes the request to tell.
 pub fn connection(unit: &Unit, caller: &Caller<'_>, port: u16) -> Option<Decision> {
     judge(unit, caller, port, None)
 }
@@ -116,27 +108,21 @@ pub fn outbound(unit: &Unit, target: &Target<'_>) -> Decision {
         verdict: Verdict::Allow,
         rule: rule.into(),
     };
-    if matches!(target, Target::Service { name, .. } if **name == *unit.service) {
+    if target.service.is_some_and(|service| *service == *unit.service) {
         return allow(RULE_SELF);
     }
     let Some(rules) = &unit.outbound else {
         return allow(RULE_NO_OUTBOUND_POLICY);
     };
     for rule in rules {
-        let (fits, port) = match (target, &rule.target) {
-            (Target::Service { name, port }, OutboundTarget::Service(service)) => (*name == &**service, *port),
-            (Target::Passthrough { address, port, .. }, OutboundTarget::Network(network)) => {
-                (network.contains(&address.to_canonical()), *port)
-            }
-            (
-                Target::Passthrough {
-                    host: Some(host), port, ..
-                },
-                OutboundTarget::Host(name),
-            ) => (*host == &**name, *port),
-            _ => continue,
+        let fits = match &rule.target {
+            OutboundTarget::Service(name) => target.service == Some(name),
+            OutboundTarget::Host(name) => target.host == Some(name),
+            OutboundTarget::Network(network) => target
+                .address
+                .is_some_and(|address| network.contains(&address.to_canonical())),
         };
-        if fits && (rule.port == 0 || rule.port == port) {
+        if fits && (rule.port == 0 || rule.port == target.port) {
             return Decision {
                 verdict: Verdict::Allow,
                 rule: rule.rule.clone(),
@@ -166,26 +152,34 @@ struct Asked<'a> {
 }
 
 fn judge(unit: &Unit, caller: &Caller<'_>, port: u16, request: Option<&Request<'_>>) -> Option<Decision> {
-    if matches!(caller, Caller::Identity(id) if **id == *unit.spiffe_id) {
+    let Some(declared) = unit.port(port) else {
         return Some(Decision {
-            verdict: Verdict::Allow,
-            rule: RULE_SELF.into(),
+            verdict: Verdict::Deny, // whatever the mode: nobody knows what is there
+            rule: unit.rule_default.clone(),
         });
-    }
+    };
     let asked = Asked {
         request,
-        is_http: unit.port(port).is_some_and(|port| port.protocol == Protocol::Http),
+        is_http: declared.protocol == Protocol::Http,
         normal: OnceCell::new(),
     };
-    for rule in &unit.deny {
-        if !(fits_caller(&rule.callers, caller) && fits_port(&rule.ports, port)) {
-            continue;
+    if let Caller::Identity(id) = caller {
+        for rule in &unit.deny {
+            if !(fits_caller(&rule.callers, id) && fits_port(&rule.ports, port)) {
+                continue;
+            }
+            match asked.fit_deny(&rule.request) {
+                Fit::No => {}
+                Fit::Yes => return Some(refuse(unit, Verdict::Deny, &rule.rule)),
+                Fit::AsksRequest => return None,
+                Fit::BadPath => return Some(refuse(unit, Verdict::BadPath, &rule.rule)),
+            }
         }
-        match asked.fit_deny(&rule.request) {
-            Fit::No => {}
-            Fit::Yes => return Some(refuse(unit, Verdict::Deny, &rule.rule)),
-            Fit::AsksRequest => return None,
-            Fit::BadPath => return Some(refuse(unit, Verdict::BadPath, &rule.rule)),
+        if **id == *unit.spiffe_id {
+            return Some(Decision {
+                verdict: Verdict::Allow,
+                rule: RULE_SELF.into(),
+            });
         }
     }
     judge_allow(unit, caller, port, &asked)
@@ -206,9 +200,9 @@ fn judge_allow(unit: &Unit, caller: &Caller<'_>, port: u16, asked: &Asked<'_>) -
         }
     };
     match caller {
-        Caller::Identity(_) => {
+        Caller::Identity(id) => {
             for rule in &unit.allow {
-                if fits_caller(&rule.callers, caller)
+                if fits_caller(&rule.callers, id)
                     && fits_port(&rule.ports, port)
                     && let Some(decided) = see(&rule.rule, asked.fit_allow(&rule.request))
                 {
@@ -298,12 +292,8 @@ impl Asked<'_> {
     }
 }
 
-fn fits_caller(callers: &[Glob], caller: &Caller<'_>) -> bool {
-    match caller {
-        _ if callers.is_empty() => true,
-        Caller::Identity(id) => callers.iter().any(|glob| glob.matches(id)),
-        Caller::Plaintext { .. } => false,
-    }
+fn fits_caller(callers: &[Glob], id: &str) -> bool {
+    callers.iter().any(|glob| glob.matches(id))
 }
 
 fn fits_source(sources: &[Source], address: IpAddr, local: bool) -> bool {
