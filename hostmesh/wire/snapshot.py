@@ -4,11 +4,14 @@ The same words stand in `proxy/core/src/snapshot.rs`; `tests/vectors/snapshot/*.
 fields are errors on both sides: agent and proxy are of one version. Durations are milliseconds, certificates base64 DER.
 """
 
+from typing import dataclass_transform
+
 import msgspec
 
 SNAPSHOT_VERSION = 1
 
 
+@dataclass_transform(frozen_default=True)
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
     """Base of every wire value: immutable, and strict about unknown fields."""
 
