@@ -1,0 +1,168 @@
+"""Holds every key of a policy file: what `validate.py` accepts and what `docs/policy.md` tells are this one table."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key: how its type is told, what silence means, what it is for, and an example in TOML."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table. ``name`` as it is written in the file; ``later`` maps keys of the design to what they will be."""
+
+    name: str
+    meaning: str
+    keys: tuple[Key, ...]
+    later: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def words(self) -> list[str]:
+        """The names of the keys that may be written."""
+        return [key.name for key in self.keys]
+
+
+_PORTS = Key("ports", "list of ports", "every port of the unit", "The unit's ports for which the rule counts.", "ports = [8080]")
+_METHODS = Key(
+    "methods", "list of HTTP methods", "every method",
+    "Exactly as on the wire, in capitals. Only for ports that speak `http`.", 'methods = ["GET", "HEAD"]',
+)
+_PATHS = Key(
+    "paths", "list of paths", "every path",
+    "`/products/*` fits what begins with `/products/`; without a `*` the whole path must be equal; `*` stands at the end only. "
+    "Compared in one normal form; where a rule with `paths` applies, a path that has none is answered with 400.",
+    'paths = ["/products/*"]',
+)  # fmt: skip
+_HEADERS = Key(
+    "headers", "table of header = value", "any",
+    "Each header must be there with exactly this value.", 'headers = { x-tenant = "blue" }',
+)  # fmt: skip
+_FROM = Key(
+    "from", "list of callers", "must be given",
+    "Unit names (`orders`), globs of them (`legacy-*`), or SPIFFE IDs, whose path may hold globs. `*` stands for any run of "
+    "characters; `\"*\"` alone for every unit of the mesh.",
+    'from = ["orders", "spiffe://other.example/unit/*"]',
+)  # fmt: skip
+_RULE_LATER = (("jwt", "end-user tokens"),)
+
+ROOT = Table(
+    "", "The file itself.",
+    (
+        Key("service", "table", "the unit serves nothing", "What the unit serves.", "[service]"),
+        Key("inbound", "table", "nobody may call", "Who may call the unit.", "[inbound]"),
+        Key("traffic", "table", "no time limit, no retries", "How callers behave; belongs to the service's owner.", "[traffic]"),
+        Key("outbound", "table", "the unit may call everything", "What the unit may call.", "[outbound]"),
+        Key("observe", "table", "errors only, 1 % of traces", "What is recorded.", "[observe]"),
+    ),
+)  # fmt: skip
+
+SERVICE = Table(
+    "service", "What the unit serves, and by which name callers find it.",
+    (
+        Key("name", "service name", "the unit's name, made a DNS label",
+            "Meshed callers say `http://NAME/` or `NAME.mesh`. One DNS label.", 'name = "inventory"'),
+        Key("ports", "table of port = protocol", "no ports", "See `[service.ports]`.", "[service.ports]"),
+    ),
+)  # fmt: skip
+
+PORTS = Table(
+    "service.ports",
+    "The ports on which the unit listens: `PORT = \"PROTOCOL\"`, or `PORT = { protocol = …, client_address = … }`. "
+    "Only these can be called through the mesh.",
+    (
+        Key("protocol", '"http", "http2", "grpc", "tcp" or "tls"', '"tcp"',
+            "What is spoken. `http` (HTTP/1.1) is understood: methods, paths, retries, traces. All else is carried as bytes.",
+            '8080 = "http"'),
+        Key("client_address", '"auto", "keep" or "local"', '"auto"',
+            "The source address that the application sees: `keep` the client's, `local` loopback. `auto`: keep where the unit "
+            "listens beyond loopback.", '5432 = { protocol = "tcp", client_address = "local" }'),
+    ),
+)  # fmt: skip
+
+INBOUND = Table(
+    "inbound", "Who may call. Without a rule that allows, nobody.",
+    (
+        Key("mode", '"enforce" or "audit"', '"enforce"',
+            "`audit` decides and records, and lets pass what it would have refused.", 'mode = "audit"'),
+        Key("allow", "list of tables", "nobody", "See `[[inbound.allow]]`.", "[[inbound.allow]]"),
+        Key("deny", "list of tables", "nothing", "See `[[inbound.deny]]`.", "[[inbound.deny]]"),
+        Key("plaintext", "list of tables", "nobody", "See `[[inbound.plaintext]]`.", "[[inbound.plaintext]]"),
+    ),
+)  # fmt: skip
+
+ALLOW = Table(
+    "inbound.allow", "A rule that lets callers in. All keys given must fit; any one rule is enough.",
+    (_FROM, _PORTS, _METHODS, _PATHS, _HEADERS), _RULE_LATER,
+)  # fmt: skip
+
+DENY = Table(
+    "inbound.deny",
+    "A rule that refuses callers. It wins over every `allow`. On a port whose protocol is opaque, conditions on method, path "
+    "and headers cannot be seen and count as met.",
+    (_FROM, _PORTS, _METHODS, _PATHS, _HEADERS), _RULE_LATER,
+)  # fmt: skip
+
+PLAINTEXT = Table(
+    "inbound.plaintext",
+    "Callers without identity, named one by one: a scraper, a load balancer. Everything else in plain text is reset.",
+    (
+        Key("from", "list of networks", "must be given",
+            'Addresses or networks in CIDR form, or `"local"`: processes of this host that are not meshed.',
+            'from = ["198.51.100.7/32", "local"]'),
+        Key("ports", "list of ports", "must be given", "The unit's ports for which the rule counts.", "ports = [8080]"),
+        _METHODS, _PATHS,
+    ),
+)  # fmt: skip
+
+TRAFFIC = Table(
+    "traffic", "How callers treat the service. It travels to every caller at once.",
+    (
+        Key("timeout", "duration", "no limit", "For a whole request, all tries together.", 'timeout = "10s"'),
+        Key("retries", "table", "no retries", "See `[traffic.retries]`.", "retries = { attempts = 3 }"),
+        Key("balance", '"least-request"', '"least-request"', "How an endpoint is chosen.", 'balance = "least-request"'),
+    ),
+    (("breaker", "circuit breaking"), ("route", "routing by path and header"), ("mirror", "mirrored requests")),
+)  # fmt: skip
+
+RETRIES = Table(
+    "traffic.retries",
+    "When a request is tried again. Only idempotent methods are (RFC 9110, 9.2.2), and connect failures of any.",
+    (
+        Key("attempts", "1..10", "2", "Tries in all, with the first.", "attempts = 3"),
+        Key("per_try_timeout", "duration", "no limit", "For one try.", 'per_try_timeout = "2s"'),
+        Key("on", 'list of "5xx", "gateway-error", "connect-failure", "reset"', '["connect-failure"]',
+            "What counts as failed. `gateway-error`: 502, 503, 504.", 'on = ["5xx", "connect-failure"]'),
+        Key("budget", "0..1", "0.2", "Retries at most this share of requests.", "budget = 0.2"),
+        Key("non_idempotent", "true or false", "false", "Also retry POST, PATCH and the like.", "non_idempotent = true"),
+    ),
+)  # fmt: skip
+
+OUTBOUND = Table(
+    "outbound",
+    "What the unit may call. Without this table it may call what it could before: services of the mesh with mTLS, the rest as "
+    "it was.",
+    (
+        Key("allow", "list of destinations", "must be given",
+            "Services (`db`), host names (`api.example.org`), addresses and networks (`198.51.100.0/24`), each with `:PORT` if "
+            "only one port is meant. Everything else is refused. An empty list refuses everything.",
+            'allow = ["db", "api.example.org:443", "[2001:db8::1]:443"]'),
+    ),
+)  # fmt: skip
+
+OBSERVE = Table(
+    "observe", "What is recorded of the unit's traffic.",
+    (
+        Key("access_log", '"all", "errors" or "none"', '"errors"', "Which requests get a line in the unit's journal.",
+            'access_log = "all"'),
+        Key("trace", "0..1", "0.01", "The share of traces that are begun here; those begun elsewhere go on.", "trace = 1"),
+    ),
+)  # fmt: skip
+
+TABLES = (ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, PLAINTEXT, TRAFFIC, RETRIES, OUTBOUND, OBSERVE)

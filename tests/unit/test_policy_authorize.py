@@ -1,0 +1,78 @@
+"""The specification of who may, against the vectors that the data plane reads too."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from hostmesh.policy import authorize, paths
+from hostmesh.wire.snapshot import Unit
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+AUTHORIZE: list[dict[str, Any]] = json.loads((VECTORS / "authorize.json").read_text())["cases"]
+PATHS: list[dict[str, Any]] = json.loads((VECTORS / "paths.json").read_text())["cases"]
+
+
+def decide(case: dict[str, Any]) -> authorize.Decision:
+    unit = msgspec.convert(case["unit"], Unit)
+    if "outbound" in case:
+        return authorize.outbound(unit, authorize.Destination(**case["outbound"]))
+    who = case["caller"]
+    caller: authorize.Peer | authorize.Plaintext
+    if "spiffe_id" in who:
+        caller = authorize.Peer(who["spiffe_id"])
+    else:
+        caller = authorize.Plaintext(who["plaintext"], who["local"])
+    request = None
+    if "method" in case:
+        headers = tuple((name, value) for name, value in case["headers"])
+        request = authorize.Request(case["method"], case["path"], headers)
+    return authorize.inbound(unit, caller, case["port"], request)
+
+
+@pytest.mark.parametrize("case", AUTHORIZE, ids=lambda case: case["name"])
+def test_vector(case: dict[str, Any]) -> None:
+    decision = decide(case)
+    assert (decision.verdict.value, decision.rule) == (case["expect"]["verdict"], case["expect"]["rule"])
+    assert decision.trace or decision.rule.endswith((":no-allow", ":no-plaintext", ":no-outbound"))
+
+
+def test_vectors_name_every_verdict_and_each_case_once() -> None:
+    assert {case["expect"]["verdict"] for case in AUTHORIZE} == {verdict.value for verdict in authorize.Verdict}
+    names = [case["name"] for case in AUTHORIZE]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("case", PATHS, ids=lambda case: repr(case["path"]))
+def test_normal_path(case: dict[str, Any]) -> None:
+    if case["normal"] is None:
+        with pytest.raises(paths.AmbiguousPath):
+            paths.normal_path(case["path"])
+    else:
+        assert paths.normal_path(case["path"]) == case["normal"]
+        assert paths.normal_path(case["normal"]) == case["normal"], "a normal form is its own"
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [("/a?b=/c", "/a"), ("http://h/a?b", "/a"), ("http://h", "/"), ("*", "*"), ("/x?u=http://h/y", "/x"), ("/a://b", "/a://b")],
+)
+def test_path_of_target(target: str, path: str) -> None:
+    assert paths.path_of_target(target) == path
+
+
+def test_an_undeclared_port_is_refused_even_in_audit() -> None:
+    unit = msgspec.structs.replace(msgspec.convert(AUTHORIZE[0]["unit"], Unit), mode="audit")
+    decision = authorize.inbound(unit, authorize.Peer("spiffe://mesh.local/unit/orders"), 9999)
+    assert (decision.verdict, decision.rule) == (authorize.Verdict.DENY, "inventory.service.toml:no-allow")
+
+
+def test_the_trace_tells_every_rule_up_to_the_one_that_decided() -> None:
+    case = next(case for case in AUTHORIZE if case["name"] == "two rules, the second fits")
+    tried = [(step.rule, step.fits, step.why) for step in decide(case).trace]
+    assert tried == [
+        ("inventory.service.toml:10", False, "not for port 8080"),
+        ("inventory.service.toml:13", True, "fits"),
+    ]
