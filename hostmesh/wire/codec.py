@@ -4,7 +4,7 @@ Both control sockets speak it: the proxy's (`proxy_control.py`) and the agent's 
 """
 
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -34,7 +34,7 @@ class FrameReader(Generic[MessageT]):
     ``of`` is a message type or a union of tagged ones; ``limit`` the largest body taken from this peer, in bytes.
     """
 
-    def __init__(self, of: Any, limit: int = MAX_FRAME) -> None:
+    def __init__(self, of: object, limit: int = MAX_FRAME) -> None:
         self._decoder: msgspec.json.Decoder[MessageT] = msgspec.json.Decoder(of)
         self._limit = limit
         self._buffer = bytearray()

@@ -1,0 +1,166 @@
+"""Turns what the proxy and the kernel report into journal entries: a sentence for people, fields for programs.
+
+Pure: time comes in as an argument (seconds of any steady clock). Lines are limited per unit, counters never are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hostmesh.observe.nflog import Refusal
+from hostmesh.wire.proxy_control import Event
+
+IDENTIFIER = "hostmesh"
+_ERROR, _WARNING, _NOTICE, _INFO = 3, 4, 5, 6  # syslog(3)
+Fields = dict[str, str | int]
+
+
+def event_fields(event: Event) -> Fields:
+    """The journal entry of one event of the proxy."""
+    fields: Fields = {
+        "MESSAGE": sentence(event),
+        "PRIORITY": _priority(event),
+        **_unit_fields(event.unit),
+        "HOSTMESH_KIND": event.kind,
+        "HOSTMESH_PEER": event.peer,
+        "HOSTMESH_VERDICT": event.verdict,
+        "HOSTMESH_RULE": event.rule,
+        "HOSTMESH_SERVICE": event.service,
+        "HOSTMESH_DIRECTION": event.direction,
+        "HOSTMESH_PORT": event.port or "",
+        "HOSTMESH_PROTOCOL": event.protocol,
+        "HOSTMESH_CLIENT": event.client,
+        "HOSTMESH_METHOD": event.method,
+        "HOSTMESH_PATH": event.path,
+        "HOSTMESH_STATUS": event.status or "",
+        "HOSTMESH_TRIES": event.tries or "",
+        "HOSTMESH_DURATION_US": event.duration_us or "",
+        "HOSTMESH_BYTES_IN": event.bytes_in or "",
+        "HOSTMESH_BYTES_OUT": event.bytes_out or "",
+        "TRACE_ID": event.trace_id,
+        "SPAN_ID": event.span_id,
+        "SYSLOG_TIMESTAMP_NS": event.time_ns,
+    }
+    return {name: value for name, value in fields.items() if value != ""}
+
+
+def refusal_fields(unit: str, rule: str, refusal: Refusal) -> Fields:
+    """The journal entry of a packet that the kernel refused: ``rule`` is the ruleset's name for why."""
+    source, to = address(refusal.source, refusal.source_port), address(refusal.destination, refusal.destination_port)
+    return {
+        "MESSAGE": f"refused by the kernel: {source} to {to}, by {rule}",
+        "PRIORITY": _WARNING,
+        **_unit_fields(unit),
+        "HOSTMESH_KIND": "denied",
+        "HOSTMESH_PEER": "plaintext",
+        "HOSTMESH_VERDICT": "deny",
+        "HOSTMESH_RULE": rule,
+        "HOSTMESH_CLIENT": refusal.source,
+        "HOSTMESH_DESTINATION": refusal.destination,
+        "HOSTMESH_PORT": refusal.destination_port,
+    }
+
+
+def suppressed_fields(unit: str, count: int) -> Fields:
+    """The entry that stands for lines that were not written."""
+    return {
+        "MESSAGE": f"{count} more suppressed (too many lines; the counters are exact)",
+        "PRIORITY": _WARNING,
+        **_unit_fields(unit),
+        "HOSTMESH_SUPPRESSED": count,
+    }
+
+
+def agent_fields(message: str, priority: int = _INFO, extra: Mapping[str, str | int] | None = None) -> Fields:
+    """An entry of the agent about itself."""
+    return {"MESSAGE": message, "PRIORITY": priority, "SYSLOG_IDENTIFIER": IDENTIFIER, **(extra or {})}
+
+
+def sentence(event: Event) -> str:
+    """What happened, in one line: who, what, where, why."""
+    what = f"{event.method} {event.path} " if event.method else ""
+    took = f" in {event.duration_us / 1000:.1f} ms" if event.duration_us else ""
+    tries = f", try {event.tries}" if event.tries > 1 or event.kind == "retry" else ""
+    if event.kind == "denied":
+        lead = "would be denied, let pass (audit)" if event.verdict == "audit-deny" else "denied"
+        return f"{lead}: {_flow(event, what)}, by {event.rule}"
+    if event.verdict == "audit-deny":
+        return f"would be denied, let pass (audit): {_flow(event, what)}, by {event.rule}"
+    outcome = str(event.status) if event.status else "connection" if event.kind == "connection" else ""
+    reason = event.message and f": {event.message}"
+    parts = " ".join(part for part in (event.kind if event.kind in ("error", "retry") else "", outcome) if part)
+    return f"{parts or event.kind}: {_flow(event, what)}{took}{tries}{reason}"
+
+
+def _flow(event: Event, what: str) -> str:
+    if event.direction == "outbound":
+        to = event.service or event.peer or "?"
+        return f"{what}to {to} on port {event.port}"
+    return f"{_caller(event)} {what}on port {event.port}"
+
+
+def _caller(event: Event) -> str:
+    if event.peer.startswith("spiffe://"):
+        return f"{caller_name(event.peer)} ({event.peer})"
+    return f"{event.peer or 'somebody'} from {event.client}" if event.client else event.peer or "somebody"
+
+
+def caller_name(peer: str) -> str:
+    """How a policy would name the peer: the unit's path for a unit's SPIFFE ID, else the peer itself."""
+    head, found, rest = peer.partition("/unit/")
+    return rest.replace("/", "@") if found and head.startswith("spiffe://") and "_x" not in rest else peer
+
+
+def address(host: str, port: int) -> str:
+    """``198.18.0.7:80``, ``[2001:2::7]:80``, and the bare address where there is no port."""
+    if not port:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _unit_fields(unit: str) -> Fields:
+    if not unit:
+        return {"SYSLOG_IDENTIFIER": IDENTIFIER}
+    return {"SYSLOG_IDENTIFIER": IDENTIFIER, "OBJECT_SYSTEMD_UNIT": unit, "HOSTMESH_UNIT": unit}
+
+
+def _priority(event: Event) -> int:
+    if event.kind == "error":
+        return _ERROR
+    if event.verdict == "deny" or event.status >= 500:
+        return _WARNING
+    return _NOTICE if event.verdict == "audit-deny" or event.kind == "retry" else _INFO
+
+
+@dataclass(slots=True)
+class _Window:
+    began: float
+    written: int = 0
+    suppressed: int = 0
+
+
+@dataclass(slots=True)
+class LineLimit:
+    """At most ``lines`` a unit in ``seconds``. What is over is counted and told in one line when the window ends."""
+
+    lines: int = 200
+    seconds: float = 10.0
+    total_suppressed: int = 0
+    _windows: dict[str, _Window] = field(default_factory=dict)
+
+    def admit(self, unit: str, now: float) -> bool:
+        """May this line be written?"""
+        window = self._windows.get(unit)
+        if window is None:
+            window = self._windows[unit] = _Window(began=now)
+        if window.written < self.lines:
+            window.written += 1
+            return True
+        window.suppressed += 1
+        self.total_suppressed += 1
+        return False
+
+    def due(self, now: float) -> list[tuple[str, int]]:
+        """Windows that have ended: (unit, suppressed lines) of those with any; call it now and then."""
+        ended = [unit for unit, window in self._windows.items() if now - window.began >= self.seconds]
+        over = [(unit, self._windows.pop(unit).suppressed) for unit in ended]
+        return [(unit, count) for unit, count in over if count]

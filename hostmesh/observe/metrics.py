@@ -1,0 +1,176 @@
+"""Turns counters of proxy and kernel, and the agent's state, into Prometheus metrics on `/metrics`.
+
+Every metric's name, labels and help stand here. Labels are bounded: units, services and identities of the mesh,
+declared ports, classes of codes; of peers at most `MAX_PEERS` a unit, the rest is summed up as ``other``.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from hostmesh.wire.proxy_control import Stats, TrafficCount
+
+MAX_PEERS = 256
+_FLOW = ("direction", "source", "destination", "port", "protocol", "code")
+Flow = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything that is shown. kernel: (unit, rule) to packets refused; svids: unit to expiry (epoch seconds).
+
+    agent: gauge name (without prefix) to value; counters: the same for what only grows.
+    """
+
+    version: str
+    revision: str
+    stats: Stats | None
+    kernel: dict[tuple[str, str], int] = field(default_factory=dict)
+    svids: dict[str, int] = field(default_factory=dict)
+    agent: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
+
+
+_AGENT_HELP = {
+    "policy_errors": "Errors of the policies on disk; not zero: the plan of before is in force",
+    "apply_failures": "Steps of the plan that could not be applied at the last run",
+    "units": "Meshed units of this host",
+    "controller_connected": "1 while a controller answers",
+    "proxy_connected": "1 while the proxy answers",
+    "catalog_revision": "Revision of the controller's last word",
+    "reconcile_seconds": "How long the last run of the loop took",
+    "host_svid_expiry_seconds": "When the host's SVID ends, seconds since the epoch",
+    "reconciles": "Runs of the loop since the agent started",
+    "journal_lost": "Journal entries that journald did not take",
+    "journal_suppressed": "Journal lines not written because of the rate limit",
+    "nflog_lost": "Times that the kernel's log of refusals overflowed; its counters are exact",
+    "events_dropped": "Events that did not fit between proxy and agent; their counters are exact",
+}
+
+
+class MeshCollector(Collector):
+    """Asks ``source`` for what is, at each scrape, and renders it."""
+
+    def __init__(self, source: Callable[[], Observed]) -> None:
+        self._source = source
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is asked at registration."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All metric families."""
+        seen = self._source()
+        info = GaugeMetricFamily("hostmesh_info", "Version, and the plan in force", labels=("version", "revision"))
+        info.add_metric((seen.version, seen.revision), 1)
+        yield info
+        for name, value in seen.agent.items():
+            yield GaugeMetricFamily(f"hostmesh_agent_{name}", _AGENT_HELP[name], value=value)
+        for name, value in seen.counters.items():
+            yield CounterMetricFamily(f"hostmesh_agent_{name}", _AGENT_HELP[name], value=value)
+        yield _svids(seen.svids)
+        yield _kernel(seen.kernel)
+        if seen.stats:
+            yield from _proxy(seen.stats)
+
+
+def _svids(expiry: dict[str, int]) -> Metric:
+    metric = GaugeMetricFamily(
+        "hostmesh_svid_expiry_seconds", "When a unit's SVID ends, seconds since the epoch", labels=("unit",)
+    )
+    for unit, not_after in sorted(expiry.items()):
+        metric.add_metric((unit,), not_after)
+    return metric
+
+
+def _kernel(refused: dict[tuple[str, str], int]) -> Metric:
+    metric = CounterMetricFamily(
+        "hostmesh_kernel_refused_packets", "Packets refused by the ruleset", labels=("unit", "rule")
+    )
+    for (unit, rule), count in sorted(refused.items()):
+        metric.add_metric((unit, rule), count)
+    return metric
+
+
+@dataclass(slots=True)
+class _Sum:
+    count: int = 0
+    retries: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    duration_us: int = 0
+    buckets: list[int] = field(default_factory=list)
+
+    def add(self, row: TrafficCount) -> None:
+        self.count += row.count
+        self.retries += row.retries
+        self.bytes_in += row.bytes_in
+        self.bytes_out += row.bytes_out
+        self.duration_us += row.duration_us_sum
+        if not self.buckets:
+            self.buckets = [0] * len(row.buckets)
+        self.buckets = [have + more for have, more in zip(self.buckets, row.buckets, strict=True)]
+
+
+def flows(rows: Iterable[TrafficCount]) -> dict[Flow, _Sum]:
+    """The rows summed up by flow: source and destination by direction, peers bounded."""
+    peers: dict[str, set[str]] = {}
+    sums: dict[Flow, _Sum] = {}
+    for row in rows:
+        known = peers.setdefault(row.unit, set())
+        peer = row.peer if row.peer in known or len(known) < MAX_PEERS else "other"
+        known.add(peer)
+        there = row.service or peer
+        source, destination = (row.unit, there) if row.direction == "outbound" else (peer, row.unit)
+        flow = (row.direction, source, destination, str(row.port), row.protocol, row.code_class)
+        sums.setdefault(flow, _Sum()).add(row)
+    return sums
+
+
+def _proxy(stats: Stats) -> Iterator[Metric]:
+    count = CounterMetricFamily("hostmesh_requests", "HTTP requests, and connections of other protocols", labels=_FLOW)
+    retries = CounterMetricFamily("hostmesh_retries", "Tries after the first", labels=_FLOW)
+    received = CounterMetricFamily("hostmesh_received_bytes", "Bytes from the one who called", labels=_FLOW)
+    sent = CounterMetricFamily("hostmesh_sent_bytes", "Bytes to the one who called", labels=_FLOW)
+    duration = HistogramMetricFamily("hostmesh_duration_seconds", "From first byte in to last byte out", labels=_FLOW)
+    for flow, total in sorted(flows(stats.traffic).items()):
+        count.add_metric(flow, total.count)
+        retries.add_metric(flow, total.retries)
+        received.add_metric(flow, total.bytes_in)
+        sent.add_metric(flow, total.bytes_out)
+        duration.add_metric(flow, _cumulative(stats.bounds_us, total.buckets), total.duration_us / 1e6)
+    yield from (count, retries, received, sent, duration)
+    denied = CounterMetricFamily("hostmesh_denied", "Refusals, by the rule that decided", labels=("rule",))
+    for rule, number in sorted(stats.denied.items()):
+        denied.add_metric((rule,), number)
+    yield denied
+    gauges = GaugeMetricFamily("hostmesh_proxy", "What the proxy holds now", labels=("what",))
+    for name, number in sorted(stats.gauges.items()):
+        gauges.add_metric((name,), number)
+    yield gauges
+
+
+def _cumulative(bounds_us: list[int], buckets: list[int]) -> list[tuple[str, float]]:
+    total, out = 0, []
+    for bound, count in zip([*(f"{bound / 1e6:g}" for bound in bounds_us), "+Inf"], buckets, strict=True):
+        total += count
+        out.append((bound, float(total)))
+    return out
+
+
+def serve(source: Callable[[], Observed], address: str, port: int) -> Callable[[], None]:
+    """Serve `/metrics` on a thread of its own until the returned function is called. ``source`` runs on that thread."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(MeshCollector(source))
+    server, thread = start_http_server(port, address, registry)
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop

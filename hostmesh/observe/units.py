@@ -1,0 +1,200 @@
+"""Turns systemd's D-Bus signals into what its units really are (org.freedesktop.systemd1(5)).
+
+Law: a signal is a hint, never a fact: systemd sends stale and double ones. Each makes us read the unit once more, and
+the last reading counts; the signal of the finished job comes last, so the last reading is of the end state.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dbus_fast import BusType, Message, MessageType
+from dbus_fast.aio import MessageBus
+from dbus_fast.errors import DBusError
+
+from hostmesh.errors import HostmeshError
+from hostmesh.names import BadName, UnitName
+
+_SYSTEMD = "org.freedesktop.systemd1"
+_ROOT = "/org/freedesktop/systemd1"
+_MANAGER, _UNIT, _SERVICE = f"{_SYSTEMD}.Manager", f"{_SYSTEMD}.Unit", f"{_SYSTEMD}.Service"
+_PROPERTIES = "org.freedesktop.DBus.Properties"
+_DBUS, _DBUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
+_NAME_AT = {"UnitNew": 0, "UnitRemoved": 0, "JobNew": 2, "JobRemoved": 2}
+_MATCHES = (
+    f"type='signal',sender='{_SYSTEMD}',path='{_ROOT}',interface='{_MANAGER}'",
+    f"type='signal',sender='{_SYSTEMD}',path_namespace='{_ROOT}/unit',interface='{_PROPERTIES}',"
+    f"member='PropertiesChanged',arg0='{_UNIT}'",
+)
+_RETRY_SECONDS = 0.5
+
+
+class BusError(HostmeshError):
+    """systemd didn't answer as expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """A unit as systemd says it is. active_state: empty when systemd has never heard of the unit.
+
+    control_group: path from the root of the cgroup tree, empty while nothing runs. main_pid: 0 for none.
+    """
+
+    active_state: str = ""
+    sub_state: str = ""
+    control_group: str = ""
+    main_pid: int = 0
+
+    @property
+    def active(self) -> bool:
+        """Ready to serve: for ``Type=notify`` this is the unit's own READY=1."""
+        return self.active_state in ("active", "reloading")
+
+
+def object_path(unit: UnitName) -> str:
+    """The unit's object: every byte but letters and (not leading) digits as ``_HH`` (sd_bus_path_encode(3))."""
+    out = []
+    for index, byte in enumerate(unit.full.encode()):
+        char = chr(byte)
+        plain = char.isascii() and (char.isalpha() or (char.isdigit() and index))
+        out.append(char if plain else f"_{byte:02x}")
+    return f"{_ROOT}/unit/{''.join(out)}"
+
+
+class UnitFollower:
+    """Keeps `states` of the watched units true. ``changed`` is called with a unit whose state became another."""
+
+    def __init__(self, changed: Callable[[UnitName], None], address: str | None = None) -> None:
+        self.states: dict[UnitName, UnitState] = {}
+        self.connected = asyncio.Event()
+        self._changed = changed
+        self._address = address
+        self._bus: MessageBus | None = None
+        self._paths: dict[str, UnitName] = {}
+        self._dirty: set[UnitName] = set()
+        self._wake = asyncio.Event()
+
+    async def watch(self, units: frozenset[UnitName]) -> None:
+        """Follow exactly these units; returns when the state of the new ones is known. Raises `BusError`."""
+        new = units - self.states.keys()
+        self.states = {unit: state for unit, state in self.states.items() if unit in units}
+        self._paths = {object_path(unit): unit for unit in units}
+        for unit in new:
+            self.states[unit] = await self._read(unit)
+
+    async def run(self) -> None:
+        """Follow until cancelled; a lost bus is taken up again, with everything read anew."""
+        while True:
+            try:
+                await self._connect()
+                await self._follow()
+            except (OSError, EOFError, DBusError, BusError, ConnectionError):
+                self.connected.clear()
+            finally:
+                self._disconnect()
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _connect(self) -> None:
+        self._bus = await MessageBus(bus_address=self._address, bus_type=BusType.SYSTEM).connect()
+        self._bus.add_message_handler(self._on_message)
+        for rule in _MATCHES:
+            await self._call(_DBUS, _DBUS_PATH, _DBUS, "AddMatch", "s", rule)
+        await self._call(_SYSTEMD, _ROOT, _MANAGER, "Subscribe")
+        self._mark(set(self._paths.values()))
+        self.connected.set()
+
+    def _disconnect(self) -> None:
+        self.connected.clear()
+        if self._bus is not None and self._bus.connected:
+            self._bus.disconnect()
+        self._bus = None
+
+    async def _follow(self) -> None:
+        assert self._bus is not None
+        gone = asyncio.ensure_future(self._bus.wait_for_disconnect())  # type: ignore[no-untyped-call]
+        try:
+            while not gone.done():
+                wake = asyncio.ensure_future(self._wake.wait())
+                await asyncio.wait({gone, wake}, return_when=asyncio.FIRST_COMPLETED)
+                wake.cancel()
+                self._wake.clear()
+                while self._dirty and not gone.done():
+                    await self._refresh(self._dirty.pop())
+        finally:
+            gone.cancel()
+
+    async def _refresh(self, unit: UnitName) -> None:
+        try:
+            state = await self._read(unit)
+        except BaseException:
+            self._dirty.add(unit)
+            raise
+        if unit in self.states and self.states[unit] != state:
+            self.states[unit] = state
+            self._changed(unit)
+
+    def _mark(self, units: set[UnitName]) -> None:
+        self._dirty |= units
+        self._wake.set()
+
+    def _on_message(self, message: Message) -> None:
+        if message.message_type is not MessageType.SIGNAL:
+            return
+        if message.interface == _PROPERTIES:
+            unit = self._paths.get(message.path or "")
+            if unit:
+                self._mark({unit})
+        elif message.interface == _MANAGER:
+            if message.member in _NAME_AT:
+                self._mark_named(message.body[_NAME_AT[message.member]])
+            elif message.member == "Reloading" and message.body == [False]:
+                self._mark(set(self._paths.values()))
+
+    def _mark_named(self, name: str) -> None:
+        try:
+            unit = UnitName(name)
+        except BadName:
+            return  # of a kind that cannot be meshed: a mount, a device
+        if unit in self._paths.values():
+            self._mark({unit})
+
+    async def _read(self, unit: UnitName) -> UnitState:
+        # GetUnit loads nothing; reading the object of a unit that isn't loaded would load it, and that is signalled.
+        try:
+            path = (await self._call(_SYSTEMD, _ROOT, _MANAGER, "GetUnit", "s", unit.full))[0]
+        except DBusError as error:
+            if error.type != f"{_SYSTEMD}.NoSuchUnit":
+                raise
+            return UnitState(active_state="inactive" if await self._has_file(unit) else "")
+        properties = await self._get_all(path, _UNIT)
+        service = await self._get_all(path, _SERVICE) if unit.full.endswith(".service") else {}
+        return UnitState(
+            properties["ActiveState"], properties["SubState"], service.get("ControlGroup", ""), service.get("MainPID", 0)
+        )
+
+    async def _has_file(self, unit: UnitName) -> bool:
+        try:
+            await self._call(_SYSTEMD, _ROOT, _MANAGER, "GetUnitFileState", "s", unit.full)
+        except DBusError as error:
+            if error.type in (f"{_SYSTEMD}.NoSuchUnit", "org.freedesktop.DBus.Error.FileNotFound"):
+                return False
+            raise
+        return True
+
+    async def _get_all(self, path: str, interface: str) -> dict[str, Any]:
+        (properties,) = await self._call(_SYSTEMD, path, _PROPERTIES, "GetAll", "s", interface)
+        return {name: variant.value for name, variant in properties.items()}
+
+    async def _call(
+        self, to: str, path: str, interface: str, member: str, signature: str = "", *body: object
+    ) -> list[Any]:
+        if self._bus is None:
+            raise BusError("no connection to the system bus", "is dbus.service running?")
+        reply = await self._bus.call(
+            Message(destination=to, path=path, interface=interface, member=member, signature=signature, body=list(body))
+        )
+        assert reply is not None
+        if reply.message_type is MessageType.ERROR:
+            raise DBusError(reply.error_name or "", str(reply.body[0]) if reply.body else "")
+        return reply.body
