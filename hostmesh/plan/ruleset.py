@@ -13,6 +13,9 @@ from hostmesh.errors import HostmeshError
 COMMENT_MAX = 127
 """Bytes of a comment that the kernel keeps (NFTNL_UDATA_COMMENT_MAXLEN less the closing NUL)."""
 
+STRUCTURE = "structure "
+"""Begins the comment of a table's first set."""
+
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}\Z")
 _SET_REF = re.compile(r"@([a-z][a-z0-9_]*)")
 _CHAIN_REF = re.compile(r"\b(?:jump|goto) ([a-z][a-z0-9_]*)")
@@ -151,7 +154,7 @@ class Table:
         return replace(self, sets=sets)
 
     def render(self) -> str:
-        """The whole table as nft text; its own comment carries the structure's digest."""
-        head = [f"table {self.family} {self.name} {{", f'\tcomment "structure {self.structure}"']
-        parts = [item.render() for item in self.sets] + [chain.render() for chain in self.chains]
-        return "\n".join([*head, "\n\n".join(parts), "}", ""])
+        """The whole table as nft text. The first set's comment carries the digest: JSON does not list a table's own."""
+        first = replace(self.sets[0], comment=STRUCTURE + self.structure)
+        parts = [item.render() for item in (first, *self.sets[1:])] + [chain.render() for chain in self.chains]
+        return "\n".join([f"table {self.family} {self.name} {{", "\n\n".join(parts), "}", ""])

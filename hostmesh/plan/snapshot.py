@@ -1,0 +1,158 @@
+"""Turns policies, facts and services into the proxy's snapshot: names become SPIFFE IDs, silence becomes its meaning."""
+
+import hashlib
+import ipaddress
+from collections.abc import Sequence
+
+import msgspec
+
+from hostmesh.names import SpiffeId, UnitName, sni_of
+from hostmesh.plan.facts import HostFacts, UnitFacts
+from hostmesh.policy import model
+from hostmesh.policy.settings import Settings
+from hostmesh.wire import snapshot as wire
+
+NO_OUTBOUND_POLICY = "builtin:no-outbound-policy"
+
+
+def snapshot(
+    settings: Settings,
+    policies: Sequence[model.Policy],
+    facts: HostFacts,
+    services: Sequence[wire.Service],
+    trust_bundle: Sequence[str],
+) -> wire.Snapshot:
+    """The snapshot of this host; every policy's unit has a number in ``facts``. Equal content, equal revision."""
+    marks, ports = settings.marks, settings.ports
+    bare = wire.Snapshot(
+        version=wire.SNAPSHOT_VERSION,
+        revision="",
+        trust_domain=settings.trust_domain,
+        host=facts.host,
+        addresses=list(facts.addresses),
+        marks=wire.Marks(unit=marks.unit, outbound=marks.outbound, proxy=marks.proxy, inbound=marks.inbound),
+        listeners=wire.Listeners(
+            outbound=ports.outbound, plaintext=ports.plaintext, wire=ports.wire, dns=ports.dns
+        ),
+        trust_bundle=list(trust_bundle),
+        units=[_unit(settings, policy, facts) for policy in sorted(policies, key=lambda policy: policy.unit)],
+        services=sorted(services, key=lambda service: service.name),
+    )
+    return msgspec.structs.replace(bare, revision=revision_of(bare))
+
+
+def revision_of(snapshot: wire.Snapshot) -> str:
+    """sha256, in hex, of the canonical JSON (keys sorted, no spaces) with an empty revision."""
+    bare = msgspec.structs.replace(snapshot, revision="")
+    return hashlib.sha256(msgspec.json.encode(bare, order="sorted")).hexdigest()
+
+
+def traffic_of(policy: model.Policy) -> wire.Traffic:
+    """What the policy says of callers' behaviour, as the registry and the proxy know it."""
+    retries = policy.traffic.retries
+    return wire.Traffic(
+        timeout_ms=policy.traffic.timeout_ms,
+        retries=None
+        if retries is None
+        else wire.Retries(
+            attempts=retries.attempts,
+            per_try_timeout_ms=retries.per_try_timeout_ms,
+            on=list(retries.on),
+            budget=retries.budget,
+            non_idempotent=retries.non_idempotent,
+        ),
+        balance=policy.traffic.balance,
+        rule=policy.place.rule if retries is None else retries.place.rule,
+    )
+
+
+def caller_glob(trust_domain: str, caller: str) -> str:
+    """A caller as a person writes it, as a SPIFFE ID in which ``*`` stands for any run of characters."""
+    if caller.startswith("spiffe://"):
+        return caller
+    prefix = f"spiffe://{trust_domain}/unit/"
+    if "*" not in caller:
+        return str(SpiffeId.of_unit(trust_domain, UnitName.parse(caller)))
+    # What stands between the stars is encoded as a whole name is; "x" keeps an end from being read as a special segment.
+    text = caller.removesuffix(".service")
+    parts = [str(SpiffeId.of_unit(trust_domain, UnitName(f"x{part}x.service"))) for part in text.split("*")]
+    return prefix + "*".join(part.removeprefix(prefix)[1:-1] for part in parts)
+
+
+def _unit(settings: Settings, policy: model.Policy, facts: HostFacts) -> wire.Unit:
+    identity = SpiffeId.of_unit(settings.trust_domain, policy.unit)
+    known = facts.units.get(policy.unit) or UnitFacts(policy.unit, active=False)
+    outbound = policy.outbound
+    return wire.Unit(
+        unit=policy.unit.full,
+        number=facts.numbers[policy.unit],
+        spiffe_id=str(identity),
+        sni=sni_of(identity),
+        service=policy.service,
+        ports=[
+            wire.Port(port=port.number, protocol=port.protocol.value, client_address=_client_address(port, known))
+            for port in policy.ports
+        ],
+        deliver=_deliver(policy, known, facts),
+        mode=policy.mode.value,
+        allow=[_inbound_rule(settings, rule) for rule in policy.allow],
+        deny=[_inbound_rule(settings, rule) for rule in policy.deny],
+        plaintext=[_plaintext_rule(policy, rule) for rule in policy.plaintext],
+        rule_default=f"{policy.place.file}:no-allow",
+        outbound=None if outbound is None else [_outbound_rule(rule) for rule in outbound],
+        rule_outbound_default=NO_OUTBOUND_POLICY if outbound is None else f"{policy.place.file}:no-outbound",
+        access_log=policy.observe.access_log.value,
+        trace=policy.observe.trace,
+    )
+
+
+def _client_address(port: model.Port, known: UnitFacts) -> str:
+    """``auto`` becomes ``keep`` where the unit listens beyond loopback, else ``local``; it stays while nothing is known."""
+    seen = [address for address, number in known.listens if number == port.number]
+    if port.client_address is not model.ClientAddress.AUTO or not seen:
+        return port.client_address.value
+    beyond = any(not ipaddress.ip_address(address).is_loopback for address in seen)
+    return (model.ClientAddress.KEEP if beyond else model.ClientAddress.LOCAL).value
+
+
+def _deliver(policy: model.Policy, known: UnitFacts, facts: HostFacts) -> list[str]:
+    declared = {port.number for port in policy.ports}
+    seen = {ipaddress.ip_address(address) for address, number in known.listens if number in declared}
+    everywhere = [*facts.addresses, "127.0.0.1", "::1"]
+    if not seen:
+        return everywhere
+    found = {str(address) for address in seen if not address.is_unspecified}
+    for address in seen:
+        if address.is_unspecified:
+            # A wildcard of IPv6 takes IPv4 too, unless the application says otherwise: then that try is refused at once.
+            versions = (4,) if address.version == 4 else (4, 6)
+            found.update(text for text in everywhere if ipaddress.ip_address(text).version in versions)
+    order = {text: index for index, text in enumerate(everywhere)}
+    return sorted(found, key=lambda text: (order.get(text, -1), text))
+
+
+def _inbound_rule(settings: Settings, rule: model.InboundRule) -> wire.InboundRule:
+    return wire.InboundRule(
+        rule=rule.place.rule,
+        callers=[caller_glob(settings.trust_domain, caller) for caller in rule.callers],
+        ports=list(rule.ports),
+        methods=list(rule.methods),
+        paths=list(rule.paths),
+        headers=[(name.lower(), value) for name, value in rule.headers],
+    )
+
+
+def _plaintext_rule(policy: model.Policy, rule: model.PlaintextRule) -> wire.PlaintextRule:
+    return wire.PlaintextRule(
+        rule=rule.place.rule,
+        sources=list(rule.sources),
+        ports=list(rule.ports or (port.number for port in policy.ports)),
+        methods=list(rule.methods),
+        paths=list(rule.paths),
+    )
+
+
+def _outbound_rule(rule: model.OutboundRule) -> wire.OutboundRule:
+    return wire.OutboundRule(
+        rule=rule.place.rule, service=rule.service, host=rule.host, network=rule.network, port=rule.port
+    )
