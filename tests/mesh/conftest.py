@@ -1,0 +1,14 @@
+"""The world of the demo, once for all tests of this folder."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.mesh.world import World, world
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[World]:
+    """Two hosts with hostmesh and stock services, and an outsider."""
+    with world() as built:
+        yield built
