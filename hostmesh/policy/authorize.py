@@ -1,9 +1,9 @@
 """Decides who may: the specification. `proxy/core/src/authorize.rs` is held to it by `tests/vectors/authorize.json`.
 
 Works on the compiled units of the snapshot, so that `hostmesh explain` judges by exactly what the data plane was given.
-The law of inbound calls: a port that is not declared is nobody's; a unit may call itself; a rule of deny wins over those
-of allow; whoever no rule allows is refused. A condition that cannot be judged never opens: what denies counts as met,
-what allows as not met. In audit mode a refusal is recorded as such and let pass.
+The law of inbound calls: a port that is not declared is nobody's; a unit may call itself; a rule of deny wins over
+those of allow; whoever no rule allows is refused. A condition that cannot be judged never opens: what denies counts as
+met, what allows as not met. In audit mode a refusal is recorded as such and let pass.
 """
 
 import ipaddress
@@ -20,7 +20,10 @@ NO_OUTBOUND_POLICY = "builtin:no-outbound-policy"
 
 
 class Verdict(StrEnum):
-    """``audit-deny``: refused, but audit mode lets pass. ``bad-path``: 400. ``asks-request``: the connection alone can't tell."""
+    """``audit-deny``: refused, but audit mode lets pass. ``bad-path``: answered with 400.
+
+    ``asks-request``: the connection alone cannot tell.
+    """
 
     ALLOW = "allow"
     DENY = "deny"
@@ -46,7 +49,7 @@ class Plaintext:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The head of an HTTP request. path: without the query, as it came; headers: names in lower case, a value a line."""
+    """The head of an HTTP request. path: as it came, no query; headers: names in lower case, one entry a line."""
 
     method: str
     path: str
@@ -101,7 +104,7 @@ class _Call:
 
 
 def inbound(unit: Unit, caller: Peer | Plaintext, port: int, request: Request | None = None) -> Decision:
-    """May ``caller`` call ``port`` of ``unit``? ``request``: what is asked of an HTTP port, None while it is not read."""
+    """May ``caller`` call ``port`` of ``unit``? ``request``: what is asked of an HTTP port; None: not read yet."""
     protocols = {declared.port: declared.protocol for declared in unit.ports}
     if port not in protocols:
         undeclared = Tried(unit.rule_default, "port", True, f"port {port} is not declared")

@@ -38,7 +38,7 @@ class Findings:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """``did you mean 'x'?`` with the most similar right word, else all of them if they are few, else nothing."""
-    known = sorted(words)
+    known = sorted(map(str, words))
     close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"

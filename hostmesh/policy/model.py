@@ -104,11 +104,15 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """How callers behave towards the service; it belongs to the service's owner. 0 means no time limit."""
+    """How callers behave towards the service; it belongs to the service's owner. 0 means no time limit.
+
+    ``place``: None where the file has no ``[traffic]``.
+    """
 
     timeout_ms: int = 0
     retries: Retries | None = None
     balance: str = "least-request"
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Turns the path of a request into the one form in which rules are compared with it. Twin of `proxy/core/src/path.rs`.
 
-Held together by `tests/vectors/paths.json`. The form decodes percent-encoded unreserved characters (RFC 3986, section
-2.3) and writes other encodings in capitals; nothing else changes. What servers read in different ways has no form: it is
-ambiguous, and a rule must not guess.
+Held together by `tests/vectors/paths.json`. The form decodes percent-encoded unreserved characters (RFC 3986,
+section 2.3) and writes other encodings in capitals; nothing else changes. What servers read in different ways has no
+form: it is ambiguous, and a rule must not guess.
 """
 
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -15,7 +15,7 @@ class AmbiguousPath(ValueError):
 
 
 def path_of_target(target: str) -> str:
-    """The path of a request target (RFC 9112, section 3.2): no query; of the absolute form what follows the authority."""
+    """The path of a request target (RFC 9112, section 3.2): no query, no authority."""
     path = target.partition("?")[0]
     if path.startswith("/") or "://" not in path:
         return path

@@ -47,9 +47,8 @@ class Reader:
             if name in schema.words:
                 known[name] = entry
             elif later:
-                self.findings.add(
-                    Code.NOT_YET, entry.key_place, f"{name!r} ({later}) is not in this version of hostmesh", "leave it out"
-                )
+                message = f"{name!r} ({later}) is not in this version of hostmesh"
+                self.findings.add(Code.NOT_YET, entry.key_place, message, "leave it out")
             else:
                 self.findings.add(
                     Code.UNKNOWN_KEY, entry.key_place, f"unknown key {name!r} {where}", nearest(name, schema.words)
@@ -104,7 +103,8 @@ class Reader:
         """A share, 0..1; 0 and 1 may be written as whole numbers."""
         if node is None:
             return default
-        value = float(node.data) if type(node.data) is int else self.typed(node, float)
+        small = type(node.data) is int and abs(node.data) < 2**53
+        value = float(node.data) if small and isinstance(node.data, int) else self.typed(node, float)
         if value is None:
             return default
         if not 0 <= value <= 1:
@@ -137,7 +137,7 @@ class Reader:
         text = self.typed(node, str) if node else None
         if node is None or text is None:
             return default
-        known = sorted(words)
+        known = sorted(map(str, words))
         if text in known:
             return text
         if text in later:

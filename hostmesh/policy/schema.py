@@ -1,3 +1,4 @@
+# ruff: noqa: E501  -- a table of sentences
 """Holds every key of a policy file: what `validate.py` accepts and what `docs/policy.md` tells are this one table."""
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Table:
         return [key.name for key in self.keys]
 
 
+# fmt: off
 _PORTS = Key("ports", "list of ports", "every port of the unit", "The unit's ports for which the rule counts.", "ports = [8080]")
 _METHODS = Key(
     "methods", "list of HTTP methods", "every method",
@@ -39,17 +41,17 @@ _PATHS = Key(
     "`/products/*` fits what begins with `/products/`; without a `*` the whole path must be equal; `*` stands at the end only. "
     "Compared in one normal form; where a rule with `paths` applies, a path that has none is answered with 400.",
     'paths = ["/products/*"]',
-)  # fmt: skip
+)
 _HEADERS = Key(
     "headers", "table of header = value", "any",
     "Each header must be there with exactly this value.", 'headers = { x-tenant = "blue" }',
-)  # fmt: skip
+)
 _FROM = Key(
     "from", "list of callers", "must be given",
     "Unit names (`orders`), globs of them (`legacy-*`), or SPIFFE IDs, whose path may hold globs. `*` stands for any run of "
     "characters; `\"*\"` alone for every unit of the mesh.",
     'from = ["orders", "spiffe://other.example/unit/*"]',
-)  # fmt: skip
+)
 _RULE_LATER = (("jwt", "end-user tokens"),)
 
 ROOT = Table(
@@ -61,7 +63,7 @@ ROOT = Table(
         Key("outbound", "table", "the unit may call everything", "What the unit may call.", "[outbound]"),
         Key("observe", "table", "errors only, 1 % of traces", "What is recorded.", "[observe]"),
     ),
-)  # fmt: skip
+)
 
 SERVICE = Table(
     "service", "What the unit serves, and by which name callers find it.",
@@ -70,7 +72,7 @@ SERVICE = Table(
             "Meshed callers say `http://NAME/` or `NAME.mesh`. One DNS label.", 'name = "inventory"'),
         Key("ports", "table of port = protocol", "no ports", "See `[service.ports]`.", "[service.ports]"),
     ),
-)  # fmt: skip
+)
 
 PORTS = Table(
     "service.ports",
@@ -84,7 +86,7 @@ PORTS = Table(
             "The source address that the application sees: `keep` the client's, `local` loopback. `auto`: keep where the unit "
             "listens beyond loopback.", '5432 = { protocol = "tcp", client_address = "local" }'),
     ),
-)  # fmt: skip
+)
 
 INBOUND = Table(
     "inbound", "Who may call. Without a rule that allows, nobody.",
@@ -95,19 +97,19 @@ INBOUND = Table(
         Key("deny", "list of tables", "nothing", "See `[[inbound.deny]]`.", "[[inbound.deny]]"),
         Key("plaintext", "list of tables", "nobody", "See `[[inbound.plaintext]]`.", "[[inbound.plaintext]]"),
     ),
-)  # fmt: skip
+)
 
 ALLOW = Table(
     "inbound.allow", "A rule that lets callers in. All keys given must fit; any one rule is enough.",
     (_FROM, _PORTS, _METHODS, _PATHS, _HEADERS), _RULE_LATER,
-)  # fmt: skip
+)
 
 DENY = Table(
     "inbound.deny",
     "A rule that refuses callers. It wins over every `allow`. On a port whose protocol is opaque, conditions on method, path "
     "and headers cannot be seen and count as met.",
     (_FROM, _PORTS, _METHODS, _PATHS, _HEADERS), _RULE_LATER,
-)  # fmt: skip
+)
 
 PLAINTEXT = Table(
     "inbound.plaintext",
@@ -119,7 +121,7 @@ PLAINTEXT = Table(
         Key("ports", "list of ports", "must be given", "The unit's ports for which the rule counts.", "ports = [8080]"),
         _METHODS, _PATHS,
     ),
-)  # fmt: skip
+)
 
 TRAFFIC = Table(
     "traffic", "How callers treat the service. It travels to every caller at once.",
@@ -129,7 +131,7 @@ TRAFFIC = Table(
         Key("balance", '"least-request"', '"least-request"', "How an endpoint is chosen.", 'balance = "least-request"'),
     ),
     (("breaker", "circuit breaking"), ("route", "routing by path and header"), ("mirror", "mirrored requests")),
-)  # fmt: skip
+)
 
 RETRIES = Table(
     "traffic.retries",
@@ -142,7 +144,7 @@ RETRIES = Table(
         Key("budget", "0..1", "0.2", "Retries at most this share of requests.", "budget = 0.2"),
         Key("non_idempotent", "true or false", "false", "Also retry POST, PATCH and the like.", "non_idempotent = true"),
     ),
-)  # fmt: skip
+)
 
 OUTBOUND = Table(
     "outbound",
@@ -154,7 +156,7 @@ OUTBOUND = Table(
             "only one port is meant. Everything else is refused. An empty list refuses everything.",
             'allow = ["db", "api.example.org:443", "[2001:db8::1]:443"]'),
     ),
-)  # fmt: skip
+)
 
 OBSERVE = Table(
     "observe", "What is recorded of the unit's traffic.",
@@ -163,6 +165,6 @@ OBSERVE = Table(
             'access_log = "all"'),
         Key("trace", "0..1", "0.01", "The share of traces that are begun here; those begun elsewhere go on.", "trace = 1"),
     ),
-)  # fmt: skip
+)
 
 TABLES = (ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, PLAINTEXT, TRAFFIC, RETRIES, OUTBOUND, OBSERVE)

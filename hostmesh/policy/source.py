@@ -15,7 +15,14 @@ import tomli
 from hostmesh.errors import Place
 from hostmesh.policy.findings import Code, Findings
 
-type_names = {str: "a string", bool: "true or false", int: "a whole number", float: "a number", dict: "a table", list: "a list"}
+type_names = {
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    dict: "a table",
+    list: "a list",
+}
 
 _BLANK = re.compile(r"[ \t\r\n]*(?:#[^\n]*[ \t\r\n]*)*")
 _INLINE_BLANK = re.compile(r"[ \t]*")
