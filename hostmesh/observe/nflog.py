@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hostmesh.errors import HostmeshError
 
@@ -22,7 +22,7 @@ _NLMSG_ERROR = 2
 _CFG_CMD, _CFG_MODE, _CFG_TIMEOUT, _CFG_QTHRESH = 1, 2, 4, 5
 _CMD_BIND = 1
 _COPY_PACKET = 2
-_ATTR_PAYLOAD, _ATTR_PREFIX = 9, 10
+_ATTR_MARK, _ATTR_PAYLOAD, _ATTR_PREFIX = 2, 9, 10
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _GENMSG = struct.Struct("!BBH")  # nfgenmsg: family, version, group
 _ATTR = struct.Struct("=HH")
@@ -36,7 +36,8 @@ class NflogError(HostmeshError):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One refused packet. prefix: as the rule gives it; ports are 0 where the protocol has none."""
+    """One refused packet. prefix: as the rule gives it (the reason: `plan/redirect.py`); mark: the unit's number, 0 for none;
+    ports are 0 where the protocol has none."""
 
     prefix: str
     protocol: int
@@ -44,6 +45,7 @@ class Refusal:
     source_port: int
     destination: str
     destination_port: int
+    mark: int = 0
 
 
 def _align(length: int) -> int:
@@ -81,7 +83,7 @@ def refusals(datagram: bytes) -> Iterator[Refusal]:
         prefix = found.get(_ATTR_PREFIX, b"").split(b"\0", 1)[0].decode("utf-8", "replace")
         refusal = packet(prefix, found.get(_ATTR_PAYLOAD, b""))
         if refusal:
-            yield refusal
+            yield replace(refusal, mark=int.from_bytes(found.get(_ATTR_MARK, b""), "big"))
 
 
 def packet(prefix: str, data: bytes) -> Refusal | None:
