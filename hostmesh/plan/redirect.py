@@ -33,8 +33,8 @@ def ruleset(settings: Settings, policies: Sequence[Policy], facts: HostFacts, vi
     """The table of a host. Every policy's unit has a number in ``facts``. Slices must be there when the text is loaded."""
     chains = (
         _output(settings),
-        _meshed(settings),
-        _restricted(settings),
+        _from_unit(settings),
+        _by_outbound(),
         _passed(settings),
         _prerouting(settings),
         _to_proxy(settings),
@@ -167,7 +167,7 @@ def _plain(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
 
 def _output(settings: Settings) -> Chain:
     marks, flags = settings.marks, _flags(settings)
-    ours = f"{{ {marks.proxy:#010x}, {marks.inbound:#010x} }}"
+    ours = f"== {{ {marks.proxy:#010x}, {marks.inbound:#010x} }}"
     not_first = "tcp flags != syn / syn,ack"
     clear = f"meta mark set meta mark & {0xFFFFFFFF ^ flags ^ marks.unit:#010x}"
     return Chain(
@@ -178,35 +178,35 @@ def _output(settings: Settings) -> Chain:
                 f"{_has(marks.inbound)} udp sport {settings.ports.dns} udp sport set 53 return",
                 "the resolver's answers come from the port that was asked",
             ),
-            Rule(f"{_CGROUP} @meshed goto meshed", "packets of meshed units"),
+            Rule(f"{_CGROUP} @meshed goto from_unit", "packets of meshed units"),
             Rule(f"{_has(marks.outbound)} {FIRST} {clear}", "a unit's mark that nobody gave: not attested"),
             Rule(f"{_has(marks.outbound)} meta l4proto != tcp {clear}", "a unit's mark that nobody gave: not attested"),
             Rule(f"{_has(marks.proxy)} return", "the proxy's own packets"),
             Rule("ip daddr @vips4 goto refuse_vip", "services' addresses are for meshed units"),
             Rule("ip6 daddr @vips6 goto refuse_vip", "services' addresses are for meshed units"),
         ),
-        "type route hook output priority -150; policy accept;",
+        "type route hook output priority mangle; policy accept;",
     )
 
 
-def _meshed(settings: Settings) -> Chain:
+def _from_unit(settings: Settings) -> Chain:
     return Chain(
-        "meshed",
+        "from_unit",
         (
             Rule(f"meta mark set {_CGROUP} map @units", "the unit's number; a mark that it gave itself is gone"),
             Rule("meta l4proto tcp return", "to the proxy"),
             Rule("udp dport 53 return", "to the proxy's resolver"),
             Rule("ip daddr @vips4 goto refuse_outbound", "a service speaks TCP"),
             Rule("ip6 daddr @vips6 goto refuse_outbound", "a service speaks TCP"),
-            Rule("meta mark @restricted goto restricted", "[outbound] allow is given"),
+            Rule("meta mark @restricted goto by_outbound", "[outbound] allow is given"),
             Rule("goto passed", "no [outbound]: all but TCP passes as it did"),
         ),
     )
 
 
-def _restricted(settings: Settings) -> Chain:
+def _by_outbound() -> Chain:
     return Chain(
-        "restricted",
+        "by_outbound",
         (
             Rule("meta mark . ip daddr @egress_any4 goto passed", "networks of [outbound] allow"),
             Rule("meta mark . ip6 daddr @egress_any6 goto passed", "networks of [outbound] allow"),
@@ -251,7 +251,7 @@ def _prerouting(settings: Settings) -> Chain:
                 'iifname "lo" tcp dport @plaintext_local fib daddr type local goto plaintext_in', "this host's, if a policy says so"
             ),
         ),
-        "type filter hook prerouting priority -150; policy accept;",
+        "type filter hook prerouting priority mangle; policy accept;",
     )
 
 
@@ -286,7 +286,6 @@ def _plaintext_in(settings: Settings) -> Chain:
 
 def _input(settings: Settings) -> Chain:
     let_in = f"meta mark set meta mark | {settings.marks.allowed:#010x}"
-    errors = "destination-unreachable, time-exceeded, parameter-problem, echo-reply"
     return Chain(
         "input",
         (
@@ -294,10 +293,10 @@ def _input(settings: Settings) -> Chain:
             Rule('iifname "lo" return', "the guard lets loopback in"),
             Rule(f"ip saddr . udp sport . udp dport @replies4 {let_in}", "replies to what a unit sent"),
             Rule(f"ip6 saddr . udp sport . udp dport @replies6 {let_in}", "replies to what a unit sent"),
-            Rule(f"icmp type {{ {errors} }} {let_in}", "errors and echo replies (RFC 792)"),
-            Rule(f"icmpv6 type {{ {errors}, packet-too-big }} {let_in}", "errors and echo replies (RFC 4443)"),
+            Rule(f"icmp type {{ echo-reply, destination-unreachable, time-exceeded, parameter-problem }} {let_in}", "errors and echo replies (RFC 792)"),
+            Rule(f"icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-reply }} {let_in}", "errors and echo replies (RFC 4443)"),
         ),
-        "type filter hook input priority 0; policy accept;",
+        "type filter hook input priority filter; policy accept;",
     )
 
 
@@ -320,7 +319,7 @@ def _first_in(settings: Settings) -> Chain:
 
 def _refusals(settings: Settings) -> tuple[Chain, ...]:
     group, number = settings.nflog_group, f"meta mark set meta mark & {settings.marks.unit:#010x}"
-    reset, unreachable = "reject with tcp reset", "reject with icmpx type admin-prohibited"
+    reset, unreachable = "reject with tcp reset", "reject with icmpx admin-prohibited"
     back = mark(settings.marks.inbound, 0)
 
     def log(prefix: str) -> Rule:
