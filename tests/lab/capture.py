@@ -1,7 +1,7 @@
 """Turns what passes over the lab's switch into frames that a test can search.
 
-The socket is bound before the ``with`` body runs, so the kernel queues everything from then on; and a frame that the
-kernel had to drop fails the capture, because an incomplete capture proves no absence.
+The socket is bound before the ``with`` body runs, so the kernel queues everything from then on; and a frame
+that the kernel had to drop fails the capture, because an incomplete capture proves no absence.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ class Capture:
         return any(needle in stream for stream in self.streams().values())
 
 
-def _tcp_payload(frame: bytes, layer: Any, tcp: Any) -> bytes:
+def _tcp_payload(frame: bytes, layer: Any, tcp: Any) -> bytes:  # noqa: ANN401 (scapy has no types)
     """The segment without Ethernet padding; lengths from the IP header, 14 bytes of Ethernet before it."""
     if layer.version == 4:
         start, end = 14 + layer.ihl * 4, 14 + layer.len
@@ -110,9 +110,7 @@ def capturing(netns: str, interface: str, bpf_filter: str | None) -> Iterator[Ca
             reader.join()
         _, dropped = struct.unpack("II", sniffer.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
     if dropped:
-        raise CaptureIncompleteError(
-            f"the kernel dropped {dropped} frames of this capture; give it a narrower filter"
-        )
+        raise CaptureIncompleteError(f"the kernel dropped {dropped} frames of this capture; give it a narrower filter")
 
 
 def _open(netns: str, interface: str, bpf_filter: str | None) -> socket.socket:
@@ -139,7 +137,7 @@ def _attach(sniffer: socket.socket, bpf_filter: str) -> None:
 
 
 def _read(sniffer: socket.socket, capture: Capture, stop: threading.Event) -> None:
-    """Read until told to stop, then until nothing has come for a moment: frames may still be on their way up."""
+    """Read until told to stop, then until nothing has come for a moment: frames may still be on their way."""
     while True:
         ready, _, _ = select.select([sniffer], [], [], _QUIET_SECONDS)
         if ready:

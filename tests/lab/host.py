@@ -20,7 +20,7 @@ from tests.lab.waiting import NotInTimeError, wait_until
 
 T = TypeVar("T")
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LANG": "C.UTF-8",
     "HOME": "/root",
@@ -51,9 +51,8 @@ class Result:
     def must(self) -> "Result":
         """Itself, if it ended with 0; else CommandFailedError with all that it said."""
         if not self.ok:
-            raise CommandFailedError(
-                f"{self.host}: {' '.join(self.argv)} ended with {self.exit}\n{self.stdout}{self.stderr}".rstrip()
-            )
+            said = f"{self.stdout}{self.stderr}".rstrip()
+            raise CommandFailedError(f"{self.host}: {' '.join(self.argv)} ended with {self.exit}\n{said}")
         return self
 
 
@@ -83,13 +82,13 @@ class Host:
 
     @property
     def root(self) -> Path:
-        """Its root from outside. Absolute symbolic links in it lead to this machine: use ``read`` and ``write``."""
+        """Its root from outside. Absolute links in it lead to this machine: use ``read`` and ``write``."""
         return Path(f"/proc/{self.pid}/root")
 
     @property
     def dbus_address(self) -> str:
         """Its system bus, from outside."""
-        return f"unix:path=/proc/{self.pid}/root/run/dbus/system_bus_socket"
+        return f"unix:path={self.root}/run/dbus/system_bus_socket"
 
     def exec(
         self,
@@ -99,13 +98,11 @@ class Host:
         env: Mapping[str, str] | None = None,
         timeout: float = 30.0,
     ) -> Result:
-        """Run ``argv`` with an administrator's hand: as root, in all the host's namespaces, in no unit's cgroup.
+        """Run ``argv`` with an administrator's hand: root, in all the host's namespaces, in no unit's cgroup.
 
         Traffic that shall count as a unit's must come from ``run_unit``. ``timeout`` in seconds.
         """
-        with self.popen(
-            argv, env=env, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE
-        ) as process:
+        with self.popen(argv, env=env, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE) as process:
             try:
                 stdout, stderr = process.communicate(input, timeout)
             except BaseException as error:
@@ -123,10 +120,10 @@ class Host:
     def popen(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: int = subprocess.DEVNULL
     ) -> "subprocess.Popen[str]":
-        """Start ``argv`` as ``exec`` does and give the process, a group of its own with stdout and stderr as pipes."""
+        """Start ``argv`` as ``exec`` does and give the process; a group of its own, its output in pipes."""
         return subprocess.Popen(
             self.enter_argv(argv),
-            env={**_ENVIRONMENT, **(env or {})},
+            env={**ENVIRONMENT, **(env or {})},
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -174,14 +171,12 @@ class Host:
         properties: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> Iterator[str]:
-        """Keep ``argv`` running as a transient unit for the length of a ``with``; its output goes to the journal.
+        """Keep ``argv`` running as a transient unit for the length of a ``with``; its output: the journal.
 
         Gives the unit's name. With ``properties=["Type=notify"]`` the body starts when it is ready.
         """
         name = unit or new_unit_name()
-        command = unit_argv(
-            argv, unit=name, user=user, slice=slice, properties=properties, env=env, attached=False
-        )
+        command = unit_argv(argv, unit=name, user=user, slice=slice, properties=properties, env=env, attached=False)
         self.exec(command).must()
         try:
             yield name
@@ -191,16 +186,14 @@ class Host:
                 self.exec(["systemctl", "stop", name]).must()
 
     def systemctl(self, *arguments: str, timeout: float = 60.0) -> Result:
-        """``systemctl ARGUMENTS``, which must succeed; when it doesn't, the units' journal is part of the failure."""
+        """``systemctl ARGUMENTS``, which must succeed; if not, the journal's end is part of the failure."""
         done = self.exec(["systemctl", *arguments], timeout=timeout)
         if not done.ok:
             tail = self.exec(["journalctl", "--no-pager", "-n", "40"]).stdout
             raise CommandFailedError(f"{self.name}: systemctl {' '.join(arguments)}\n{done.stderr}{tail}")
         return done
 
-    def write(
-        self, path: str, text: str, *, mode: int = 0o644, owner: str = "root", group: str = "root"
-    ) -> None:
+    def write(self, path: str, text: str, *, mode: int = 0o644, owner: str = "root", group: str = "root") -> None:
         """Make ``path`` a file with ``text``, folders above it too; an existing file is replaced."""
         how = ["install", "-D", "-m", f"{mode:o}", "-o", owner, "-g", group, "/dev/stdin", path]
         self.exec(how, input=text).must()
@@ -213,9 +206,7 @@ class Host:
         """Is there anything at ``path``?"""
         return self.exec(["test", "-e", path]).ok
 
-    def journal(
-        self, *, unit: str | None = None, after: str | None = None, **fields: str
-    ) -> list[dict[str, Any]]:
+    def journal(self, *, unit: str | None = None, after: str | None = None, **fields: str) -> list[dict[str, Any]]:
         """Journal entries with all ``fields``, oldest first, as ``journalctl -o json`` gives them.
 
         ``unit`` selects as ``journalctl -u`` does (also what others wrote about it); ``after`` is a cursor.
@@ -245,7 +236,7 @@ class Host:
         return [line.split()[0] for line in listed.splitlines()]
 
     def kill(self) -> None:
-        """Pull the plug: every process of the host is gone, its memory, rules and addresses too; its disk stays."""
+        """Pull the plug: all processes are gone, memory, rules and addresses too; the disk stays."""
         os.kill(self.pid, signal.SIGKILL)
 
     def wait_booted(self, timeout: float = 60.0) -> str:
@@ -277,7 +268,7 @@ def unit_argv(
     attached: bool = True,
     terminal: bool = False,
 ) -> list[str]:
-    """The systemd-run(1) line that runs ``argv`` as ``unit``; ``attached``: with the caller's stdio, until its end."""
+    """The systemd-run(1) line that runs ``argv`` as ``unit``; ``attached``: with our stdio, until its end."""
     line = ["systemd-run", "--quiet", "--collect", f"--unit={unit}"]
     if attached:
         line += ["--wait", "--pty" if terminal else "--pipe"]
@@ -294,18 +285,14 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         return thread.submit(asyncio.run, work).result()
 
 
-async def _booted(host: Host, timeout: float) -> str:
-    async with asyncio.timeout(timeout):
+async def _booted(host: Host, seconds: float) -> str:
+    async with asyncio.timeout(seconds):
         bus = await _connect(host)
         try:
             changed = asyncio.Event()
-            bus.add_message_handler(
-                lambda message: changed.set() if message.member == "StartupFinished" else None
-            )
+            bus.add_message_handler(lambda message: changed.set() if message.member == "StartupFinished" else None)
             rule = "type='signal',interface='org.freedesktop.systemd1.Manager',member='StartupFinished'"
-            await _call(
-                bus, "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch", rule
-            )
+            await _call(bus, "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch", rule)
             await _call(bus, **_MANAGER, interface="org.freedesktop.systemd1.Manager", member="Subscribe")
             while (state := await _system_state(bus)) not in {"running", "degraded"}:
                 with contextlib.suppress(TimeoutError):  # the state may settle a moment after the signal

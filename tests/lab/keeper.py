@@ -1,10 +1,11 @@
 """Turns a host's description into a running systemd, and keeps its disk until the lab lets go.
 
-One keeper a host, started by ``Lab`` as ``python -S -m tests.lab.keeper SPEC``; SPEC is the JSON of ``KeeperSpec``.
-It owns the host's disk (a tmpfs over the shared layers, in the keeper's private mount namespace), so a host can be
-killed and booted again with what it wrote. Lines on stdin: ``boot`` makes the namespaces, ``go`` lets systemd start.
-Lines on stdout (JSON): ``{"init": pid}`` and ``{"exit": status}``. End of file on stdin, which is also what a lab that
-was killed leaves behind, ends everything: no thread and no signal handler of the lab is needed for it.
+One keeper a host, started by ``Lab`` as ``python -S -m tests.lab.keeper SPEC``; SPEC is the JSON of
+``KeeperSpec``. It owns the host's disk (a tmpfs over the shared layers, in the keeper's private mount
+namespace), so a host can be killed and booted again with what it wrote. Lines on stdin: ``boot`` makes the
+namespaces, ``go`` lets systemd start. Lines on stdout (JSON): ``{"init": pid}`` and ``{"exit": status}``. End
+of file on stdin, which is also what a lab that was killed leaves behind, ends everything: no thread and no
+signal handler of the lab is needed for it.
 
     keeper ── holds the disk; waits for the lab's lines
       └─ stem ── has the pid, network, uts and ipc namespaces; dies with the keeper
@@ -30,7 +31,7 @@ _CLEAN_UP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class KeeperSpec:
-    """What a keeper must know: layers from lowest to highest, folders of its own, files to write before the boot.
+    """What a keeper must know: layers (lowest first), folders of its own, files to write before the boot.
 
     Without layers nothing boots: the stem alone holds a network namespace (the lab's switch).
     """
@@ -48,7 +49,7 @@ def main() -> int:
     spec = KeeperSpec(**json.loads(sys.argv[1]))
     ns.unshare(ns.CLONE_NEWNS)
     ns.mount("", "/", flags=ns.MS_REC | ns.MS_PRIVATE)
-    _make_disk(spec)
+    make_disk(Path(spec.disk))
     stem = _Stem(spec)
     try:
         _serve(stem)
@@ -58,10 +59,11 @@ def main() -> int:
     return 0
 
 
-def _make_disk(spec: KeeperSpec) -> None:
-    ns.mount("hmlab", spec.disk, "tmpfs", data="mode=755")
+def make_disk(folder: Path) -> None:
+    """A disk for one tree, in memory: what is written, overlayfs's own folder, and where the tree is seen."""
+    ns.mount("hmlab", folder, "tmpfs", data="mode=755")
     for part in ("upper", "work", "root"):
-        Path(spec.disk, part).mkdir()
+        (folder / part).mkdir()
 
 
 class _Stem:
@@ -108,7 +110,7 @@ class _Stem:
         return os.waitstatus_to_exitcode(status)
 
     def end(self) -> None:
-        """Kill the boot, if there is one; init dies by its parent-death signal, the pid namespace with init."""
+        """Kill the boot, if there is one; init dies by its parent-death signal, all others with init."""
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
             self.reap()
@@ -162,7 +164,7 @@ def _stem(spec: KeeperSpec, keeper: int, report: int, go: int) -> NoReturn:
         os.close(report)
         _, ended = os.waitpid(init, 0)
         status = abs(os.waitstatus_to_exitcode(ended))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (nobody above: the console is where it can be read)
         _write_traceback(spec)
     finally:
         os._exit(status)
@@ -182,7 +184,7 @@ def _init(spec: KeeperSpec, go: int) -> NoReturn:
         if os.read(go, 1) != b"g":
             os._exit(1)
         _become_systemd(spec, root)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (nobody above: the console is where it can be read)
         _write_traceback(spec)
     finally:
         os._exit(1)
@@ -203,8 +205,16 @@ def _write_files(root: Path, files: dict[str, str]) -> None:
         path.write_text(text)
 
 
+def mount_for_building(root: Path) -> None:
+    """The little that an installation needs of a running system."""
+    ns.mount("proc", root / "proc", "proc", ns.MS_NOSUID | ns.MS_NODEV | ns.MS_NOEXEC)
+    _make_dev(root / "dev")
+    for folder in ("run", "tmp", "mnt", "var/tmp"):
+        ns.mount("tmpfs", root / folder, "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=1777")
+
+
 def _mount_kernel_filesystems(root: Path) -> None:
-    """/proc, /sys, /run, /tmp as a container manager gives them: nothing of the machine's own kernel can be set.
+    """/proc, /sys, /run, /tmp as a container manager gives them: the machine's own kernel can't be set.
 
     Writable are /proc/sys/net (of this network namespace alone), the cgroup tree and bpffs.
     """
@@ -271,9 +281,7 @@ def _become_systemd(spec: KeeperSpec, root: Path) -> None:
     for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored_by_python, signal.SIG_DFL)
     os.setsid()
-    os.execve(
-        "/lib/systemd/systemd", ["/lib/systemd/systemd", "--unit=multi-user.target"], {"container": "hmlab"}
-    )
+    os.execve("/lib/systemd/systemd", ["/lib/systemd/systemd", "--unit=multi-user.target"], {"container": "hmlab"})
 
 
 def _write_traceback(spec: KeeperSpec) -> None:

@@ -1,8 +1,9 @@
 """Turns names into a lab: real systemd hosts on a network of their own, all gone when it closes.
 
-What a lab makes on this machine: processes, one cgroup ``hmlab-ID``, one folder in ``/run/hostmesh-lab``; and it raises
-``fs.inotify.max_user_instances`` when that is too low for systemd (said on stderr). Keepers see the lab's end by its
-closed pipe and take down their host; ``sweep`` clears what a lab and its keepers left that were all killed.
+What a lab makes on this machine: processes, one cgroup ``hmlab-ID``, one folder in ``/run/hostmesh-lab``; and
+it raises ``fs.inotify.max_user_instances`` when that is too low for systemd (said on stderr). Keepers see the
+lab's end by its closed pipe and take down their host; ``sweep`` clears what a lab and its keepers left that
+were all killed.
 """
 
 import fcntl
@@ -76,9 +77,8 @@ class Keeper:
         if not received:
             console = Path(self.spec.console)
             said = console.read_text() if console.exists() else "(nothing)"
-            raise LabError(
-                f"the keeper of {self.spec.name} {'ended' if ready else 'is silent'}; its console said:\n{said}"
-            )
+            what = "ended" if ready else "is silent"
+            raise LabError(f"the keeper of {self.spec.name} {what}; its console said:\n{said}")
         return received
 
     def let_go(self) -> None:
@@ -96,7 +96,7 @@ class Keeper:
 
 
 class Lab:
-    """Hosts, booted by ``with``. ``layers`` go over Debian, lowest first; ``open_house`` lets the hand tool find it."""
+    """Hosts, booted by ``with``. ``layers`` go over Debian, lowest first; the hand tool finds an ``open_house``."""
 
     def __init__(
         self, names: Sequence[str] = ("h1", "h2"), *, layers: Sequence[Path] = (), open_house: bool = False
@@ -162,9 +162,7 @@ class Lab:
         cgroup = self._cgroup / name
         cgroup.mkdir()
         files = _files(name, self._names)
-        return Keeper(
-            KeeperSpec(name, layers, str(disk), str(self._folder / f"{name}.console"), str(cgroup), files)
-        )
+        return Keeper(KeeperSpec(name, layers, str(disk), str(self._folder / f"{name}.console"), str(cgroup), files))
 
     def _bring_up(self, host: Host) -> None:
         self._network.join(host)
@@ -182,7 +180,7 @@ class Lab:
         draft.rename(self._folder / "hosts.json")
 
     def reboot(self, name: str) -> Host:
-        """Pull the plug of a host and boot it again with the disk that it had; gives the new Host when it is up."""
+        """Pull a host's plug and boot it again with the disk that it had; gives the new Host when it is up."""
         before, keeper = self.hosts[name], self._keepers[name]
         before.kill()
         keeper.answer("exit")
@@ -230,7 +228,7 @@ def sweep() -> None:
 
 
 def cgroup2_mount() -> Path:
-    """Where this machine has its cgroup2 tree: /sys/fs/cgroup, or below it where v1 controllers are mounted too."""
+    """Where this machine has its cgroup2 tree: /sys/fs/cgroup, or below it beside v1 controllers."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         if after.startswith("cgroup2 "):
@@ -249,7 +247,7 @@ def _raise_inotify_limit() -> None:
 
 
 def _files(name: str, names: Sequence[str]) -> dict[str, str]:
-    """The files that make a host itself. A fixed machine-id: without one systemd would take this for a first boot."""
+    """What makes a host itself. It has a machine-id: without one systemd would take this for a first boot."""
     hosts = ["127.0.0.1 localhost", "::1 localhost ip6-localhost"]
     for index, other in enumerate(names, start=1):
         hosts += [f"198.18.0.{index} {other}", f"2001:2::{index:x} {other}"]

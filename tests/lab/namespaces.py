@@ -55,31 +55,34 @@ def set_netns(path: str) -> None:
 def mount(source: str, target: str | Path, fstype: str = "", flags: int = 0, data: str = "") -> None:
     """mount(2); ``data`` as in ``mount -o``."""
     _check(
-        _libc.mount(
-            source.encode(), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), data.encode()
-        ),
+        _libc.mount(source.encode(), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), data.encode()),
         f"mount {fstype or source} on {target}",
     )
 
 
 def bind(source: str | Path, target: str | Path, read_only: bool = False) -> None:
-    """Show ``source`` at ``target``; read-only needs a second call, mount(2) "Remounting an existing mount"."""
+    """Show ``source`` at ``target``; read-only takes a second call, mount(2) "Remounting"."""
     mount(str(source), target, flags=MS_BIND | MS_REC)
     if read_only:
         mount("", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
 
 
+def unmount(target: str | Path) -> None:
+    """Detach the mount at ``target``, umount2(2)."""
+    _check(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
+
+
 def pivot_into(root: str | Path) -> None:
-    """Make the mount at ``root`` this mount namespace's root and drop the old one, pivot_root(2) "pivot_root(".", ".")"."""
+    """Make the mount at ``root`` this mount namespace's root and drop the old one, pivot_root(2) Notes."""
     os.chdir(root)
     number = _SYS_PIVOT_ROOT[os.uname().machine]
     _check(_libc.syscall(ctypes.c_long(number), b".", b"."), f"pivot_root({root})")
-    _check(_libc.umount2(b".", MNT_DETACH), "umount of the old root")
+    unmount(".")
     os.chdir("/")
 
 
 def die_with_parent(parent: int, signal: int) -> None:
-    """Get ``signal`` when the parent's creating thread ends; ``parent`` guards against its end before this call.
+    """Get ``signal`` when the parent's creating thread ends; ``parent``: in case that was before this call.
 
     ``parent`` is 0 for the first process of a pid namespace, which cannot see its parent.
     """

@@ -1,7 +1,7 @@
 """Turns hosts into neighbours: a bridge in a namespace of its own, one veth pair a host.
 
-Nothing of it exists outside the lab's namespaces, so nothing can be left behind on this machine. Addresses are those
-set aside for benchmarks: 198.18.0.0/15 (RFC 2544) and 2001:2::/48 (RFC 5180).
+Nothing of it exists outside the lab's namespaces, so nothing can be left behind on this machine. Addresses
+are those set aside for benchmarks: 198.18.0.0/15 (RFC 2544) and 2001:2::/48 (RFC 5180).
 """
 
 import socket
@@ -25,15 +25,13 @@ class Network:
     netns: str
 
     def build(self) -> None:
-        """Make the bridge. It floods and learns like a plain switch: no spanning tree, no multicast snooping."""
+        """Make the bridge: a plain switch, no spanning tree, no multicast snooping."""
         with IPRoute(netns=self.netns) as route:
-            route.link(
-                "add", ifname=BRIDGE, kind="bridge", br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0
-            )
+            route.link("add", ifname=BRIDGE, kind="bridge", br_stp_state=0, br_forward_delay=0, br_mcast_snooping=0)
             route.link("set", ifname=BRIDGE, state="up")
 
     def join(self, host: Host) -> None:
-        """Give ``host`` its ``eth0`` with both addresses (no duplicate address detection), before systemd starts."""
+        """Give ``host`` its ``eth0`` with both addresses, before systemd starts."""
         with IPRoute(netns=self.netns) as route:
             route.link(
                 "add",
@@ -52,9 +50,7 @@ class Network:
             eth0 = route.link_lookup(ifname="eth0")[0]
             route.link("set", index=eth0, state="up")
             route.addr("add", index=eth0, address=host.ipv4, prefixlen=24, broadcast="198.18.0.255")
-            route.addr(
-                "add", index=eth0, address=host.ipv6, prefixlen=64, family=socket.AF_INET6, flags=_IFA_F_NODAD
-            )
+            route.addr("add", index=eth0, address=host.ipv6, prefixlen=64, family=socket.AF_INET6, flags=_IFA_F_NODAD)
 
     def unplug(self, host_name: str) -> None:
         """Pull the host's cable."""

@@ -1,8 +1,8 @@
 """Turns a recipe into a Debian 12 root file system, kept in a cache outside the repository.
 
-A layer is a folder named after the hash of its recipe; a host's root is an overlay over layers, so layers are never
-written to once made. The mirror comes from this machine's own apt configuration, and apt runs outside the tree, so
-proxies and certificates of this machine serve here and leave no trace in the layer.
+A layer is a folder named after the hash of its recipe; a host's root is an overlay over layers, so layers are
+never written to once made. The mirror comes from this machine's own apt configuration, and apt runs outside
+the tree, so proxies and certificates of this machine serve here and leave no trace in the layer.
 """
 
 import contextlib
@@ -19,25 +19,27 @@ RELEASE = "bookworm"
 
 SYSTEM = (
     "systemd", "systemd-sysv", "dbus", "libnss-systemd", "procps", "iproute2", "iputils-ping", "nftables",
-    "libnftables1", "ca-certificates", "curl", "netcat-openbsd", "openssh-server", "python3", "python3-venv", "openssl",
+    "libnftables1", "ca-certificates", "curl", "netcat-openbsd", "openssh-server", "python3", "python3-venv",
+    "openssl",
 )  # fmt: skip
 STOCK = (
     "nginx-light", "redis-server", "redis-tools", "postgresql-15", "postgresql-client-15", "wrk", "haproxy",
 )  # fmt: skip
 
-# Runs in the tree once everything is installed. A host starts what a test or a person starts, nothing else; what would
-# touch the machine's own kernel (debugfs, binfmt, hugepages) is masked.
+# Runs in the tree once everything is installed. A host starts what a test or a person starts, nothing else;
+# what would touch the machine's own kernel (debugfs, binfmt, hugepages) is masked.
 FINISH = """
 systemctl disable nginx redis-server postgresql haproxy ssh nftables e2scrub_reap.service
 systemctl disable apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
-systemctl mask modprobe@.service console-getty.service getty@.service dev-hugepages.mount sys-kernel-debug.mount \
-    sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount \
+systemctl mask modprobe@.service console-getty.service getty@.service dev-hugepages.mount \
+    sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount \
     proc-sys-fs-binfmt_misc.automount systemd-binfmt.service systemd-modules-load.service \
     systemd-update-utmp.service systemd-networkd-wait-online.service
 systemctl set-default multi-user.target
 rm -f /etc/hostname /etc/resolv.conf
-printf 'passwd: files systemd\\ngroup: files systemd\\nshadow: files systemd\\nhosts: files dns\\nservices: files\\n' \
-    > /etc/nsswitch.conf
+printf '%s: files systemd\\n' passwd group shadow > /etc/nsswitch.conf
+printf 'hosts: files dns\\nservices: files\\nprotocols: files\\n' \
+    >> /etc/nsswitch.conf
 mkdir -p /etc/systemd/system/systemd-sysctl.service.d
 printf '[Unit]\\nConditionPathIsReadWrite=\\n' > /etc/systemd/system/systemd-sysctl.service.d/lab.conf
 """
@@ -60,7 +62,8 @@ def recipe_hash(*parts: str) -> str:
 def ensure_layer(kind: str, key: str, make: Callable[[Path], None]) -> Path:
     """The layer ``kind-key``: from the cache, else made by ``make(folder)``; safe for several labs at once.
 
-    Older layers of the same kind go, unless a lab still uses them (each holds a shared lock on its layers' ``.lock``).
+    Older layers of the same kind go, unless a lab still uses them (each holds a shared lock on its layers'
+    ``.lock``).
     """
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
@@ -121,9 +124,7 @@ def debian_sources() -> list[str]:
     for target in targets.splitlines():
         origin, uri, release, component = target.split("|")
         if origin == "Debian" and release.split("-")[0] == RELEASE and component == "main":
-            lines.append(
-                f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {uri} {release} {component}"
-            )
+            lines.append(f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] {uri} {release} {component}")
     if not lines:
         raise RootfsError(
             f"apt knows no Debian {RELEASE} here: name a mirror in /etc/apt/sources.list, then apt-get update"

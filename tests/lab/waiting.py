@@ -11,13 +11,11 @@ class NotInTimeError(AssertionError):
     """A condition that did not come true before its deadline."""
 
 
-def wait_until(
-    condition: Callable[[], T | None], what: str, timeout: float = 10.0, interval: float = 0.01
-) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 10.0, interval: float = 0.01) -> T:
     """Ask ``condition`` until it gives something true, and return that.
 
-    ``timeout`` and ``interval`` in seconds. The condition is asked once more after the deadline, so that a slow
-    machine fails on the thing and not on the clock.
+    ``timeout`` and ``interval`` in seconds. The condition is asked once more after the deadline, so that a
+    slow machine fails on the thing and not on the clock.
     """
     deadline = time.monotonic() + timeout
     while True:

@@ -1,0 +1,62 @@
+"""Turns the built wheels into an installed hostmesh on lab hosts, by the very script that a user runs.
+
+Two ways: ``install`` runs it on a running host (about ten seconds); ``hostmesh_layer`` has run it once for these wheels
+and gives the layer that it wrote, so that a host boots with hostmesh in place (``Lab(layers=[hostmesh_layer()])``).
+"""
+
+import hashlib
+import subprocess
+import tarfile
+from pathlib import Path
+
+from tests.lab import rootfs
+from tests.lab.bake import bake
+from tests.lab.host import Host
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_SHOWN = {"packaging": "packaging", "dist": "dist", "wheelhouse": "build/wheelhouse"}
+
+
+class NotBuiltError(Exception):
+    """There are no wheels to install."""
+
+
+def _sources() -> dict[str, Path]:
+    folders = {name: _REPOSITORY / folder for name, folder in _SHOWN.items()}
+    for package in ("hostmesh", "hostmesh_proxy"):
+        if len(list(folders["dist"].glob(f"{package}-*.whl"))) != 1:
+            raise NotBuiltError(f"dist/ has no wheel of {package}: make wheels")
+    if not folders["wheelhouse"].is_dir():
+        raise NotBuiltError("build/wheelhouse has no dependencies: make wheels")
+    return folders
+
+
+def _command(base: str) -> list[str]:
+    return [f"{base}/packaging/install", "--wheels", f"{base}/dist", "--wheels", f"{base}/wheelhouse"]
+
+
+def hostmesh_layer() -> Path:
+    """The layer with hostmesh installed from the wheels as they are now."""
+    folders = _sources()
+    digest = hashlib.sha256()
+    for folder in folders.values():
+        for path in sorted(p for p in folder.iterdir() if p.is_file()):
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    debian = rootfs.debian()
+    key = rootfs.recipe_hash(debian.name, digest.hexdigest())
+    return rootfs.ensure_layer("hostmesh", key, lambda folder: bake([debian], folders, _command("/mnt"), folder))
+
+
+def install(host: Host) -> None:
+    """Copy the wheels to a running host and run the installation there, as its administrator would."""
+    base = "/var/tmp/hostmesh-wheels"
+    host.exec(["mkdir", "-p", base]).must()
+    receiver = subprocess.Popen(host.enter_argv(["/bin/tar", "-x", "-C", base]), stdin=subprocess.PIPE)
+    assert receiver.stdin is not None
+    with receiver, tarfile.open(fileobj=receiver.stdin, mode="w|") as archive:
+        for name, folder in _sources().items():
+            archive.add(folder, arcname=name)
+    if receiver.returncode:
+        raise RuntimeError(f"{host.name}: tar ended with {receiver.returncode}")
+    host.exec(_command(base), timeout=120).must()
+    host.exec(["rm", "-r", base]).must()
