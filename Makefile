@@ -24,4 +24,33 @@ install: wheels ## hostmesh on this machine: /opt/hostmesh, commands, units
 lab: rootfs ## two test hosts to step into, until Ctrl-C
 	@$(PY) -m tests.lab up
 
-.PHONY: help setup rootfs wheels install lab
+demo: rootfs wheels ## the main job on two real hosts, as a table (KEEP=1 leaves them up)
+	@$(PY) -m demo $(if $(KEEP),--keep)
+
+test: rootfs wheels ## everything but the slow suites
+	cargo test --manifest-path proxy/Cargo.toml --workspace --release --locked
+	$(PY) -m pytest $(ARGS)
+
+test-fast: setup ## what needs neither hosts nor the kernel, in seconds
+	$(PY) -m pytest tests/unit tests/golden tests/properties tests/tidy $(ARGS)
+
+lint: setup ## ruff, mypy, import contracts, rustfmt, clippy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
+	cargo fmt --manifest-path proxy/Cargo.toml --all --check
+	cargo clippy --manifest-path proxy/Cargo.toml --workspace --all-targets --release --locked -- -D warnings
+
+format: setup ## ruff and rustfmt, in place
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	cargo fmt --manifest-path proxy/Cargo.toml --all
+
+lock: ## renew requirements.lock
+	$(VENV)/bin/uv pip compile pyproject.toml --group dev --generate-hashes --no-emit-index-url --no-header -o requirements.lock
+
+bench-quick: rootfs wheels ## direct, HAProxy pair and hostmesh in interleaved rounds, 4 minutes
+	@$(PY) -m bench quick
+
+.PHONY: help setup rootfs wheels install lab demo test test-fast lint format lock bench-quick
