@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 fn set(fd: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let size = size_of::<libc::c_int>() as libc::socklen_t;
@@ -59,14 +59,19 @@ pub fn listener(address: SocketAddr, is_transparent: bool) -> io::Result<Socket>
     Ok(socket)
 }
 
-/// A non-blocking socket for a connection out, with a mark; 0: none.
-pub fn outgoing(to: SocketAddr, mark: u32) -> io::Result<Socket> {
+/// Connects with a mark (0: none), from an address of somebody else where `from` is given; its port is a new one.
+pub async fn connect(to: SocketAddr, mark: u32, from: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     if mark != 0 {
         socket.set_mark(mark)?;
     }
-    Ok(socket)
+    if let Some(from) = from {
+        transparent(&socket, from)?;
+        bind_address_no_port(&socket)?;
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+    }
+    TcpSocket::from_std_stream(socket.into()).connect(to).await
 }
 
 /// Settings of a relayed connection: nothing waits to be full, a dead peer is noticed though nobody speaks.

@@ -1,0 +1,122 @@
+//! Carries opaque bytes both ways until both sides have said their end.
+//!
+//! Law: an end is passed on as an end, a reset as a reset. No bytes are looked at; nobody must speak first.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use tokio::net::TcpStream;
+
+use crate::sockopt;
+use crate::stream::{Stream, WireStream};
+
+/// Asked of a socket at once, bytes.
+const READ: usize = 64 * 1024;
+/// Less than this left in the block: the next read begins a new one.
+const ENOUGH: usize = 16 * 1024;
+
+thread_local! {
+    /// The block into which this worker's sockets are read. Each read takes its part; a block lives as long as its parts.
+    static BLOCK: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// What a relay carried, and how it ended.
+pub struct Relayed {
+    /// Bytes from the first side to the second.
+    pub sent: u64,
+    /// Bytes back.
+    pub received: u64,
+    /// An error where one side broke off.
+    pub result: io::Result<()>,
+}
+
+/// Relays between an application and the other side, in both directions.
+pub async fn relay(application: TcpStream, other: Stream) -> Relayed {
+    match other {
+        Stream::Tcp(other) => relay_tcp(application, other).await,
+        Stream::Wire(other) => relay_wire(application, *other).await,
+    }
+}
+
+async fn relay_wire(tcp: TcpStream, mut wire: WireStream) -> Relayed {
+    let (sent, received) = (Cell::new(0), Cell::new(0));
+    let (sender, receiver) = wire.split();
+    let up = async {
+        while let Some(data) = read(&tcp).await? {
+            sent.set(sent.get() + data.len() as u64);
+            sender.write(data).await?;
+        }
+        sender.finish()
+    };
+    let down = async {
+        while let Some(data) = receiver.read().await? {
+            write(&tcp, &data).await?;
+            received.set(received.get() + data.len() as u64);
+            receiver.consumed(data.len());
+        }
+        shut(&tcp)
+    };
+    let result = tokio::try_join!(up, down).map(|_| ());
+    if result.is_err() {
+        wire.reset(h2::Reason::CONNECT_ERROR);
+        sockopt::abort(tcp);
+    }
+    Relayed { sent: sent.get(), received: received.get(), result }
+}
+
+async fn relay_tcp(one: TcpStream, two: TcpStream) -> Relayed {
+    let (sent, received) = (Cell::new(0), Cell::new(0));
+    let result = tokio::try_join!(carry(&one, &two, &sent), carry(&two, &one, &received)).map(|_| ());
+    if result.is_err() {
+        sockopt::abort(one);
+        sockopt::abort(two);
+    }
+    Relayed { sent: sent.get(), received: received.get(), result }
+}
+
+async fn carry(from: &TcpStream, to: &TcpStream, count: &Cell<u64>) -> io::Result<()> {
+    while let Some(data) = read(from).await? {
+        write(to, &data).await?;
+        count.set(count.get() + data.len() as u64);
+    }
+    shut(to)
+}
+
+/// The next bytes of a socket; `None` at its end. Owns no buffer while it waits.
+async fn read(tcp: &TcpStream) -> io::Result<Option<Bytes>> {
+    loop {
+        tcp.readable().await?;
+        let read = BLOCK.with_borrow_mut(|block| {
+            if block.capacity() < ENOUGH {
+                block.reserve(READ);
+            }
+            tcp.try_read_buf(block).map(|count| block.split_to(count).freeze())
+        });
+        match read {
+            Ok(data) if data.is_empty() => return Ok(None),
+            Ok(data) => return Ok(Some(data)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn write(tcp: &TcpStream, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        match tcp.try_write(data) {
+            Ok(written) => data = &data[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tcp.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Says the end. A side that is gone already needs no end.
+fn shut(tcp: &TcpStream) -> io::Result<()> {
+    match socket2::SockRef::from(tcp).shutdown(std::net::Shutdown::Write) {
+        Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,163 @@
+//! Turns many small reads and writes of h2 and rustls into few system calls.
+//!
+//! Read side: rustls asks for 4 KiB at a time, the kernel is asked for [`READ`]. Write side: h2 flushes after every frame;
+//! here frames gather until their driver has nothing more to do, and leave as few records in one write.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Asked of the kernel at once, bytes.
+const READ: usize = 64 * 1024;
+/// Gathered before it must leave, bytes.
+const GATHER: usize = 64 * 1024;
+
+/// A socket that is read in large pieces. Holds no buffer while it waits.
+pub struct LargeReads {
+    tcp: TcpStream,
+    buffer: BytesMut,
+}
+
+impl LargeReads {
+    /// Reads `tcp` in large pieces.
+    pub fn new(tcp: TcpStream) -> Self {
+        Self { tcp, buffer: BytesMut::new() }
+    }
+
+    /// Whether bytes came in that nobody has read yet.
+    fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.buffer.is_empty() {
+            if self.tcp.poll_read_ready(cx)?.is_pending() {
+                self.buffer = BytesMut::new();
+                return Poll::Pending;
+            }
+            self.buffer.reserve(READ);
+            match self.tcp.try_read_buf(&mut self.buffer) {
+                Ok(_) => return Poll::Ready(Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for LargeReads {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.fill(cx))?;
+        let now = this.buffer.len().min(into.remaining());
+        into.put_slice(&this.buffer[..now]);
+        this.buffer.advance(now);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for LargeReads {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().tcp).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().tcp).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+    }
+}
+
+struct Inner<S> {
+    below: S,
+    gathered: BytesMut,
+    received: bool,
+}
+
+impl<S: AsyncWrite + Unpin> Inner<S> {
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.gathered.is_empty() {
+            match ready!(Pin::new(&mut self.below).poll_write(cx, &self.gathered))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.gathered.advance(written),
+            }
+        }
+        self.gathered.clear();
+        Pin::new(&mut self.below).poll_flush(cx)
+    }
+}
+
+/// Gathers what is written until [`Gathering::poll_send`].
+pub struct Gathering<S>(Rc<RefCell<Inner<S>>>);
+
+impl<S> Clone for Gathering<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Gathering<S> {
+    /// Gathers before `below`.
+    pub fn new(below: S) -> Self {
+        Self(Rc::new(RefCell::new(Inner { below, gathered: BytesMut::new(), received: false })))
+    }
+
+    /// Sends what has gathered. The driver calls it whenever its connection has nothing more to do.
+    pub fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().poll_drain(cx)
+    }
+
+    /// Did anything arrive since the last call?
+    pub fn take_received(&self) -> bool {
+        std::mem::take(&mut self.0.borrow_mut().received)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Gathering<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.0.borrow_mut();
+        ready!(Pin::new(&mut inner.below).poll_read(cx, into))?;
+        inner.received = true;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut inner = self.0.borrow_mut();
+        if inner.gathered.len() >= GATHER {
+            ready!(inner.poll_drain(cx))?;
+        }
+        inner.gathered.extend_from_slice(buf);
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    /// Does not send: that is the driver's, in [`Gathering::poll_send`].
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.0.borrow_mut();
+        if inner.gathered.len() >= GATHER { inner.poll_drain(cx) } else { Poll::Ready(Ok(())) }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.0.borrow_mut();
+        ready!(inner.poll_drain(cx))?;
+        Pin::new(&mut inner.below).poll_shutdown(cx)
+    }
+}
