@@ -15,12 +15,17 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hostmesh.errors import HostmeshError
 from hostmesh.identity import svid
 from hostmesh.identity.svid import BadCertificate
 from hostmesh.names import SpiffeId
 
 ROOT_LIFE = timedelta(days=3650)
 INTERMEDIATE_LIFE = timedelta(days=365)
+
+
+class CannotSign(HostmeshError):
+    """The CA itself is not in a state to sign; whoever asked did nothing wrong."""
 
 
 class SlotState(StrEnum):
@@ -51,7 +56,7 @@ class Authority:
     def __post_init__(self) -> None:
         active = [slot for slot in self.slots if slot.state is SlotState.ACTIVE]
         if len(active) != 1 or active[0].key is None:
-            raise BadCertificate(
+            raise CannotSign(
                 f"the CA of {self.trust_domain} has {len(active)} active slots with a key; it needs one",
                 "restore the controller's state directory from its backup",
             )
@@ -85,17 +90,17 @@ class Authority:
         issuer = self.active.intermediate
         ends = min(now + life, issuer.not_valid_after_utc, self.active.root.not_valid_after_utc)
         if ends <= now or now < issuer.not_valid_before_utc:
-            raise BadCertificate(
+            raise CannotSign(
                 "the intermediate certificate is not valid now",
                 f"valid {issuer.not_valid_before_utc:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC; is the clock right?",
             )
         template = svid.leaf(spiffe_id, dns_names, key, now=now, life=ends - now, serial=serial)
         if self.active.key is None:
-            raise BadCertificate("the active slot has no key")
+            raise CannotSign("the active slot has no key")
         signed = _sign(template, issuer, self.active.key)
         said = svid.read(signed)
         if (said.spiffe_id, said.dns_names, signed.public_key()) != (spiffe_id, tuple(dns_names), key):
-            raise BadCertificate(f"the certificate signed for {spiffe_id} reads back as {said}")
+            raise CannotSign(f"the certificate signed for {spiffe_id} reads back as {said}")
         return (signed, issuer)
 
 

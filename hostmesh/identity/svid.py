@@ -26,7 +26,7 @@ CONTROLLER_LIFE = timedelta(hours=24)
 BACKDATE = timedelta(minutes=5)
 
 _DNS = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\Z")
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?\Z")
 
 
 class BadCertificate(HostmeshError):
@@ -45,7 +45,7 @@ class Svid:
 
 
 def check_host_name(host: str, trust_domain: str) -> str:
-    """A host name: letters, digits, dots, dashes, underscores; never the name by which controllers are known."""
+    """A host name: letters, digits, dots, dashes (hostname(7)); never the controllers' own name."""
     if not _HOST.match(host):
         raise BadName(f"{host!r} is not a host name", "letters, digits, dots and dashes, for example: db-01.example.org")
     if host.lower() == controller_name(trust_domain):

@@ -44,7 +44,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A service name's VIP index, and the unit that owns the name (its stem up to ``@``): the same for ever."""
+    """A service name's VIP index, and the unit that owns the name (its stem up to ``@``; empty: released)."""
 
     index: int
     owner: str

@@ -47,7 +47,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A service name got its VIP and its owner. Claims are made once, by `claims_for`, and never change."""
+    """A service name got its VIP and its owner, by `claims_for`. The VIP never changes; an owner can be released."""
 
     service: str
     claim: Claim
@@ -118,10 +118,20 @@ def stamp(known: Host | None, offers: Iterable[Offer], revision: int) -> tuple[W
     return tuple(stamped)
 
 
-def foreign_owner(catalog: Catalog, offer: Offer) -> str | None:
-    """The owner of the offered service's name, when it is not this unit: a stolen host must not answer for others."""
-    claim = catalog.claims.get(offer.service)
-    return claim.owner if claim and claim.owner != owner_of(offer.unit) else None
+def admit(catalog: Catalog, offers: Iterable[Offer]) -> tuple[list[Offer], dict[UnitName, str]]:
+    """Keeps the offers whose service name is free or their own; the owner's name for the others.
+
+    Whoever claims a name first owns it: a stolen host must not answer for other units' services.
+    """
+    owners = {name: claim.owner for name, claim in catalog.claims.items() if claim.owner}
+    admitted, foreign = [], {}
+    for offer in sorted(offers, key=lambda o: (o.service, o.unit)):
+        owner = owners.setdefault(offer.service, owner_of(offer.unit))
+        if owner == owner_of(offer.unit):
+            admitted.append(offer)
+        else:
+            foreign[offer.unit] = owner
+    return admitted, foreign
 
 
 def claims_for(catalog: Catalog, offers: Iterable[Offer]) -> list[Claimed]:
@@ -129,7 +139,12 @@ def claims_for(catalog: Catalog, offers: Iterable[Offer]) -> list[Claimed]:
     made: dict[str, Claim] = {}
     size = capacity(catalog.vip_ranges)
     for offer in sorted(offers, key=lambda o: o.service):
-        if offer.service not in catalog.claims and offer.service not in made:
+        known = catalog.claims.get(offer.service)
+        if offer.service in made or (known and known.owner):
+            continue
+        if known:
+            made[offer.service] = Claim(known.index, owner_of(offer.unit))
+        else:
             claims = {**catalog.claims, **made}
             made[offer.service] = allocate_claim(claims, offer.service, owner_of(offer.unit), size)
     return [Claimed(service, claim) for service, claim in made.items()]

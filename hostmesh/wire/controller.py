@@ -3,9 +3,45 @@
 Enrol runs on the enrolment port with server authentication only; all else needs the host's SVID.
 """
 
+import base64
+import binascii
+
+import msgspec
+
 from hostmesh.wire.snapshot import Service, Struct, Traffic
 
 SERVICE = "hostmesh.v1.Controller"
+TOKEN_PREFIX = "hostmesh1."  # noqa: S105  public: the format's version
+
+
+class JoinToken(Struct):
+    """What a person carries to a new host. controllers: ``ADDRESS:PORT`` for enrolment; root: base64 DER.
+
+    With the root in it the host knows the controller from the first byte.
+    """
+
+    secret: str
+    host: str
+    controllers: list[str]
+    root: str
+
+
+def write_token(token: JoinToken) -> str:
+    """The token as one word: ``hostmesh1.`` and base64url without padding (RFC 4648, section 5)."""
+    return TOKEN_PREFIX + base64.urlsafe_b64encode(msgspec.json.encode(token)).decode().rstrip("=")
+
+
+def read_token(text: str) -> JoinToken:
+    """The token that was written. Raises `ValueError` with the reason."""
+    word = text.strip()
+    if not word.startswith(TOKEN_PREFIX):
+        raise ValueError(f"a join token begins with {TOKEN_PREFIX}")
+    body = word[len(TOKEN_PREFIX) :]
+    try:
+        data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+        return msgspec.json.decode(data, type=JoinToken)
+    except (binascii.Error, msgspec.MsgspecError) as error:
+        raise ValueError(f"the join token is damaged: {error}") from error
 
 
 class EnrolRequest(Struct):
@@ -77,7 +113,10 @@ class WatchRequest(Struct):
 
 
 class WatchEvent(Struct):
-    """A change: services set or removed, the trust bundle when it changed. ``full``: forget all that came before."""
+    """A change: services set or removed. ``full``: forget all that came before. The bundle and the ranges are whole, always.
+
+    conflicts: services of this event whose hosts publish different [traffic]; ``HOST FILE:LINE``, the one in force first.
+    """
 
     revision: int
     full: bool
@@ -85,3 +124,4 @@ class WatchEvent(Struct):
     removed: list[str]
     trust_bundle: list[str]
     vip_ranges: list[str]
+    conflicts: dict[str, list[str]] = {}

@@ -26,10 +26,10 @@ from hostmesh.registry.events import (
     Offer,
     Published,
     Removed,
+    admit,
     apply,
     changed_services,
     claims_for,
-    foreign_owner,
     replay,
     stamp,
 )
@@ -119,8 +119,17 @@ def test_silence_withdraws_and_a_new_word_brings_back() -> None:
 
 def test_a_foreign_unit_does_not_take_a_name() -> None:
     catalog = publish(EMPTY, 1, "h1", offer("web@1.service", "web", (80, "http")))
-    assert foreign_owner(catalog, offer("web@2.service", "web", (80, "http"))) is None
-    assert foreign_owner(catalog, offer("evil.service", "web", (80, "http"))) == "web"
+    own, evil = offer("web@2.service", "web", (80, "http")), offer("evil.service", "web", (80, "http"))
+    assert admit(catalog, [evil, own]) == ([own], {UnitName("evil.service"): "web"})
+    released = replace(catalog, claims={"web": replace(catalog.claims["web"], owner="")})
+    assert admit(released, [evil]) == ([evil], {})
+    taken = replay(released, claims_for(released, [evil]))
+    assert taken.claims["web"] == Claim(catalog.claims["web"].index, "evil")
+
+
+def test_a_new_name_has_one_owner_within_one_word() -> None:
+    a, b = offer("a.service", "web", (80, "http")), offer("b.service", "web", (81, "http"))
+    assert admit(EMPTY, [b, a]) == ([a], {UnitName("b.service"): "a"})
 
 
 def test_changes_name_only_what_changed() -> None:

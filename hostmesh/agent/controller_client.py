@@ -1,0 +1,242 @@
+"""Turns the agent's questions into calls of a controller: sign, publish, watch, and keeps the host's identity fresh.
+
+Control may be away for long: what was published is kept and said again, a watch resumes where it was, and nothing here
+ends the agent. Times are CLOCK_REALTIME for certificates, the loop's clock for waiting.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+import msgspec
+
+from hostmesh.agent import host_identity
+from hostmesh.agent.host_identity import HostIdentity, IdentityError
+from hostmesh.errors import HostmeshError
+from hostmesh.identity import rotation
+from hostmesh.identity.rotation import SvidState
+from hostmesh.identity.svid import HOST_GRACE, controller_name
+from hostmesh.wire.controller import (
+    SERVICE,
+    EnrolReply,
+    PublishReply,
+    PublishRequest,
+    RenewRequest,
+    SignReply,
+    SignRequest,
+    WatchEvent,
+    WatchRequest,
+)
+
+log = logging.getLogger(__name__)
+Reply = TypeVar("Reply")
+
+CALL_TIMEOUT = 10.0
+HEARTBEAT = 25.0  # a controller withdraws the endpoints of a host that is silent for 90 s
+BACKOFF_FIRST, BACKOFF_LAST = 0.2, 10.0
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.use_local_subchannel_pool", 1),  # a new certificate must mean a new connection
+]
+
+
+class ControllerError(HostmeshError):
+    """The controller refused; asking again the same way will not help."""
+
+
+class ControllerAway(HostmeshError):
+    """No controller could be reached now."""
+
+
+class ControllerClient:
+    """One for an agent. Make it inside the event loop, keep `run` running beside the agent's other tasks, `close` it.
+
+    controllers: ``ADDRESS:PORT``; state: the agent's state directory. Raises `IdentityError` when the host never joined.
+    """
+
+    def __init__(self, controllers: tuple[str, ...], state: Path, draw: Callable[[], float] = random.random) -> None:
+        if not controllers:
+            raise IdentityError("hostmesh.toml names no controller", "hostmesh join TOKEN")
+        self._folder = state / "identity"
+        self._identity = host_identity.load(self._folder)
+        self._controllers, self._draw = controllers, draw
+        self._current = int(draw() * len(controllers)) % len(controllers)
+        self._channel: grpc.aio.Channel | None = None
+        self._generation = 0
+        self._word: PublishRequest | None = None
+        self._said = False
+        self._nudge, self._saying = asyncio.Event(), asyncio.Lock()
+        self._watches: set[grpc.aio.UnaryStreamCall[bytes, bytes]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def identity(self) -> HostIdentity:
+        """The host's identity in force."""
+        return self._identity
+
+    async def sign(self, unit: str, csr: str) -> list[str]:
+        """An SVID chain (base64 DER, leaf first) for a unit of this host; ``csr``: base64 DER."""
+        return (await self._call("Sign", SignRequest(unit=unit, csr=csr), SignReply)).chain
+
+    async def publish(self, word: PublishRequest) -> PublishReply:
+        """Say what this host runs. Kept: when no controller is there now (`ControllerAway`), `run` says it later."""
+        self._word, self._said = word, False
+        try:
+            return await self._say(word)
+        except HostmeshError:
+            self._nudge.set()
+            raise
+
+    async def run(self) -> None:
+        """Renews the identity at half its life, says the host's word again while it is there. Until cancelled."""
+        failures = 0
+        jitter = self._draw()
+        while True:
+            self._nudge.clear()
+            try:
+                await self._renew_if_due(jitter)
+                if self._word:
+                    await self._say(self._word)
+                failures = 0
+            except HostmeshError as error:
+                failures += 1
+                if failures in (1, 10) or failures % 100 == 0:
+                    log.warning("controller: %s (%d in a row)", error, failures)
+            wait = HEARTBEAT * (0.8 + 0.4 * self._draw()) if not failures else self._backoff(failures)
+            try:
+                await asyncio.wait_for(self._nudge.wait(), wait)
+            except TimeoutError:
+                continue
+
+    async def watch(self, revision: int = 0) -> AsyncIterator[WatchEvent]:
+        """Events for ever, from after ``revision``; resumes by itself on another connection or controller."""
+        failures = 0
+        while True:
+            generation = self._generation
+            begin: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._open().unary_stream(f"/{SERVICE}/Watch")
+            call = begin(msgspec.json.encode(WatchRequest(revision=revision)))
+            self._watches.add(call)
+            try:
+                async for body in call:
+                    event = msgspec.json.decode(body, type=WatchEvent)
+                    self._take_bundle(event)
+                    if self._word and (failures or not self._said):
+                        self._nudge.set()
+                    failures, revision = 0, event.revision
+                    yield event
+            except grpc.aio.AioRpcError as error:
+                log.info("watch ended: %s: %s", error.code().name, error.details())
+            except asyncio.CancelledError:
+                # our own channel was replaced: go on; somebody cancelled this task: stop
+                task = asyncio.current_task()
+                if task and task.cancelling():
+                    raise
+            except msgspec.MsgspecError as error:
+                log.error("the controller speaks another version: %s", error)
+            finally:
+                self._watches.discard(call)
+                call.cancel()
+            if generation == self._generation:
+                failures += 1
+                self._next_controller()
+                await asyncio.sleep(self._backoff(failures))
+
+    async def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        channel, self._channel = self._channel, None
+        if channel:
+            await channel.close(None)
+        for closing in self._closing:
+            closing.cancel()
+
+    async def _say(self, word: PublishRequest) -> PublishReply:
+        async with self._saying:  # a heartbeat must not overtake a newer word
+            reply = await self._call("Publish", self._word or word, PublishReply)
+            news, self._said = not self._said, True
+        if news:
+            for unit, reason in reply.refused.items():
+                log.warning("the controller does not publish %s: %s", unit, reason)
+        return reply
+
+    async def _renew_if_due(self, jitter: float) -> None:
+        said, now = self._identity.said, datetime.now(UTC)
+        match rotation.state(now, said.not_before, said.not_after, jitter, HOST_GRACE):
+            case SvidState.FRESH:
+                return
+            case SvidState.EXPIRED:
+                raise IdentityError(
+                    f"this host's certificate ended {said.not_after:%Y-%m-%d %H:%M} UTC",
+                    "join again with a new token; is the clock right?",
+                )
+        key, csr = host_identity.new_request()
+        reply = await self._call("Renew", RenewRequest(csr=csr), EnrolReply)
+        self._identity = host_identity.save(self._folder, key, reply.chain, reply.trust_bundle)
+        log.info("host certificate renewed until %s", self._identity.said.not_after)
+        self._drop_channel()
+
+    def _take_bundle(self, event: WatchEvent) -> None:
+        try:
+            pem = host_identity.save_bundle(self._folder, event.trust_bundle)
+        except (IdentityError, OSError) as error:
+            log.error("trust bundle: %s", error)
+            return
+        if pem != self._identity.bundle:
+            self._identity = host_identity.load(self._folder)
+
+    async def _call(self, name: str, request: msgspec.Struct, kind: type[Reply]) -> Reply:
+        """One call; each controller is tried once."""
+        body, error = msgspec.json.encode(request), None
+        for _ in self._controllers:
+            try:
+                call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._open().unary_unary(f"/{SERVICE}/{name}")
+                return msgspec.json.decode(await call(body, timeout=CALL_TIMEOUT), type=kind)
+            except grpc.aio.AioRpcError as problem:
+                if problem.code() not in _AWAY:
+                    raise ControllerError(f"{name}: {problem.details()}") from problem
+                error = problem
+                self._next_controller()
+            except msgspec.MsgspecError as problem:
+                raise ControllerError(f"{name}: the controller speaks another version: {problem}") from problem
+        reason = error.details() if error else "none is known"
+        raise ControllerAway(f"no controller can be reached: {reason}", "traffic goes on with what is in force")
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            mine = self._identity
+            credentials = grpc.ssl_channel_credentials(mine.bundle, mine.key, mine.chain)
+            options = [*_OPTIONS, ("grpc.ssl_target_name_override", controller_name(mine.trust_domain))]
+            where = self._controllers[self._current]
+            self._channel = grpc.aio.secure_channel(where, credentials, options)
+        return self._channel
+
+    def _next_controller(self) -> None:
+        if len(self._controllers) > 1:
+            self._current = (self._current + 1) % len(self._controllers)
+            self._drop_channel()
+
+    def _drop_channel(self) -> None:
+        """The next call opens a new connection; calls under way end on the old one, watches move."""
+        channel, self._channel = self._channel, None
+        self._generation += 1
+        for call in self._watches:
+            call.cancel()
+        if channel:
+            closing = asyncio.create_task(channel.close(CALL_TIMEOUT))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def _backoff(self, failures: int) -> float:
+        return min(BACKOFF_LAST, BACKOFF_FIRST * 2.0 ** min(failures, 10)) * (0.5 + 0.5 * self._draw())

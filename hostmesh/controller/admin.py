@@ -1,0 +1,164 @@
+"""Turns a person's `hostmesh controller …` into rows and files, as root, on the controller's own host.
+
+No network and no running controller is needed; a running one takes over what was written within half a second.
+"""
+
+import base64
+import os
+import pwd
+import secrets
+import tomllib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from hostmesh.controller import ca
+from hostmesh.controller.config import PATH, USER, Config, ConfigError, dump, load, parse
+from hostmesh.controller.store import Store
+from hostmesh.errors import HostmeshError
+from hostmesh.identity.attest import check_grant
+from hostmesh.identity.svid import check_host_name
+from hostmesh.wire.controller import JoinToken, write_token
+
+TOKEN_LIFE = timedelta(hours=1)
+
+
+class AdminError(HostmeshError):
+    """Something that a person asked of the controller's files and cannot have."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostRow:
+    """An enrolled host, for a table: its grants, the services that it serves, whether it was heard of lately."""
+
+    name: str
+    grants: tuple[str, ...]
+    services: tuple[str, ...]
+    silent: bool
+
+
+def init(config: Config, path: Path = PATH, user: str | None = USER) -> list[Path]:
+    """Makes the CA, the store and the configuration, all owned by ``user`` (None: by the caller). What was written.
+
+    The configuration comes last: when it is there, all is there.
+    """
+    owner = _owner(user)
+    parse(_table(config), str(path))
+    if path.exists():
+        raise AdminError(f"{path} is already there: this host has a controller", "hostmesh controller token HOST")
+    if (config.state / "ca").exists() or (config.state / "controller.db").exists():
+        raise AdminError(
+            f"{config.state} holds a CA or a store, but {path} is missing",
+            "restore the file from its backup; or remove the folder, and every host must join again",
+        )
+    written = [*_folder(config.state, 0o700), *_folder(path.parent, 0o755)]
+    with closing(Store(config.state / "controller.db", create=True)) as store:
+        made = ca.make(config.state, store, config.trust_domain)
+        for name in ("controller.db", "controller.db-wal", "controller.db-shm"):
+            (config.state / name).chmod(0o600)
+            _give(config.state / name, owner)
+    for item in (config.state, *made):
+        _give(item, owner)
+    written += [config.state / "controller.db", *made, ca.write_new(path, dump(config).encode(), 0o644)]
+    return written
+
+
+def make_token(
+    host: str, units: tuple[str, ...], *, ttl: timedelta = TOKEN_LIFE, config_path: Path = PATH
+) -> str:
+    """A join token: opens once, within ``ttl``, for this host, which may then run these units. It is kept nowhere."""
+    config = load(config_path)
+    check_host_name(host, config.trust_domain)
+    grants = tuple(check_grant(unit) for unit in units)
+    if ttl <= timedelta(0):
+        raise AdminError("a token must live longer than 0 seconds")
+    secret, now = secrets.token_urlsafe(32), int(ca.clock().timestamp())
+    with _open(config) as store:
+        root = ca.load(config.state, store, config.trust_domain).active.root
+        store.add_token(secret, host, grants, now + int(ttl.total_seconds()), now)
+    return write_token(
+        JoinToken(
+            secret=secret,
+            host=host,
+            controllers=config.endpoints(config.enrolment_port),
+            root=base64.b64encode(root.public_bytes(Encoding.DER)).decode(),
+        )
+    )
+
+
+def grant(host: str, units: tuple[str, ...], *, config_path: Path = PATH) -> tuple[str, ...]:
+    """Lets an enrolled host run more units. All its grants now."""
+    grants = tuple(check_grant(unit) for unit in units)
+    with _open(load(config_path)) as store:
+        store.grant(host, grants)
+        return store.grants(host)
+
+
+def remove(host: str, *, config_path: Path = PATH) -> None:
+    """Takes a host out of the mesh: its identity opens nothing at the controller, its endpoints are withdrawn."""
+    with _open(load(config_path)) as store:
+        if not store.remove_host(host):
+            raise AdminError(f"host {host} is not enrolled", "hostmesh controller hosts lists those that are")
+
+
+def release(service: str, *, config_path: Path = PATH) -> None:
+    """Lets another unit claim a service's name; its VIP stays."""
+    with _open(load(config_path)) as store:
+        if not store.release_service(service):
+            raise AdminError(f"nobody owns the service name {service}")
+
+
+def hosts(*, config_path: Path = PATH) -> list[HostRow]:
+    """All enrolled hosts."""
+    config = load(config_path)
+    with _open(config) as store:
+        catalog = store.load(config.trust_domain, config.vip_ranges)
+        return [
+            HostRow(
+                name,
+                grants,
+                tuple(sorted({w.service for w in catalog.hosts[name].workloads})) if name in catalog.hosts else (),
+                name in catalog.silent,
+            )
+            for name, grants in store.hosts().items()
+        ]
+
+
+@contextmanager
+def _open(config: Config) -> Iterator[Store]:
+    """The store, opened by root or by the controller's user. SQLite gives its side files to the database's owner."""
+    with closing(Store(config.state / "controller.db")) as store:
+        yield store
+
+
+def _table(config: Config) -> dict[str, object]:
+    try:
+        return tomllib.loads(dump(config))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"a setting cannot be written as TOML: {error}") from error
+
+
+def _owner(user: str | None) -> tuple[int, int] | None:
+    if user is None:
+        return None
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError as error:
+        raise AdminError(f"there is no user {user}", "systemd-sysusers makes it, from sysusers.d/hostmesh.conf") from error
+    return entry.pw_uid, entry.pw_gid
+
+
+def _folder(path: Path, mode: int) -> list[Path]:
+    if path.is_dir():
+        return []
+    path.mkdir(parents=True, mode=mode)
+    return [path]
+
+
+def _give(path: Path, owner: tuple[int, int] | None) -> None:
+    if owner:
+        os.chown(path, *owner)

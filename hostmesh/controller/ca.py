@@ -1,0 +1,113 @@
+"""Turns the CA's files into an `Authority`, and a new CA into files.
+
+`STATE/ca/NUMBER/` holds `root.crt`, `root.key`, `intermediate.crt`, `intermediate.key`; the store says which number is
+active. `root.key` is read by nobody here: it makes intermediates, and can be kept elsewhere.
+"""
+
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from hostmesh.controller.config import Config
+from hostmesh.controller.store import Store
+from hostmesh.identity.authority import Authority, Slot, SlotState, make_intermediate, make_root
+from hostmesh.identity.svid import CONTROLLER_LIFE, BadCertificate, controller_name
+from hostmesh.names import SpiffeId
+
+PEM = serialization.Encoding.PEM
+
+
+def clock() -> datetime:
+    """Now, aware, UTC."""
+    return datetime.now(UTC)
+
+
+def new_serial() -> int:
+    """A serial: 159 random bits (RFC 5280, section 4.1.2.2: positive, at most 20 octets)."""
+    return secrets.randbits(159) | 1
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """A P-256 key."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The key as unencrypted PKCS#8 PEM."""
+    return key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def make(state: Path, store: Store, trust_domain: str) -> list[Path]:
+    """Makes root and intermediate, as slot 1, active. Result: what was written, folders first."""
+    now = clock()
+    root_key, intermediate_key = new_key(), new_key()
+    root = make_root(trust_domain, root_key, now=now, serial=new_serial())
+    intermediate = make_intermediate(root, root_key, intermediate_key.public_key(), now=now, serial=new_serial())
+    folder = state / "ca" / "1"
+    folder.mkdir(parents=True, mode=0o700)
+    written = [
+        write_new(folder / "root.key", key_pem(root_key), 0o600),
+        write_new(folder / "root.crt", root.public_bytes(PEM), 0o644),
+        write_new(folder / "intermediate.key", key_pem(intermediate_key), 0o600),
+        write_new(folder / "intermediate.crt", intermediate.public_bytes(PEM), 0o644),
+    ]
+    store.put_slot(1, SlotState.ACTIVE)
+    return [folder.parent, folder, *written]
+
+
+def write_new(path: Path, data: bytes, mode: int) -> Path:
+    """Writes a file that must not be there yet; durable when this returns."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    return path
+
+
+def load(state: Path, store: Store, trust_domain: str) -> Authority:
+    """Reads all slots. Only the active one's intermediate key is read."""
+    slots = []
+    for number, text in store.slots():
+        folder, kind = state / "ca" / str(number), SlotState(text)
+        try:
+            root = x509.load_pem_x509_certificate((folder / "root.crt").read_bytes())
+            intermediate = x509.load_pem_x509_certificate((folder / "intermediate.crt").read_bytes())
+            pem = (folder / "intermediate.key").read_bytes() if kind is SlotState.ACTIVE else None
+            key = serialization.load_pem_private_key(pem, None) if pem else None
+        except (OSError, ValueError) as error:
+            raise BadCertificate(f"the CA in {folder} cannot be read: {error}", "restore it from its backup") from error
+        if key is not None and not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise BadCertificate(f"{folder}/intermediate.key is not a P-256 key")
+        slots.append(Slot(kind, root, intermediate, key))
+    return Authority(trust_domain, tuple(slots))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerIdentity:
+    """The controller's own SVID, as gRPC wants it: PEM key and chain, and when to make the next."""
+
+    key: bytes
+    chain: bytes
+    renew_at: datetime
+
+
+def own_identity(authority: Authority, config: Config) -> ServerIdentity:
+    """A new key and SVID for this controller; they live in memory only."""
+    key, now = new_key(), clock()
+    chain = authority.sign(
+        SpiffeId(config.trust_domain, f"controller/{config.name}"),
+        (controller_name(config.trust_domain),),
+        key.public_key(),
+        now=now,
+        life=CONTROLLER_LIFE,
+        serial=new_serial(),
+    )
+    pem = b"".join(certificate.public_bytes(PEM) for certificate in chain)
+    return ServerIdentity(key_pem(key), pem, now + (chain[0].not_valid_after_utc - now) / 2)

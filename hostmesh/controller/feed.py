@@ -1,0 +1,152 @@
+"""Turns words of hosts into the next catalog, and its changes into watch events.
+
+Law: the store is written before anybody is told. A watcher gets what changed since its revision, however many changes
+that were; one that comes with a revision from before this feed began gets everything.
+"""
+
+import asyncio
+import base64
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from hostmesh.controller.config import Config
+from hostmesh.controller.store import StaleError, Store
+from hostmesh.identity.authority import Authority
+from hostmesh.registry.catalog import Catalog, Host, conflict_of, service_of
+from hostmesh.registry.events import (
+    FellSilent,
+    Offer,
+    Published,
+    apply,
+    changed_services,
+    claims_for,
+    replay,
+    stamp,
+)
+from hostmesh.wire.controller import WatchEvent
+
+log = logging.getLogger(__name__)
+
+
+class Feed:
+    """The catalog in force, who is alive, and who watches. ``clock``: monotonic seconds."""
+
+    def __init__(self, config: Config, store: Store, authority: Authority, clock: Callable[[], float]) -> None:
+        self._config, self._store, self._authority, self._clock = config, store, authority, clock
+        self._catalog = store.load(config.trust_domain, config.vip_ranges)
+        self._revision = self._base = store.revision()
+        self._changed: dict[str, int] = {}
+        self._heard = dict.fromkeys(self._catalog.hosts, clock())
+        self._wake = asyncio.Event()
+        self._closed = False
+
+    @property
+    def catalog(self) -> Catalog:
+        """What is in force."""
+        return self._catalog
+
+    def publish(self, name: str, addresses: tuple[str, ...], wire_port: int, offers: list[Offer]) -> None:
+        """A host's word. The same word again only shows that it is alive."""
+        for attempt in range(3):
+            self.refresh()
+            try:
+                self._publish(name, addresses, wire_port, offers)
+                break
+            except StaleError:
+                if attempt == 2:
+                    raise
+        self._heard[name] = self._clock()
+
+    def _publish(self, name: str, addresses: tuple[str, ...], wire_port: int, offers: list[Offer]) -> None:
+        known = self._catalog.hosts.get(name)
+        revision = self._revision + 1
+        host = Host(name, addresses, wire_port, stamp(known, offers, revision), revision)
+        if known and name not in self._catalog.silent and _same(known, host):
+            return
+        claims = claims_for(self._catalog, offers)
+        self._store.put_word(host, claims)
+        self._move_to(apply(replay(self._catalog, claims), Published(host)), revision)
+
+    def refresh(self) -> None:
+        """Take over what another process wrote to the store: hosts removed, names released."""
+        if self._store.changed_elsewhere():
+            catalog = self._store.load(self._config.trust_domain, self._config.vip_ranges)
+            self._move_to(catalog, self._store.revision())
+            self._tell()  # watchers who were removed find out
+
+    def withdraw_silent(self) -> list[str]:
+        """Withdraw the endpoints of hosts not heard of for too long; which ones."""
+        limit = self._clock() - self._config.silence
+        names = [
+            name
+            for name, host in self._catalog.hosts.items()
+            if host.workloads and name not in self._catalog.silent and self._heard.get(name, limit) < limit
+        ]
+        if names:
+            revision = self._store.put_silence(names)
+            self.refresh()
+            self._move_to(replay(self._catalog, [FellSilent(name, revision) for name in names]), revision)
+            log.warning("hosts silent for %.0f s, endpoints withdrawn: %s", self._config.silence, ", ".join(names))
+        return names
+
+    def _move_to(self, catalog: Catalog, revision: int) -> None:
+        names = changed_services(self._catalog, catalog)
+        self._catalog, self._revision = catalog, revision
+        self._heard = {name: self._heard.get(name, self._clock()) for name in catalog.hosts}
+        for name in names:
+            self._changed[name] = revision
+            conflict = conflict_of(catalog, name)
+            if conflict:
+                others = ", ".join(conflict.others)
+                log.warning("service %s: [traffic] of %s is in force, %s differ", name, conflict.in_force, others)
+        if names:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._wake.set()
+        self._wake = asyncio.Event()
+
+    def close(self) -> None:
+        """End all watches."""
+        self._closed = True
+        self._tell()
+
+    async def watch(self, revision: int, admitted: Callable[[], None]) -> AsyncIterator[WatchEvent]:
+        """Events from after ``revision``. The first comes at once, even when it is empty: it says "you are up to date".
+
+        ``admitted`` raises when the watcher may not listen any more; asked before every event.
+        """
+        full = not self._base <= revision <= self._revision
+        first = True
+        while not self._closed:
+            wake = self._wake
+            admitted()
+            names = [n for n in self._known_names() if full or self._changed.get(n, 0) > revision]
+            if first or names:
+                yield self._event(names, full=full)
+            revision, full, first = self._revision, False, False
+            if wake is self._wake:
+                await wake.wait()
+
+    def _known_names(self) -> list[str]:
+        return sorted(self._changed.keys() | {w.service for h in self._catalog.hosts.values() for w in h.workloads})
+
+    def _event(self, names: list[str], *, full: bool) -> WatchEvent:
+        found = {name: service_of(self._catalog, name) for name in names}
+        conflicts = [conflict for name in names if (conflict := conflict_of(self._catalog, name))]
+        bundle = [base64.b64encode(root.public_bytes(Encoding.DER)).decode() for root in self._authority.trust_bundle]
+        return WatchEvent(
+            revision=self._revision,
+            full=full,
+            services=[service for service in found.values() if service],
+            removed=[] if full else [name for name, service in found.items() if not service],
+            trust_bundle=bundle,
+            vip_ranges=list(self._config.vip_ranges),
+            conflicts={c.service: [c.in_force, *c.others] for c in conflicts},
+        )
+
+
+def _same(known: Host, host: Host) -> bool:
+    return (known.addresses, known.wire_port, known.workloads) == (host.addresses, host.wire_port, host.workloads)

@@ -1,0 +1,70 @@
+"""Turns settings into a serving controller: opens the store, follows time and other writers, stops in order."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+
+from hostmesh.controller import ca
+from hostmesh.controller.config import Config
+from hostmesh.controller.feed import Feed
+from hostmesh.controller.server import Ports
+from hostmesh.controller.service import Controller
+from hostmesh.controller.store import Store
+
+log = logging.getLogger("hostmesh.controller")
+TICK = 0.5  # how soon a removal by the command line is in force, seconds
+STOP_GRACE = 2.0
+
+
+async def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    store = Store(config.state / "controller.db")
+    try:
+        authority = ca.load(config.state, store, config.trust_domain)
+        feed = Feed(config, store, authority, time.monotonic)
+        ports = Ports(config, authority, Controller(config, store, authority, feed))
+        where = await ports.start()
+        log.info("trust domain %s: hosts on port %d, enrolment on port %d", config.trust_domain, *where)
+        _warn_of_age(authority.active.intermediate.not_valid_after_utc.timestamp() - time.time())
+        _notify(f"READY=1\nSTATUS=trust domain {config.trust_domain}, ports {where[0]} and {where[1]}")
+        await _follow(feed, stop)
+        _notify("STOPPING=1")
+        feed.close()
+        await ports.stop(STOP_GRACE)
+    finally:
+        store.close()
+
+
+async def _follow(feed: Feed, stop: asyncio.Event) -> None:
+    """Every half second, until told to stop: hosts that fell silent, and what the command line wrote to the store."""
+    while not stop.is_set():
+        feed.refresh()
+        feed.withdraw_silent()
+        _notify("WATCHDOG=1")
+        try:
+            await asyncio.wait_for(stop.wait(), TICK)
+        except TimeoutError:
+            continue
+
+
+def _warn_of_age(seconds: float) -> None:
+    if seconds < 60 * 86400:
+        log.warning("the intermediate certificate ends in %.0f days; after that nothing can be signed", seconds / 86400)
+
+
+def _notify(message: str) -> None:
+    """Tell systemd (sd_notify(3)); without systemd there is nobody to tell."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sender:
+        try:
+            sender.sendto(message.encode(), "\0" + path[1:] if path.startswith("@") else path)
+        except OSError as error:
+            log.warning("systemd does not listen on %s: %s", path, error)

@@ -1,0 +1,78 @@
+"""Turns a `Controller` into two listening ports: mutual TLS for hosts, server TLS for enrolment."""
+
+import grpc
+import grpc.aio
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from hostmesh.controller import ca
+from hostmesh.controller.config import Config
+from hostmesh.controller.service import Controller
+from hostmesh.errors import HostmeshError
+from hostmesh.identity.authority import Authority
+
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a second controller on the port is a mistake, and must hear of it
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+]
+
+
+class PortTaken(HostmeshError):
+    """A port that cannot be listened on."""
+
+
+class Ports:
+    """Both servers. The own certificate is made anew at half its life and used from the next handshake on."""
+
+    def __init__(self, config: Config, authority: Authority, controller: Controller) -> None:
+        self._config, self._authority = config, authority
+        self._identity = ca.own_identity(authority, config)
+        self.hosts = grpc.aio.server(options=_OPTIONS)
+        self.hosts.add_generic_rpc_handlers((controller.host_handler(),))
+        self.enrolment = grpc.aio.server(options=_OPTIONS)
+        self.enrolment.add_generic_rpc_handlers((controller.enrolment_handler(),))
+
+    async def start(self) -> tuple[int, int]:
+        """Listen; the ports (mutual TLS, enrolment), chosen by the kernel where the settings say 0."""
+        ports = []
+        for server, port, mutual in (
+            (self.hosts, self._config.port, True),
+            (self.enrolment, self._config.enrolment_port, False),
+        ):
+            credentials = grpc.dynamic_ssl_server_credentials(
+                self._certificate(mutual=mutual), lambda mutual=mutual: self._certificate(mutual=mutual), mutual
+            )
+            ports.append(_listen(server, self._config.listen, port, credentials))
+            await server.start()
+        return ports[0], ports[1]
+
+    async def stop(self, grace: float) -> None:
+        """Take no more calls, let running ones end for ``grace`` seconds."""
+        await self.hosts.stop(grace)
+        await self.enrolment.stop(grace)
+
+    def _certificate(self, *, mutual: bool) -> grpc.ServerCertificateConfiguration:
+        """What a handshake uses; called by gRPC for each, so that a renewed certificate needs no restart."""
+        if ca.clock() >= self._identity.renew_at:
+            self._identity = ca.own_identity(self._authority, self._config)
+        roots = b"".join(root.public_bytes(Encoding.PEM) for root in self._authority.trust_bundle)
+        pair = [(self._identity.key, self._identity.chain)]
+        answer: grpc.ServerCertificateConfiguration = grpc.ssl_server_certificate_configuration(
+            pair, roots if mutual else None
+        )
+        return answer
+
+
+def _listen(
+    server: grpc.aio.Server, addresses: tuple[str, ...], port: int, credentials: grpc.ServerCredentials
+) -> int:
+    for text in addresses:
+        where = f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+        try:
+            port = server.add_secure_port(where, credentials)
+        except RuntimeError as error:
+            raise PortTaken(f"cannot listen on {where}: {error}", f"ss -ltnp 'sport = :{port}' shows who does") from error
+    return port
