@@ -18,9 +18,11 @@ from hostmesh.plan.diff import (
     DeleteRoute,
     ReloadUnits,
     RemoveFile,
+    RestoreSysctl,
     SendSnapshot,
     SetSysctl,
     StartSlice,
+    StopSlice,
     WriteFile,
 )
 from hostmesh.plan.routing import PolicyRule, Route
@@ -49,6 +51,7 @@ class Sysctls(Protocol):
 
     def get(self, key: str) -> str: ...
     def set(self, key: str, value: str) -> None: ...
+    def restore(self, key: str) -> None: ...
 
 
 class Units(Protocol):
@@ -56,6 +59,7 @@ class Units(Protocol):
 
     async def is_active(self, unit: str) -> bool: ...
     async def start(self, unit: str) -> None: ...
+    async def stop(self, unit: str) -> None: ...
     async def reload(self) -> None: ...
 
 
@@ -118,6 +122,8 @@ async def _is_so(change: Change, doors: Doors) -> bool | None:  # noqa: PLR0911 
             return doors.files.read(path) is None
         case StartSlice(name):
             return await doors.units.is_active(name)
+        case StopSlice(name):
+            return not await doors.units.is_active(name)
         case SetSysctl(key, value):
             return doors.sysctls.get(key) == value
         case AddRoute(route):
@@ -128,7 +134,7 @@ async def _is_so(change: Change, doors: Doors) -> bool | None:  # noqa: PLR0911 
             return rule in await doors.routing.rules()
         case DeletePolicyRule(rule):
             return rule not in await doors.routing.rules()
-        case ReloadUnits() | ChangeRuleset() | SendSnapshot():
+        case ReloadUnits() | ChangeRuleset() | SendSnapshot() | RestoreSysctl():
             return None  # each is answered by the other side: a job, a transaction, an Ack
 
 
@@ -142,6 +148,10 @@ async def _do(change: Change, doors: Doors) -> None:
             await doors.units.reload()
         case StartSlice(name):
             await doors.units.start(name)
+        case StopSlice(name):
+            await doors.units.stop(name)
+        case RestoreSysctl(key, _):
+            doors.sysctls.restore(key)
         case SetSysctl(key, value):
             doors.sysctls.set(key, value)
         case AddRoute(route):

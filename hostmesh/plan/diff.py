@@ -17,15 +17,18 @@ from hostmesh.wire.snapshot import Snapshot
 class Observed:
     """What is there, as far as it is ours. table None: no such table. files: text by path, of files that hostmesh wrote.
 
-    slices: active ones of the plan. reload: systemd has not read its files since they changed. proxy_revision: of the
+    slices: active ones under ``mesh.slice``; idle: those of them in which nothing runs. before: values of sysctls that
+    hostmesh changed, as they were. reload: systemd has not read its files since they changed. proxy_revision: of the
     snapshot in force, empty for none; None when the proxy doesn't answer (it gets its snapshot when it does).
     """
 
     table: TableState | None
     sysctls: dict[str, str]
+    before: dict[str, str]
     rules: frozenset[PolicyRule]
     routes: frozenset[Route]
     slices: frozenset[str]
+    idle: frozenset[str]
     files: dict[str, str]
     reload: bool
     proxy_revision: str | None
@@ -64,6 +67,25 @@ class StartSlice:
     @property
     def name(self) -> str:
         return f"start {self.slice}"
+
+
+@dataclass(frozen=True, slots=True)
+class StopSlice:
+    slice: str
+
+    @property
+    def name(self) -> str:
+        return f"stop {self.slice}"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreSysctl:
+    key: str
+    value: str
+
+    @property
+    def name(self) -> str:
+        return f"restore sysctl {self.key}={self.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +160,8 @@ Change = (
     | RemoveFile
     | ReloadUnits
     | StartSlice
+    | StopSlice
+    | RestoreSysctl
     | SetSysctl
     | AddRoute
     | DeleteRoute
@@ -160,6 +184,8 @@ def diff(plan: Plan, observed: Observed) -> tuple[Change, ...]:
         *_ruleset(plan, observed),
         *(DeletePolicyRule(rule) for rule in sorted(observed.rules - set(plan.rules))),
         *(DeleteRoute(route) for route in sorted(observed.routes - set(plan.routes))),
+        *(RestoreSysctl(key, value) for key, value in sorted(observed.before.items()) if key not in plan.sysctls),
+        *(StopSlice(name) for name in sorted(observed.idle - set(plan.slices))),
     )
 
 

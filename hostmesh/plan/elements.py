@@ -34,7 +34,8 @@ def update(table: Table | None, state: TableState | None) -> tuple[str, str] | N
         counts = {item.name: state.sets[item.name] for item in table.sets if _counts(item) and item.name in state.sets}
         drop = f"delete table {table.family} {table.name}\n"
         return "replace", drop + table.with_counts(counts).render()
-    done, lines = [], []
+    done: list[str] = []
+    lines: list[str] = []
     for item in table.sets:
         if item.dynamic:
             continue

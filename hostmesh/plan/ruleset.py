@@ -113,7 +113,7 @@ class Table:
     chains: tuple[Chain, ...]
 
     def __post_init__(self) -> None:
-        names = [item.name for item in (*self.sets, *self.chains)]
+        names = [item.name for item in self.sets] + [chain.name for chain in self.chains]
         for name in names:
             if not _NAME.match(name) or names.count(name) > 1:
                 raise BadRuleset(f"{name!r} is not a name of its own in table {self.name}")

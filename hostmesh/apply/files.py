@@ -1,0 +1,65 @@
+"""Turns text into files, whole or not at all: written beside, made durable, then renamed over (rename(2))."""
+
+import os
+import secrets
+from pathlib import Path
+
+
+class Files:
+    """Small files of ours. root: what absolute paths are under, for a host's tree that is mounted elsewhere."""
+
+    def __init__(self, root: Path = Path("/"), mode: int = 0o644) -> None:
+        self._root = root
+        self._mode = mode
+
+    def read(self, path: str) -> str | None:
+        """The text, or None when there is no such file."""
+        try:
+            return self._at(path).read_text()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, path: str, text: str) -> None:
+        """Replace the whole file; its folder is made if missing. Durable when this returns."""
+        target = self._at(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._mode)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                os.fchmod(file.fileno(), self._mode)
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(target)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        _sync(target.parent)
+
+    def remove(self, path: str) -> None:
+        """Remove the file, and its folder if that is empty then and a unit's drop-in folder (``*.d``)."""
+        target = self._at(path)
+        target.unlink(missing_ok=True)
+        folder = target.parent
+        if folder.suffix == ".d" and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
+        if folder.is_dir():
+            _sync(folder)
+
+    def find(self, folder: str, pattern: str) -> dict[str, str]:
+        """Text by path of the files under ``folder`` that match the glob."""
+        base = self._at(folder)
+        return {f"{folder}/{path.relative_to(base)}": path.read_text() for path in sorted(base.glob(pattern))}
+
+    def _at(self, path: str) -> Path:
+        return self._root / path.lstrip("/")
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

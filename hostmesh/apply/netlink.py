@@ -1,0 +1,123 @@
+"""Turns policy rules and routes into the kernel's, and back (rtnetlink(7)).
+
+Ours are known by their protocol number, so nothing of anybody else is ever listed here, changed or removed.
+"""
+
+import errno
+import socket
+from collections.abc import AsyncIterator
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from hostmesh.errors import HostmeshError
+from hostmesh.plan.routing import PolicyRule, Route
+
+PROTOCOL = 73
+"""Our mark of origin on rules and routes; free in iproute2's rt_protos."""
+
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_TYPES = {"unicast": 1, "local": 2}  # RTN_UNICAST, RTN_LOCAL
+_LOOPBACK = 1
+_EXACT = 0xFFFFFFFF
+
+
+class RouteError(HostmeshError):
+    """The kernel refused a rule or a route."""
+
+
+class Netlink:
+    """The door to rules, routes and addresses of the network namespace in which it is used."""
+
+    async def rules(self) -> frozenset[PolicyRule]:
+        """All rules of ours."""
+        found = set()
+        for version, family in _FAMILIES.items():
+            async with AsyncIPRoute() as ip:
+                async for rule in await ip.get_rules(family=family):
+                    if rule.get("FRA_PROTOCOL") == PROTOCOL:
+                        table = rule.get("FRA_TABLE") or rule["table"]
+                        found.add(PolicyRule(version, rule.get("FRA_PRIORITY"), rule.get("FRA_FWMARK"), table))
+        return frozenset(found)
+
+    async def routes(self) -> frozenset[Route]:
+        """All routes of ours."""
+        found = set()
+        for version, family in _FAMILIES.items():
+            async for route in _dump_routes(family):
+                if route["proto"] == PROTOCOL:
+                    found.add(_read_route(version, route))
+        return frozenset(found)
+
+    async def addresses(self) -> tuple[str, ...]:
+        """Global unicast addresses of links that are up, IPv4 first, in the kernel's order; no temporary IPv6 ones."""
+        found: dict[int, list[str]] = {4: [], 6: []}
+        async with AsyncIPRoute() as ip:
+            async for address in await ip.get_addr():
+                flags = address.get("IFA_FLAGS") or address["flags"]
+                temporary, tentative = flags & 0x01 and address["family"] == socket.AF_INET6, flags & 0x48
+                if address["scope"] == 0 and address["index"] != _LOOPBACK and not temporary and not tentative:
+                    version = 4 if address["family"] == socket.AF_INET else 6
+                    found[version].append(address.get("IFA_LOCAL") or address.get("IFA_ADDRESS"))
+        return (*found[4], *found[6])
+
+    async def add_rule(self, rule: PolicyRule) -> None:
+        await self._ask("rule", "add", _rule_request(rule), present=errno.EEXIST)
+
+    async def delete_rule(self, rule: PolicyRule) -> None:
+        await self._ask("rule", "del", _rule_request(rule), present=errno.ENOENT)
+
+    async def add_route(self, route: Route) -> None:
+        # `replace`: a VIP route whose source changed has the same key.
+        await self._ask("route", "replace", _route_request(route), present=errno.EEXIST)
+
+    async def delete_route(self, route: Route) -> None:
+        await self._ask("route", "del", _route_request(route), present=errno.ESRCH)
+
+    async def _ask(self, kind: str, verb: str, request: dict[str, object], present: int) -> None:
+        async with AsyncIPRoute() as ip:
+            try:
+                await getattr(ip, kind)(verb, **request)
+            except NetlinkError as error:
+                if error.code != present:
+                    raise RouteError(f"{verb} {kind} {request}: {error}") from error
+
+
+async def _dump_routes(family: int) -> AsyncIterator[dict]:  # type: ignore[type-arg]
+    async with AsyncIPRoute() as ip:
+        async for route in await ip.get_routes(family=family):
+            yield route
+
+
+def _read_route(version: int, route: dict) -> Route:  # type: ignore[type-arg]
+    table = route.get("RTA_TABLE") or route["table"]
+    everything = "0.0.0.0" if version == 4 else "::"
+    destination = f"{route.get('RTA_DST') or everything}/{route['dst_len']}"
+    kind = next((name for name, number in _TYPES.items() if number == route["type"]), str(route["type"]))
+    return Route(version, destination, table, kind, route.get("RTA_PREFSRC") or "")
+
+
+def _rule_request(rule: PolicyRule) -> dict[str, object]:
+    return {
+        "family": _FAMILIES[rule.version],
+        "priority": rule.preference,
+        "fwmark": rule.mark,
+        "fwmask": rule.mark,
+        "table": rule.table,
+        "protocol": PROTOCOL,
+    }
+
+
+def _route_request(route: Route) -> dict[str, object]:
+    request: dict[str, object] = {
+        "family": _FAMILIES[route.version],
+        "dst": route.destination,
+        "oif": _LOOPBACK,
+        "table": route.table,
+        "type": _TYPES[route.kind],
+        "scope": 254 if route.kind == "local" and route.version == 4 else (253 if route.version == 4 else 0),
+        "proto": PROTOCOL,
+    }
+    if route.source:
+        request["prefsrc"] = route.source
+    return request
