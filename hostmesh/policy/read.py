@@ -41,7 +41,7 @@ class Reader:
         if node is None or self.typed(node, dict) is None:
             return {}
         known = {}
-        where = f"in [{schema.name}]" if schema.name else "at the top of a policy"
+        where = f"in [{schema.name}]" if schema.name else "at the top"
         for name, entry in node.table.items():
             later = dict(schema.later).get(name)
             if name in schema.words:

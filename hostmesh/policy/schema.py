@@ -55,7 +55,7 @@ _FROM = Key(
 _RULE_LATER = (("jwt", "end-user tokens"),)
 
 ROOT = Table(
-    "", "The file itself.",
+    "", "Every table may be left out.",
     (
         Key("service", "table", "the unit serves nothing", "What the unit serves.", "[service]"),
         Key("inbound", "table", "nobody may call", "Who may call the unit.", "[inbound]"),

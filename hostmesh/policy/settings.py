@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Packet mark bits; the low 12 bits carry the unit's number. Top byte: Tailscale uses 0xff0000, Kubernetes 0xc000."""
+    """Packet mark bits; the low 12 carry the unit's number. Tailscale uses 0xff0000, Kubernetes 0xc000."""
 
     unit: int = 0x0000_0FFF
     outbound: int = 0x0100_0000

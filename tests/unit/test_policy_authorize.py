@@ -57,7 +57,14 @@ def test_normal_path(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("target", "path"),
-    [("/a?b=/c", "/a"), ("http://h/a?b", "/a"), ("http://h", "/"), ("*", "*"), ("/x?u=http://h/y", "/x"), ("/a://b", "/a://b")],
+    [
+        ("/a?b=/c", "/a"),
+        ("http://h/a?b", "/a"),
+        ("http://h", "/"),
+        ("*", "*"),
+        ("/x?u=http://h/y", "/x"),
+        ("/a://b", "/a://b"),
+    ],
 )
 def test_path_of_target(target: str, path: str) -> None:
     assert paths.path_of_target(target) == path

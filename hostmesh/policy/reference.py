@@ -1,0 +1,45 @@
+"""Turns the schema of policies into `docs/policy.md`. A test checks that the page is current."""
+
+from hostmesh.policy.schema import TABLES, Key, Table
+
+_HEAD = """\
+# Policy reference
+
+<!-- Generated from hostmesh/policy/schema.py by `python -m hostmesh.cli.reference`. Do not edit. -->
+
+One file a unit: `/etc/hostmesh/policies/UNIT.toml`, for example `inventory.service.toml`; `hostmesh check PATH…` reads
+files before they are there. A file that does not pass is refused whole, and what was in force stays in force.
+
+- *Duration*: a whole number with its unit, `"250ms"`, `"10s"`, `"1m"`, `"1h"`; at most a day.
+- *Default*: what silence means.
+- Order of judgement: a unit may call itself; any `deny` that fits refuses; any `allow` that fits lets in; everybody
+  else is refused. Callers without identity are judged by `[[inbound.plaintext]]` alone.
+- Unknown keys are errors. Keys that hostmesh will know later are refused by name.
+"""
+
+
+def reference() -> str:
+    """The whole page, as Markdown."""
+    return "\n".join([_HEAD, *map(_section, TABLES)])
+
+
+def _section(table: Table) -> str:
+    rows = "\n".join(map(_row, table.keys))
+    later = ""
+    if table.later:
+        words = ", ".join(f"`{name}` ({meaning})" for name, meaning in table.later)
+        later = f"\nNot in this version: {words}.\n"
+    head = "| key | type | default | meaning | example |\n| --- | --- | --- | --- | --- |"
+    return f"## {_title(table)}\n\n{table.meaning}\n\n{head}\n{rows}\n{later}"
+
+
+def _title(table: Table) -> str:
+    if not table.name:
+        return "The file"
+    doubled = table.name.startswith("inbound.")
+    return f"`[[{table.name}]]`" if doubled else f"`[{table.name}]`"
+
+
+def _row(key: Key) -> str:
+    cells = (f"`{key.name}`", key.type, key.default, key.meaning, f"`{key.example}`")
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

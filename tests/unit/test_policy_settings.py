@@ -1,0 +1,84 @@
+"""The host's settings: what is read, what is refused, and that what `join` writes is read back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostmesh.errors import PolicyError
+from hostmesh.policy.hostfile import load_settings, render
+from hostmesh.policy.settings import Marks, Paths, Ports, Settings
+
+FILE = "hostmesh.toml"
+
+
+def test_an_empty_file_means_the_defaults() -> None:
+    assert load_settings(FILE, "") == Settings()
+
+
+def test_everything_that_can_be_set() -> None:
+    text = """
+[mesh]
+trust_domain = "mesh.example"
+controllers = ["c1.example:15010", "[2001:2::1]:15010", "198.18.0.1:9"]
+[host]
+name = "h1"
+metrics_address = "::1"
+route_table = 500
+nflog_group = 5
+[ports]
+wire = 15108
+[marks]
+proxy = 0x10000000
+[paths]
+state = "/srv/hostmesh"
+"""
+    assert load_settings(FILE, text) == Settings(
+        "mesh.example", "h1", ("c1.example:15010", "[2001:2::1]:15010", "198.18.0.1:9"), "::1", 500, 5,
+        Marks(proxy=0x1000_0000), Ports(wire=15108), Paths(state="/srv/hostmesh"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "says"),
+    [
+        ("[mesh]\ntrust_domain = 'X'\n", (2, 16), "not a trust domain"),
+        ("[mesh]\ncontrollers = ['c1']\n", (2, 16), "has no port"),
+        ("[mesh]\ncontrollers = ['c1:99999']\n", (2, 16), "has no port"),
+        ("[mesh]\ncontrollers = ['c_1:1']\n", (2, 16), "no host name or address"),
+        ("[host]\nname = 'H1'\n", (2, 8), "not a host name"),
+        ("[host]\nmetrics_address = 'x'\n", (2, 19), "not an address"),
+        ("[host]\nroute_table = 255\n", (2, 15), "not in 256.."),
+        ("[ports]\nwire = 15001\n", (2, 8), "port 15001 is for 'outbound' already"),
+        ("[ports]\nwire = 0\n", (2, 8), "not in 1..65535"),
+        ("[marks]\nproxy = 3\n", (2, 9), "not one bit"),
+        ("[marks]\nunit = 4\n", (2, 8), "not a mask of low bits"),
+        ("[marks]\ninbound = 0x01000000\n", (2, 11), "another mark has"),
+        ("[paths]\nstate = 'x'\n", (2, 9), "not an absolute path"),
+        ("[pats]\n", (1, 1), "unknown key 'pats'"),
+        ("a\n", (1, 2), "not TOML"),
+    ],
+)
+def test_finding(text: str, where: tuple[int, int], says: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        load_settings(FILE, text)
+    (found,) = caught.value.diagnostics
+    assert (found.place.line, found.place.column) == where
+    assert says in found.message
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@given(
+    st.builds(
+        Settings,
+        trust_domain=st.sampled_from(["mesh.local", "a.b"]),
+        host=st.sampled_from(["", "h1", "h2.example"]),
+        controllers=st.lists(st.sampled_from(["c:1", "198.18.0.1:15010"]), max_size=2).map(tuple),
+        marks=st.sampled_from([Marks(), Marks(allowed=0x1000_0000), Marks(unit=0x7FF)]),
+        ports=st.builds(Ports, wire=st.integers(20000, 30000)),
+        paths=st.builds(Paths, state=WORDS.map(lambda text: "/" + text)),
+    )
+)
+def test_what_is_written_is_read_back(settings: Settings) -> None:
+    assert load_settings(FILE, render(settings)) == settings
