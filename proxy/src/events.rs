@@ -16,7 +16,7 @@ pub const QUEUE: usize = 8192;
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Event {
     /// Nanoseconds since the epoch.
-    pub time_ns: i64,
+    pub time_ns: u64,
     /// request | connection | denied | retry | error.
     pub kind: &'static str,
     /// The unit in whose journal this belongs.
@@ -62,7 +62,7 @@ pub struct Event {
 impl Event {
     /// An event of now; fill in the rest with struct update syntax.
     pub fn now(kind: &'static str, unit: &str, direction: &'static str, verdict: &'static str) -> Self {
-        let time_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+        let time_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         Self { time_ns, kind, unit: unit.to_owned(), direction, verdict, ..Self::default() }
     }
 
@@ -79,13 +79,13 @@ impl Event {
 
 /// The workers' end: cheap to clone, never waits.
 #[derive(Clone)]
-pub struct Sink {
+pub struct EventSink {
     queue: mpsc::Sender<Event>,
     dropped: Arc<Drops>,
 }
 
 /// The control thread's end.
-pub struct Source {
+pub struct EventSource {
     queue: mpsc::Receiver<Event>,
     dropped: Arc<Drops>,
 }
@@ -97,13 +97,13 @@ struct Drops {
 }
 
 /// A queue of [`QUEUE`] events.
-pub fn queue() -> (Sink, Source) {
+pub fn queue() -> (EventSink, EventSource) {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let dropped = Arc::new(Drops::default());
-    (Sink { queue: sender, dropped: dropped.clone() }, Source { queue: receiver, dropped })
+    (EventSink { queue: sender, dropped: dropped.clone() }, EventSource { queue: receiver, dropped })
 }
 
-impl Sink {
+impl EventSink {
     /// Queues the event, or counts it as dropped.
     pub fn emit(&self, event: Event) {
         if self.queue.try_send(event).is_err() {
@@ -118,7 +118,7 @@ impl Sink {
     }
 }
 
-impl Source {
+impl EventSource {
     /// Waits for at least one event, then takes what is there, `limit` at most.
     pub async fn batch(&mut self, limit: usize) -> Vec<Event> {
         let mut events = Vec::new();

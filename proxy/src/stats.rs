@@ -1,6 +1,6 @@
 //! Turns what workers record into exact counters, with nothing shared between workers on the way.
 //!
-//! Every worker has its own [`Counters`]; a connection asks once for its [`Row`] and records into it with relaxed
+//! Every worker has its own [`WorkerStats`]; a connection asks once for its [`Row`] and records into it with relaxed
 //! atomics. Only the control thread reads across workers. The number of rows is bounded: later ones count as `other`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -141,126 +141,82 @@ pub enum Gauge {
 const GAUGES: [&str; 7] =
     ["connections", "streams", "pooled", "tls_handshakes", "dns_answered", "dns_forwarded", "dns_failed"];
 
-/// One worker's counters. Not shared between workers on the hot path.
-pub struct Counters {
+/// One worker's counters.
+#[derive(Default)]
+struct Shard {
     rows: Mutex<HashMap<Key, Arc<Row>>>,
     denied: Mutex<HashMap<String, u64>>,
     failures: Mutex<BTreeMap<&'static str, u64>>,
     gauges: [AtomicI64; GAUGES.len()],
-    names: Arc<Names>,
 }
 
-/// The names that all workers have used: what bounds the number of rows.
+/// The counters of the process.
 #[derive(Default)]
-struct Names {
+pub struct Stats {
+    shards: Mutex<Vec<Arc<Shard>>>,
     series: Mutex<HashSet<Key>>,
     rules: Mutex<HashSet<String>>,
 }
 
+/// A worker's own door to the counters. Not shared between workers: ask for one each.
+#[derive(Clone)]
+pub struct WorkerStats {
+    all: Arc<Stats>,
+    shard: Arc<Shard>,
+}
+
 /// Holds a gauge one up while it lives.
 pub struct Held {
-    counters: Arc<Counters>,
+    shard: Arc<Shard>,
     gauge: Gauge,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.counters.add(self.gauge, -1);
+        self.shard.gauges[self.gauge as usize].fetch_sub(1, Relaxed);
     }
 }
 
-/// Empty counters for so many workers; the bound on names is one for all of them.
-pub fn counters(workers: usize) -> Vec<Arc<Counters>> {
-    let names = Arc::<Names>::default();
-    let new = || Counters {
-        rows: Mutex::default(),
-        denied: Mutex::default(),
-        failures: Mutex::default(),
-        gauges: Default::default(),
-        names: names.clone(),
-    };
-    (0..workers).map(|_| Arc::new(new())).collect()
-}
-
-impl Counters {
-    /// The row of this key: ask once a connection, keep it.
-    pub fn handle(&self, key: Key) -> Arc<Row> {
-        let mut rows = lock(&self.rows);
-        if let Some(row) = rows.get(&key) {
-            return row.clone();
-        }
-        let key = self.names.admit(key);
-        rows.entry(key).or_insert_with_key(|key| Arc::new(Row::new(key.clone()))).clone()
+impl Stats {
+    /// Empty counters.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
     }
 
-    /// Counts a refusal by the rule that refused.
-    pub fn denied(&self, rule: &str) {
-        let mut denied = lock(&self.denied);
-        if let Some(count) = denied.get_mut(rule) {
-            *count += 1;
-            return;
-        }
-        let mut rules = lock(&self.names.rules);
-        let known = rules.contains(rule) || (rules.len() < MAX_RULES && rules.insert(rule.to_owned()));
-        *denied.entry(if known { rule.to_owned() } else { "other".to_owned() }).or_default() += 1;
+    /// A new worker's counters.
+    pub fn worker(self: &Arc<Self>) -> WorkerStats {
+        let shard = Arc::<Shard>::default();
+        lock(&self.shards).push(shard.clone());
+        WorkerStats { all: self.clone(), shard }
     }
 
-    /// Counts a failed TLS handshake or verification by a reason of a fixed set.
-    pub fn tls_failure(&self, reason: &'static str) {
-        *lock(&self.failures).entry(reason).or_default() += 1;
+    /// One gauge, summed over the workers.
+    pub fn gauge(&self, gauge: Gauge) -> i64 {
+        lock(&self.shards).iter().map(|shard| shard.gauges[gauge as usize].load(Relaxed)).sum()
     }
 
-    /// Moves a gauge.
-    pub fn add(&self, gauge: Gauge, by: i64) {
-        self.gauges[gauge as usize].fetch_add(by, Relaxed);
+    /// All counters: rows sorted by key, refusals by rule, gauges by name.
+    pub fn collect(&self) -> Collected {
+        let mut traffic = BTreeMap::<(Key, usize), TrafficCount>::new();
+        let mut denied = BTreeMap::<String, u64>::new();
+        let mut gauges = BTreeMap::<String, i64>::new();
+        let shards = lock(&self.shards).clone();
+        for shard in &shards {
+            for row in lock(&shard.rows).values() {
+                add_row(&mut traffic, row);
+            }
+            for (rule, count) in lock(&shard.denied).iter() {
+                *denied.entry(rule.clone()).or_default() += count;
+            }
+            for (reason, count) in lock(&shard.failures).iter() {
+                *gauges.entry(format!("tls_failures_{reason}")).or_default() += *count as i64;
+            }
+            for (name, value) in GAUGES.iter().zip(&shard.gauges) {
+                *gauges.entry((*name).to_owned()).or_default() += value.load(Relaxed);
+            }
+        }
+        Collected { traffic: traffic.into_values().collect(), denied, gauges }
     }
-
-    /// Moves a gauge up until the returned value is dropped.
-    pub fn hold(self: &Arc<Self>, gauge: Gauge) -> Held {
-        self.add(gauge, 1);
-        Held { counters: self.clone(), gauge }
-    }
-}
-
-impl Names {
-    fn admit(&self, key: Key) -> Key {
-        let mut series = lock(&self.series);
-        if series.contains(&key) {
-            key
-        } else if series.len() < MAX_SERIES {
-            series.insert(key.clone());
-            key
-        } else {
-            Key::other(key.direction)
-        }
-    }
-}
-
-/// One gauge, summed over the workers.
-pub fn gauge(workers: &[Arc<Counters>], gauge: Gauge) -> i64 {
-    workers.iter().map(|worker| worker.gauges[gauge as usize].load(Relaxed)).sum()
-}
-
-/// All counters: rows sorted by key, refusals by rule, gauges by name.
-pub fn collect(workers: &[Arc<Counters>]) -> Collected {
-    let mut traffic = BTreeMap::<(Key, usize), TrafficCount>::new();
-    let mut denied = BTreeMap::<String, u64>::new();
-    let mut gauges = BTreeMap::<String, i64>::new();
-    for worker in workers {
-        for row in lock(&worker.rows).values() {
-            add_row(&mut traffic, row);
-        }
-        for (rule, count) in lock(&worker.denied).iter() {
-            *denied.entry(rule.clone()).or_default() += count;
-        }
-        for (reason, count) in lock(&worker.failures).iter() {
-            *gauges.entry(format!("tls_failures_{reason}")).or_default() += *count as i64;
-        }
-        for (name, value) in GAUGES.iter().zip(&worker.gauges) {
-            *gauges.entry((*name).to_owned()).or_default() += value.load(Relaxed);
-        }
-    }
-    Collected { traffic: traffic.into_values().collect(), denied, gauges }
 }
 
 fn add_row(traffic: &mut BTreeMap<(Key, usize), TrafficCount>, row: &Row) {
@@ -280,12 +236,66 @@ fn add_row(traffic: &mut BTreeMap<(Key, usize), TrafficCount>, row: &Row) {
     }
 }
 
+impl WorkerStats {
+    /// The row of this key: ask once a connection, keep it.
+    pub fn handle(&self, key: Key) -> Arc<Row> {
+        let mut rows = lock(&self.shard.rows);
+        if let Some(row) = rows.get(&key) {
+            return row.clone();
+        }
+        let key = self.all.admit(key);
+        rows.entry(key).or_insert_with_key(|key| Arc::new(Row::new(key.clone()))).clone()
+    }
+
+    /// Counts a refusal by the rule that refused.
+    pub fn denied(&self, rule: &str) {
+        let mut denied = lock(&self.shard.denied);
+        if let Some(count) = denied.get_mut(rule) {
+            *count += 1;
+            return;
+        }
+        let mut rules = lock(&self.all.rules);
+        let known = rules.contains(rule) || (rules.len() < MAX_RULES && rules.insert(rule.to_owned()));
+        *denied.entry(if known { rule.to_owned() } else { "other".to_owned() }).or_default() += 1;
+    }
+
+    /// Counts a failed TLS handshake or verification by a reason of a fixed set.
+    pub fn tls_failure(&self, reason: &'static str) {
+        *lock(&self.shard.failures).entry(reason).or_default() += 1;
+    }
+
+    /// Moves a gauge.
+    pub fn add(&self, gauge: Gauge, by: i64) {
+        self.shard.gauges[gauge as usize].fetch_add(by, Relaxed);
+    }
+
+    /// Moves a gauge up until the returned value is dropped.
+    pub fn hold(&self, gauge: Gauge) -> Held {
+        self.add(gauge, 1);
+        Held { shard: self.shard.clone(), gauge }
+    }
+}
+
+impl Stats {
+    fn admit(&self, key: Key) -> Key {
+        let mut series = lock(&self.series);
+        if series.contains(&key) {
+            key
+        } else if series.len() < MAX_SERIES {
+            series.insert(key.clone());
+            key
+        } else {
+            Key::other(key.direction)
+        }
+    }
+}
+
 /// A poisoned counter is still a counter: nothing here leaves a value half written.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What [`collect`] gives.
+/// What [`Stats::collect`] gives.
 pub struct Collected {
     /// Rows of traffic.
     pub traffic: Vec<TrafficCount>,
@@ -351,9 +361,10 @@ mod tests {
 
     #[test]
     fn four_threads_count_exactly() {
-        let stats = counters(4);
+        let stats = Stats::new();
         std::thread::scope(|scope| {
-            for worker in &stats {
+            for _ in 0..4 {
+                let worker = stats.worker();
                 scope.spawn(move || {
                     let row = worker.handle(key("a"));
                     for i in 0..10_000u64 {
@@ -363,7 +374,7 @@ mod tests {
                 });
             }
         });
-        let all = collect(&stats);
+        let all = stats.collect();
         assert_eq!(all.traffic.len(), 1);
         let row = &all.traffic[0];
         assert_eq!((row.count, row.bytes_in, row.bytes_out, row.retries), (40_000, 80_000, 120_000, 20_000));
@@ -376,13 +387,13 @@ mod tests {
 
     #[test]
     fn too_many_names_count_as_other() {
-        let stats = counters(2);
-        let worker = &stats[1];
+        let stats = Stats::new();
+        let worker = stats.worker();
         for i in 0..MAX_SERIES + 100 {
             worker.handle(key(&i.to_string())).record(CodeClass::Ok, 1, 1, 1, 0);
             worker.denied(&i.to_string());
         }
-        let all = collect(&stats);
+        let all = stats.collect();
         assert_eq!(all.traffic.len(), MAX_SERIES + 1);
         let other = all.traffic.iter().find(|row| row.peer == "other").expect("an overflow row");
         assert_eq!(other.count, 100);
@@ -392,16 +403,16 @@ mod tests {
 
     #[test]
     fn durations_beyond_the_last_bound_and_gauges() {
-        let stats = counters(2);
-        let (one, two) = (&stats[0], &stats[1]);
+        let stats = Stats::new();
+        let (one, two) = (stats.worker(), stats.worker());
         one.handle(key("a")).record(CodeClass::Error, 60_000_001, 0, 0, 0);
-        assert_eq!(collect(&stats).traffic[0].buckets[BOUNDS_US.len()], 1);
+        assert_eq!(stats.collect().traffic[0].buckets[BOUNDS_US.len()], 1);
         let held = one.hold(Gauge::Connections);
         two.add(Gauge::Connections, 2);
         two.tls_failure("expired");
-        assert_eq!(gauge(&stats, Gauge::Connections), 3);
+        assert_eq!(stats.gauge(Gauge::Connections), 3);
         drop(held);
-        let gauges = collect(&stats).gauges;
+        let gauges = stats.collect().gauges;
         assert_eq!((gauges["connections"], gauges["tls_failures_expired"]), (2, 1));
     }
 }
