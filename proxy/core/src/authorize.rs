@@ -115,10 +115,11 @@ pub fn outbound(unit: &Unit, target: &Target<'_>) -> Decision {
         return allow(RULE_NO_OUTBOUND_POLICY);
     };
     for rule in rules {
-        let fits = match &rule.target {
-            OutboundTarget::Service(name) => target.service == Some(name),
-            OutboundTarget::Host(name) => target.host == Some(name),
-            OutboundTarget::Network(network) => target
+        let fits = match (&rule.target, target.service) {
+            (OutboundTarget::Service(name), service) => service == Some(name),
+            (_, Some(_)) => false, // a service of the mesh is named by its name only
+            (OutboundTarget::Host(name), None) => target.host == Some(name),
+            (OutboundTarget::Network(network), None) => target
                 .address
                 .is_some_and(|address| network.contains(&address.to_canonical())),
         };
@@ -163,23 +164,21 @@ fn judge(unit: &Unit, caller: &Caller<'_>, port: u16, request: Option<&Request<'
         is_http: declared.protocol == Protocol::Http,
         normal: OnceCell::new(),
     };
-    if let Caller::Identity(id) = caller {
-        for rule in &unit.deny {
-            if !(fits_caller(&rule.callers, id) && fits_port(&rule.ports, port)) {
-                continue;
-            }
-            match asked.fit_deny(&rule.request) {
-                Fit::No => {}
-                Fit::Yes => return Some(refuse(unit, Verdict::Deny, &rule.rule)),
-                Fit::AsksRequest => return None,
-                Fit::BadPath => return Some(refuse(unit, Verdict::BadPath, &rule.rule)),
-            }
+    if matches!(caller, Caller::Identity(id) if **id == *unit.spiffe_id) {
+        return Some(Decision {
+            verdict: Verdict::Allow,
+            rule: RULE_SELF.into(),
+        });
+    }
+    for rule in &unit.deny {
+        if !(fits_caller(&rule.callers, caller) && fits_port(&rule.ports, port)) {
+            continue;
         }
-        if **id == *unit.spiffe_id {
-            return Some(Decision {
-                verdict: Verdict::Allow,
-                rule: RULE_SELF.into(),
-            });
+        match asked.fit_deny(&rule.request) {
+            Fit::No => {}
+            Fit::Yes => return Some(refuse(unit, Verdict::Deny, &rule.rule)),
+            Fit::AsksRequest => return None,
+            Fit::BadPath => return Some(refuse(unit, Verdict::BadPath, &rule.rule)),
         }
     }
     judge_allow(unit, caller, port, &asked)
@@ -200,9 +199,9 @@ fn judge_allow(unit: &Unit, caller: &Caller<'_>, port: u16, asked: &Asked<'_>) -
         }
     };
     match caller {
-        Caller::Identity(id) => {
+        Caller::Identity(_) => {
             for rule in &unit.allow {
-                if fits_caller(&rule.callers, id)
+                if fits_caller(&rule.callers, caller)
                     && fits_port(&rule.ports, port)
                     && let Some(decided) = see(&rule.rule, asked.fit_allow(&rule.request))
                 {
@@ -292,8 +291,12 @@ impl Asked<'_> {
     }
 }
 
-fn fits_caller(callers: &[Glob], id: &str) -> bool {
-    callers.iter().any(|glob| glob.matches(id))
+fn fits_caller(callers: &[Glob], caller: &Caller<'_>) -> bool {
+    match caller {
+        _ if callers.is_empty() => true,
+        Caller::Identity(id) => callers.iter().any(|glob| glob.matches(id)),
+        Caller::Plaintext { .. } => false,
+    }
 }
 
 fn fits_source(sources: &[Source], address: IpAddr, local: bool) -> bool {

@@ -1,1 +1,120 @@
+use serde::Deserialize;
 
+use super::*;
+use crate::config::Config;
+use crate::snapshot;
+
+#[derive(Deserialize)]
+struct Vectors {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: String,
+    unit: snapshot::Unit,
+    caller: Option<Who>,
+    port: Option<u16>,
+    method: Option<String>,
+    path: Option<String>,
+    headers: Option<Vec<(String, String)>>,
+    outbound: Option<Called>,
+    expect: Expect,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Who {
+    Identity { spiffe_id: String },
+    Plaintext { plaintext: IpAddr, local: bool },
+}
+
+#[derive(Deserialize)]
+struct Called {
+    port: u16,
+    service: Option<String>,
+    host: Option<String>,
+    address: Option<IpAddr>,
+}
+
+#[derive(Deserialize)]
+struct Expect {
+    verdict: String,
+    rule: String,
+}
+
+struct Listed(Vec<(String, String)>);
+
+impl Headers for Listed {
+    fn each(&self, name: &str, see: &mut dyn FnMut(&[u8])) {
+        self.0
+            .iter()
+            .filter(|(key, _)| key == name)
+            .for_each(|(_, value)| see(value.as_bytes()));
+    }
+}
+
+fn decide(case: &Case, unit: &Unit) -> Option<Decision> {
+    if let Some(called) = &case.outbound {
+        let target = Target {
+            port: called.port,
+            service: called.service.as_deref(),
+            host: called.host.as_deref(),
+            address: called.address,
+        };
+        return Some(outbound(unit, &target));
+    }
+    let caller = match case.caller.as_ref().expect("a caller") {
+        Who::Identity { spiffe_id } => Caller::Identity(spiffe_id),
+        Who::Plaintext { plaintext, local } => Caller::Plaintext {
+            address: *plaintext,
+            local: *local,
+        },
+    };
+    let port = case.port.expect("a port");
+    let Some(method) = &case.method else {
+        return connection(unit, &caller, port);
+    };
+    let headers = Listed(case.headers.clone().unwrap_or_default());
+    let asked = Request {
+        method,
+        path: case.path.as_deref().expect("a path"),
+        headers: &headers,
+    };
+    let decided = request(unit, &caller, port, &asked);
+    if let Some(early) = connection(unit, &caller, port) {
+        assert_eq!(
+            early, decided,
+            "{}: what the connection decides, no request changes",
+            case.name
+        );
+    }
+    Some(decided)
+}
+
+#[test]
+fn the_vectors() {
+    let text = include_str!("../../../tests/vectors/authorize.json");
+    let vectors: Vectors = serde_json::from_str(text).expect("vectors");
+    assert!(vectors.cases.len() > 100);
+    for case in vectors.cases {
+        let unit = Config::unit(case.unit.clone()).expect("a unit");
+        let (verdict, rule) = match decide(&case, &unit) {
+            None => ("asks-request", None),
+            Some(decision) => {
+                let verdict = match decision.verdict {
+                    Verdict::Allow => "allow",
+                    Verdict::Deny => "deny",
+                    Verdict::AuditDeny => "audit-deny",
+                    Verdict::BadPath => "bad-path",
+                };
+                (verdict, Some(decision.rule))
+            }
+        };
+        assert_eq!(verdict, case.expect.verdict, "{}", case.name);
+        if let Some(rule) = rule {
+            assert_eq!(*rule, *case.expect.rule, "{}", case.name);
+        }
+    }
+}

@@ -414,6 +414,11 @@ impl Config {
         Ok(config)
     }
 
+    /// Checks and compiles one unit by itself.
+    pub fn unit(unit: snapshot::Unit) -> Result<Unit, ConfigError> {
+        compile::unit(unit)
+    }
+
     /// The unit with this number in its mark.
     pub fn unit_by_number(&self, number: u32) -> Option<&Arc<Unit>> {
         self.by_number.get(&number)
@@ -567,4 +572,4 @@ mod compile;
 
 #[cfg(test)]
 #[path = "config_tests.rs"]
-mod tests;
+pub(crate) mod tests;

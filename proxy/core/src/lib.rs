@@ -3,7 +3,13 @@
 #![forbid(unsafe_code)]
 
 pub mod authorize;
+pub mod balance;
 pub mod config;
+pub mod dns;
+pub mod error;
 pub mod glob;
+pub mod http1;
 pub mod path;
+pub mod retry;
 pub mod snapshot;
+pub mod trace;

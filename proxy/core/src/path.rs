@@ -4,8 +4,8 @@
 //! ambiguous. Percent-encoded unreserved characters are decoded, hexadecimal digits written in upper case; nothing is
 //! removed or merged. What servers read in different ways is `Ambiguous`: encoded slash or backslash, dot segments
 //! (with path parameters too, `..;x`), empty segments (`//`: some servers merge them, some don't), control bytes and
-//! NUL, spaces, `#`, bytes beyond ASCII, a broken percent-encoding. Twin of `hostmesh/policy/paths.py`; both are held to
-//! `tests/vectors/paths.json`.
+//! NUL, bytes that no URI may have, broken or doubled percent-encoding.
+//! Twin of `hostmesh/policy/paths.py`; both are held to `tests/vectors/paths.json`.
 
 use std::borrow::Cow;
 
@@ -29,12 +29,15 @@ pub enum Ambiguous {
     /// Below 0x20 or 0x7f, as a byte or percent-encoded.
     #[error("a control character in the path")]
     Control,
-    /// A space, `#`, or a byte beyond ASCII.
+    /// A byte that must be percent-encoded in a path, e.g. a space, `#` or `"`, or one above 0x7f.
     #[error("a byte that may not stand in a path")]
     Byte,
     /// `%` without two hexadecimal digits.
     #[error("a broken percent-encoding")]
     Encoding,
+    /// `%25` followed by two hexadecimal digits: who decodes twice sees something else.
+    #[error("a doubled percent-encoding")]
+    Doubled,
 }
 
 /// The path of a request target (RFC 9112, section 3.2): without the query; of the absolute form, what follows the
@@ -95,6 +98,7 @@ fn percent(bytes: &[u8], at: usize) -> Result<u8, Ambiguous> {
     match u8::try_from(high * 16 + low).map_err(|_| Ambiguous::Encoding)? {
         b'/' | b'\\' => Err(Ambiguous::Slash),
         0..=0x1f | 0x7f => Err(Ambiguous::Control),
+        b'%' if digit(at + 3).is_some() && digit(at + 4).is_some() => Err(Ambiguous::Doubled),
         byte => Ok(byte),
     }
 }
@@ -104,12 +108,12 @@ fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-/// Printable ASCII, lenient as browsers are; `?` never gets here, it ends the path.
+/// RFC 3986, section 3.3 (`pchar` and `/`), and the few that browsers send unencoded: `|`, `[`, `]`, `^`, `{`, `}`.
 fn plain(byte: u8) -> Result<(), Ambiguous> {
     match byte {
         b'\\' => Err(Ambiguous::Slash),
         0..=0x1f | 0x7f => Err(Ambiguous::Control),
-        b' ' | b'#' | b'?' | 0x80.. => Err(Ambiguous::Byte),
+        b' ' | b'"' | b'#' | b'<' | b'>' | b'`' | b'?' | 0x80.. => Err(Ambiguous::Byte),
         _ => Ok(()),
     }
 }
@@ -117,13 +121,11 @@ fn plain(byte: u8) -> Result<(), Ambiguous> {
 fn segments(path: &str) -> Result<(), Ambiguous> {
     let mut segments = path[1..].split('/').peekable();
     while let Some(segment) = segments.next() {
-        if segment.is_empty() && segments.peek().is_some() {
-            return Err(Ambiguous::EmptySegment);
-        }
-        // Some servers cut path parameters off before they resolve dots.
-        let parameter = segment.find(';').into_iter().chain(segment.find("%3B")).min();
-        if matches!(&segment[..parameter.unwrap_or(segment.len())], "." | "..") {
-            return Err(Ambiguous::DotSegment);
+        // `..;x`: servlet containers take what follows the semicolon for a parameter.
+        match segment.split(';').next().unwrap_or_default() {
+            "." | ".." => return Err(Ambiguous::DotSegment),
+            "" if segments.peek().is_some() || !segment.is_empty() => return Err(Ambiguous::EmptySegment),
+            _ => {}
         }
     }
     Ok(())

@@ -1,0 +1,134 @@
+//! Names what went wrong with a request or connection: whose fault it was, what the caller is told, may it be repeated.
+
+use thiserror::Error;
+
+use crate::http1::{BodyError, Refused};
+use crate::retry::Failure;
+
+/// Who is to blame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Blame {
+    /// The caller.
+    Downstream,
+    /// Whoever was called.
+    Upstream,
+    /// Nobody: a person said no.
+    Policy,
+    /// The mesh itself.
+    Internal,
+}
+
+/// Everything that can end a request without the application's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Fault {
+    /// The request cannot be read in one way only.
+    #[error("bad request: {0}")]
+    BadRequest(Refused),
+    /// The request's body cannot be read, or ended early.
+    #[error("bad request body: {0}")]
+    BadRequestBody(BodyError),
+    /// A path rule applies and the path has no single meaning.
+    #[error("the path is ambiguous and a path rule applies")]
+    BadPath,
+    /// A rule refused, or none allowed.
+    #[error("denied by policy")]
+    Denied,
+    /// The service has no endpoint.
+    #[error("the service has no endpoint")]
+    NoEndpoint,
+    /// Nothing reached the application.
+    #[error("no connection to the service")]
+    Connect,
+    /// The connection broke before the response.
+    #[error("the connection broke before the response")]
+    Reset,
+    /// The response cannot be read.
+    #[error("bad response: {0}")]
+    BadResponse(Refused),
+    /// The response's body cannot be read, or ended early.
+    #[error("bad response body: {0}")]
+    BadResponseBody(BodyError),
+    /// The caller's time is over, or that of the last try.
+    #[error("no response in time")]
+    Timeout,
+    /// The caller went away.
+    #[error("the caller went away")]
+    Gone,
+    /// The proxy cannot do its part, e.g. it has no SVID yet.
+    #[error("the mesh is not ready for this call")]
+    Internal,
+}
+
+impl Fault {
+    /// Whose fault it is.
+    pub fn blame(self) -> Blame {
+        match self {
+            Self::BadRequest(_) | Self::BadRequestBody(_) | Self::Gone => Blame::Downstream,
+            Self::BadPath | Self::Denied => Blame::Policy,
+            Self::Internal => Blame::Internal,
+            _ => Blame::Upstream,
+        }
+    }
+
+    /// The status that the caller is told.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::BadRequest(refused) => refused.status(),
+            Self::BadRequestBody(_) | Self::BadPath | Self::Gone => 400,
+            Self::Denied => 403,
+            Self::Reset | Self::BadResponse(_) | Self::BadResponseBody(_) => 502,
+            Self::NoEndpoint | Self::Connect | Self::Internal => 503,
+            Self::Timeout => 504,
+        }
+    }
+
+    /// The word in `x-hostmesh-error`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::BadRequest(_) | Self::BadRequestBody(_) => "bad-request",
+            Self::BadPath => "bad-path",
+            Self::Denied => "denied",
+            Self::NoEndpoint => "no-endpoint",
+            Self::Connect => "connect-failure",
+            Self::Reset => "reset",
+            Self::BadResponse(_) | Self::BadResponseBody(_) => "bad-response",
+            Self::Timeout => "timeout",
+            Self::Gone => "gone",
+            Self::Internal => "not-ready",
+        }
+    }
+
+    /// As a failed try, if it is one that could be repeated.
+    pub fn failure(self) -> Option<Failure> {
+        match self {
+            Self::Connect => Some(Failure::Connect),
+            Self::Reset => Some(Failure::Reset),
+            Self::Timeout => Some(Failure::TryTimeout),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blame_agrees_with_the_status() {
+        for fault in [
+            Fault::BadRequest(Refused::Syntax),
+            Fault::BadPath,
+            Fault::Denied,
+            Fault::NoEndpoint,
+            Fault::Connect,
+            Fault::Reset,
+            Fault::BadResponse(Refused::Syntax),
+            Fault::Timeout,
+            Fault::Internal,
+        ] {
+            let by_caller = matches!(fault.blame(), Blame::Downstream | Blame::Policy);
+            assert_eq!(by_caller, fault.status() < 500, "{fault}");
+            assert!(!(by_caller && fault.failure().is_some()), "{fault}");
+        }
+    }
+}

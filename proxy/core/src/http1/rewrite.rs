@@ -1,0 +1,164 @@
+//! Writes heads for the next hop: what concerns one connection only is dropped, what the mesh says is set.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::head::Fields;
+use super::{RequestHead, ResponseHead};
+
+/// What is set on a request on its way.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RequestEdits<'a> {
+    /// The new `traceparent`; `None` leaves the caller's.
+    pub traceparent: Option<&'a str>,
+    /// `x-hostmesh-peer`: the SPIFFE ID of the caller, for the application.
+    pub peer: Option<&'a str>,
+}
+
+/// What is set on a response on its way.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ResponseEdits {
+    /// The connection ends after this response.
+    pub close: bool,
+    /// Drop the fields that only proxies may set: the response comes from an application.
+    pub from_application: bool,
+}
+
+/// Is this a field that only the mesh may set?
+pub(super) fn is_mesh_field(name: &[u8]) -> bool {
+    let mesh = b"x-hostmesh-";
+    name.get(..mesh.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(mesh))
+        || name.eq_ignore_ascii_case(b"x-forwarded-client-cert")
+}
+
+/// RFC 9110, section 7.6.1. `transfer-encoding` stays: the body passes as it is.
+fn is_hop_field(name: &[u8]) -> bool {
+    const HOP: [&str; 6] = [
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "upgrade",
+        "http2-settings",
+    ];
+    HOP.iter().any(|hop| hop.as_bytes().eq_ignore_ascii_case(name))
+}
+
+impl Fields {
+    /// Does `Connection` name this field?
+    fn names_hop(&self, name: &[u8]) -> bool {
+        let is_connection = |field: &&super::Field| self.name(field).eq_ignore_ascii_case(b"connection");
+        self.fields.iter().filter(is_connection).any(|field| {
+            let mut tokens = self.value(field).split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+            tokens.any(|token| token.eq_ignore_ascii_case(name))
+        })
+    }
+}
+
+fn put_field(out: &mut BytesMut, name: &[u8], value: &[u8]) {
+    out.put_slice(name);
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
+}
+
+impl RequestHead {
+    /// Writes the head for the next hop. The body's bytes follow as they came.
+    pub fn write(&self, edits: &RequestEdits<'_>, out: &mut BytesMut) {
+        out.reserve(self.fields.bytes.len() + 192);
+        out.put_slice(self.method().as_bytes());
+        out.put_u8(b' ');
+        out.put_slice(self.target().as_bytes());
+        // An HTTP/1.0 client could not read the chunks that an application sends to 1.1.
+        out.put_slice(if self.is_http11 {
+            b" HTTP/1.1\r\n"
+        } else {
+            b" HTTP/1.0\r\n"
+        });
+        for field in &self.fields.fields {
+            let name = self.fields.name(field);
+            let replaced = edits.traceparent.is_some() && name.eq_ignore_ascii_case(b"traceparent");
+            let upgrade = self.upgrade && name.eq_ignore_ascii_case(b"upgrade");
+            let dropped = is_hop_field(name) && !upgrade;
+            if replaced
+                || dropped
+                || is_mesh_field(name)
+                || (self.names_hops && !upgrade && self.fields.names_hop(name))
+            {
+                continue;
+            }
+            put_field(out, name, self.fields.value(field));
+        }
+        if self.upgrade {
+            out.put_slice(b"connection: upgrade\r\n");
+        }
+        if let Some(traceparent) = edits.traceparent {
+            put_field(out, b"traceparent", traceparent.as_bytes());
+        }
+        if let Some(peer) = edits.peer {
+            put_field(out, b"x-hostmesh-peer", peer.as_bytes());
+        }
+        out.put_slice(b"\r\n");
+    }
+}
+
+impl ResponseHead {
+    /// Writes the head for the next hop. The body's bytes follow as they came.
+    pub fn write(&self, edits: &ResponseEdits, out: &mut BytesMut) {
+        out.reserve(self.fields.bytes.len() + 32);
+        out.put_slice(b"HTTP/1.1 ");
+        out.put_slice(self.status.to_string().as_bytes());
+        out.put_u8(b' ');
+        out.put_slice(&self.fields.bytes[self.reason.0 as usize..self.reason.1 as usize]);
+        out.put_slice(b"\r\n");
+        let upgraded = self.status == 101;
+        let bodiless = self.status < 200 || self.status == 204;
+        for field in &self.fields.fields {
+            let name = self.fields.name(field);
+            let upgrade = upgraded && name.eq_ignore_ascii_case(b"upgrade");
+            let dropped = (is_hop_field(name) && !upgrade)
+                || (edits.from_application && is_mesh_field(name))
+                || (bodiless
+                    && (name.eq_ignore_ascii_case(b"transfer-encoding")
+                        || name.eq_ignore_ascii_case(b"content-length")))
+                || (self.names_hops && !upgrade && self.fields.names_hop(name));
+            if !dropped {
+                put_field(out, name, self.fields.value(field));
+            }
+        }
+        if upgraded {
+            out.put_slice(b"connection: upgrade\r\n");
+        } else if edits.close {
+            out.put_slice(b"connection: close\r\n");
+        }
+        out.put_slice(b"\r\n");
+    }
+}
+
+/// The interim answer that lets a client send its body (RFC 9110, section 15.2.1).
+pub fn continues() -> Bytes {
+    Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n")
+}
+
+/// An answer of the proxy's own: `x-hostmesh-error` names the reason, the body says it to a person. `bodiless` for HEAD.
+pub fn local_reply(status: u16, error: &str, message: &str, close: bool, bodiless: bool) -> Bytes {
+    let phrase = match status {
+        400 => "Bad Request",
+        403 => "Forbidden",
+        431 => "Request Header Fields Too Large",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "Error",
+    };
+    let connection = if close { "connection: close\r\n" } else { "" };
+    let body = format!("hostmesh: {message}\n");
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {status} {phrase}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {length}\r\n\
+         x-hostmesh-error: {error}\r\n{connection}\r\n"
+    );
+    Bytes::from(if bodiless { head } else { head + &body })
+}

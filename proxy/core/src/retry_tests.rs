@@ -1,0 +1,96 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn policy(on: RetryOn) -> Retries {
+    Retries {
+        attempts: 3,
+        per_try_timeout: None,
+        on,
+        budget: 0.2,
+        non_idempotent: false,
+    }
+}
+
+#[test]
+fn what_is_repeated() {
+    let connect = policy(RetryOn {
+        connect_failure: true,
+        ..RetryOn::default()
+    });
+    let server = policy(RetryOn {
+        server_error: true,
+        ..RetryOn::default()
+    });
+    let gateway = policy(RetryOn {
+        gateway_error: true,
+        ..RetryOn::default()
+    });
+    for (policy, failure, tries, method, replayable, expect) in [
+        (connect, Failure::Connect, 1, "POST", true, true),
+        (connect, Failure::Connect, 1, "POST", false, false),
+        (connect, Failure::Connect, 3, "GET", true, false),
+        (connect, Failure::Status(503), 1, "GET", true, false),
+        (connect, Failure::Reset, 1, "GET", true, false),
+        (server, Failure::Status(500), 2, "GET", true, true),
+        (server, Failure::Status(500), 1, "POST", true, false),
+        (server, Failure::Status(499), 1, "GET", true, false),
+        (server, Failure::Reset, 1, "PUT", true, true),
+        (gateway, Failure::Status(500), 1, "GET", true, false),
+        (gateway, Failure::Status(503), 1, "GET", true, true),
+        (gateway, Failure::TryTimeout, 1, "GET", true, true),
+    ] {
+        assert_eq!(
+            may_retry(&policy, failure, tries, method, replayable),
+            expect,
+            "{failure:?} {tries} {method} {replayable}"
+        );
+    }
+    let any = Retries {
+        non_idempotent: true,
+        ..server
+    };
+    assert!(may_retry(&any, Failure::Status(500), 1, "POST", true));
+}
+
+#[test]
+fn waits_grow_and_end() {
+    assert_eq!(backoff(1, 99), Duration::ZERO);
+    assert_eq!(backoff(2, 25_000), Duration::from_millis(25));
+    assert_eq!(backoff(60, 250_000), Duration::from_millis(250));
+}
+
+#[test]
+fn the_budget_comes_back() {
+    let mut budget = Budget::default();
+    let at = Duration::from_secs;
+    assert!(!budget.take(0.0, at(100)));
+    let taken = (0..100).filter(|_| budget.take(0.2, at(100))).count();
+    assert_eq!(taken, 30, "the minimum of ten seconds");
+    (0..100).for_each(|_| budget.request(at(105)));
+    let taken = (0..100).filter(|_| budget.take(0.2, at(105))).count();
+    assert_eq!(taken, 20, "a fifth of a hundred more");
+    assert!(!budget.take(0.2, at(109)));
+    assert!(budget.take(0.2, at(110)), "what second 100 took is forgotten");
+}
+
+proptest! {
+    /// Whatever comes in whatever order: in no ten seconds more than the share and the minimum.
+    #[test]
+    fn never_beyond_the_share(steps in proptest::collection::vec((0u64..3, any::<bool>()), 1..400), share in 0.0f64..1.0) {
+        let mut budget = Budget::default();
+        let (mut now, mut requests, mut taken) = (0u64, Vec::new(), Vec::new());
+        for (advance, is_request) in steps {
+            now += advance;
+            let at = Duration::from_secs(now);
+            if is_request {
+                budget.request(at);
+                requests.push(now);
+            } else if budget.take(share, at) {
+                taken.push(now);
+                let within = |times: &[u64]| times.iter().filter(|time| **time + 10 > now).count() as f64;
+                prop_assert!(within(&taken) <= within(&requests) * share + 30.0);
+            }
+        }
+    }
+}
