@@ -61,6 +61,7 @@ def init(config: Config, path: Path = PATH, user: str | None = USER) -> list[Pat
         for name in ("controller.db", "controller.db-wal", "controller.db-shm"):
             (config.state / name).chmod(0o600)
             _give(config.state / name, owner)
+    config.state.chmod(0o700)
     for item in (config.state, *made):
         _give(item, owner)
     written += [config.state / "controller.db", *made, ca.write_new(path, dump(config).encode(), 0o644)]
