@@ -1,0 +1,53 @@
+"""Whose packets go to the proxy, on a real kernel: marks, original destinations, IPv4, IPv6, loopback."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from tests.host.plans import NUMBER, OUTBOUND, SLICE, Bench, plan, policy
+from tests.host.world import HERE4, HERE6, PEER4, PEER6, World, ask, ask_udp, in_world
+
+pytestmark = pytest.mark.kernel
+REMOTE = ("198.18.7.9", "2001:2:7::9", PEER4, PEER6, "240.240.0.5", "fd00:240::5")
+LOCAL = ("127.0.0.1", "::1", HERE4, HERE6)
+
+
+def meshed(world: World, tmp_path: Path, **options: object) -> Bench:
+    world.cgroup(SLICE)
+    bench = Bench(tmp_path)
+    bench.apply(plan(policy(**options)))  # type: ignore[arg-type]
+    return bench
+
+
+def proxy(world: World) -> None:
+    for address in ("127.0.0.1", "::1"):
+        world.serve(address, 15001, transparent=True)
+
+
+def test_a_units_connections_reach_the_proxy_with_its_number_and_destination(tmp_path: Path) -> None:
+    def test(world: World) -> None:
+        meshed(world, tmp_path)
+        proxy(world)
+        for address in (*REMOTE, *LOCAL):
+            seen = world.run(ask, address, 80, cgroup=SLICE)
+            assert isinstance(seen, dict), (address, seen)
+            assert (seen["mark"], seen["to"]) == (OUTBOUND, (address, 80))
+
+    in_world(test)
+
+
+def test_nobody_else_is_touched(tmp_path: Path) -> None:
+    def test(world: World) -> None:
+        meshed(world, tmp_path)
+        proxy(world)
+        world.serve(PEER4, 80, peer=True)
+        world.serve("127.0.0.1", 81)
+        assert world.run(ask, PEER4, 80, cgroup=world.cgroup("other"))["peer"] == HERE4
+        assert world.run(ask, "127.0.0.1", 81)["mark"] == 0
+        for vip in ("240.240.0.5", "fd00:240::5"):
+            code, seconds = world.run(ask, vip, 80, cgroup="other")
+            assert code == errno.ECONNREFUSED
+            assert seconds < 0.5
+
+    in_world(test)
