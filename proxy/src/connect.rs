@@ -1,0 +1,93 @@
+//! Turns an endpoint into a stream to its application: over the wire, or directly where it runs on this host.
+//!
+//! The door of the HTTP relay and of opaque connections alike.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hostmesh_proxy_core::config::{Config, Endpoint, Port, Unit};
+
+use crate::deliver;
+use crate::stream::Stream;
+use crate::wire::client::OpenError;
+use crate::wire::idle::Key;
+use crate::worker::Worker;
+
+/// Why there is no stream.
+#[derive(Debug)]
+pub enum ConnectError {
+    /// The calling unit has no SVID yet.
+    NotReady,
+    /// The other side's policy said no: not to be tried again.
+    Denied,
+    /// Nothing reached the application: another endpoint may do.
+    Unreachable(String),
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotReady => f.write_str("the unit has no certificate yet"),
+            Self::Denied => f.write_str("refused by the other side's policy"),
+            Self::Unreachable(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for ConnectError {}
+
+impl From<OpenError> for ConnectError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::NoIdentity => Self::NotReady,
+            OpenError::Denied => Self::Denied,
+            other => Self::Unreachable(other.to_string()),
+        }
+    }
+}
+
+/// Connects for one connection of a unit of this host.
+pub struct Connector {
+    /// Whose pools.
+    pub worker: Rc<Worker>,
+    /// The config with which the connection began.
+    pub config: Arc<Config>,
+    /// Who calls.
+    pub unit: Arc<Unit>,
+    /// The caller's address.
+    pub client: IpAddr,
+}
+
+impl Connector {
+    /// A stream to the endpoint's `target` port, for the connection or request that comes now. `fresh`: not one that was
+    /// used before. Not judged here: neither the caller's policy nor, on the same host, the endpoint's.
+    pub async fn connect(&self, endpoint: &Endpoint, target: u16, fresh: bool) -> Result<Stream, ConnectError> {
+        if let Some(unit) = &endpoint.local {
+            let Some(port) = unit.port(target) else {
+                return Err(ConnectError::Unreachable(format!("{} does not serve port {target}", unit.unit)));
+            };
+            return self.deliver(unit, port).await.map_err(|error| ConnectError::Unreachable(error.to_string()));
+        }
+        if !fresh && let Some(stream) = self.worker.idle.take(&Key::new(&self.unit.unit, endpoint, target)) {
+            return Ok(Stream::Wire(Box::new(stream)));
+        }
+        let stream = self.worker.pool.open(&self.unit.unit, endpoint, target).await?;
+        Ok(Stream::Wire(Box::new(stream)))
+    }
+
+    /// Gives back a stream on which a response has ended and nothing is under way. A socket is closed: it is the caller's
+    /// to keep while its own connection lasts, since it may carry the client's address.
+    pub fn release(&self, endpoint: &Endpoint, target: u16, stream: Stream) {
+        if let Stream::Wire(stream) = stream {
+            self.worker.idle.put(Key::new(&self.unit.unit, endpoint, target), *stream);
+        }
+    }
+
+    /// A socket to the application of a unit of this host.
+    pub async fn deliver(&self, unit: &Unit, port: &Port) -> io::Result<Stream> {
+        deliver::connect(&self.config, unit, port, self.client).await.map(Stream::Tcp)
+    }
+}

@@ -1,0 +1,81 @@
+//! Connects to a unit's application, from the client's address where the unit wants to see it.
+//!
+//! Law: the address kept is one that the network showed; loopback, link-local and this host's own addresses are nobody's
+//! to bring along.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use hostmesh_proxy_core::config::{ClientAddress, Config, Port, Unit};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::sockopt;
+
+/// One address of the application gets this long.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// Connects to a declared port of a unit of this host for a client at `client`, by the first of the unit's addresses that
+/// answers. The mark shows the ruleset that this is a delivery to this unit; who listens there is checked by the kernel.
+pub async fn connect(config: &Config, unit: &Unit, port: &Port, client: IpAddr) -> io::Result<TcpStream> {
+    let mark = config.marks.inbound | unit.number;
+    let client = client.to_canonical();
+    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, format!("{} has no address to deliver to", unit.unit));
+    for candidate in candidates(config, unit, client) {
+        let to = SocketAddr::new(candidate, port.port);
+        let from = source(config, port.client_address, candidate, client);
+        match timeout(CONNECT, sockopt::connect(to, mark, from)).await {
+            Ok(Ok(stream)) => {
+                sockopt::relayed(&stream)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{to}: {error}")),
+            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{to}: no answer within {CONNECT:?}")),
+        }
+    }
+    Err(last)
+}
+
+/// The unit's addresses in their order, those of the client's family first: only they can keep its address.
+fn candidates(config: &Config, unit: &Unit, client: IpAddr) -> Vec<IpAddr> {
+    let mut all: Vec<IpAddr> = unit.deliver.iter().map(|address| listening(config, *address)).collect();
+    all.sort_by_key(|address| address.is_ipv4() != client.is_ipv4());
+    all.dedup();
+    all
+}
+
+/// Who listens on the wildcard is found at the host's own address, or at loopback.
+fn listening(config: &Config, address: IpAddr) -> IpAddr {
+    if !address.is_unspecified() {
+        return address;
+    }
+    let own = config.addresses.iter().find(|own| own.is_ipv4() == address.is_ipv4());
+    own.copied().unwrap_or_else(|| loopback(address))
+}
+
+fn loopback(like: IpAddr) -> IpAddr {
+    if like.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() }
+}
+
+/// The address to connect from; `None`: whatever the route says.
+fn source(config: &Config, policy: ClientAddress, candidate: IpAddr, client: IpAddr) -> Option<IpAddr> {
+    let keep = match policy {
+        ClientAddress::Keep => true,
+        ClientAddress::Local => false,
+        ClientAddress::Auto => !candidate.is_loopback(),
+    };
+    if keep && client.is_ipv4() == candidate.is_ipv4() && can_be_kept(config, client) {
+        return Some(client);
+    }
+    let is_local = policy == ClientAddress::Local && !candidate.is_loopback();
+    is_local.then(|| loopback(candidate))
+}
+
+fn can_be_kept(config: &Config, client: IpAddr) -> bool {
+    let is_link_local = match client {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !(is_link_local || client.is_unspecified() || client.is_multicast() || config.is_own_address(client))
+}

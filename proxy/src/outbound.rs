@@ -1,0 +1,206 @@
+//! Turns connections of meshed units into connections to what they called.
+//!
+//! Law: the kernel says who calls (SO_MARK) and whom (the socket's own address); the unit's policy says whether. What is
+//! refused or cannot be reached is reset at once.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hostmesh_proxy_core::authorize::{self, Caller, RULE_UNKNOWN_UNIT, Target, Verdict};
+use hostmesh_proxy_core::config::{Config, Destination, Endpoint, Port, Protocol, Service, ServicePort, Unit};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use crate::connect::{ConnectError, Connector};
+use crate::events::Event;
+use crate::sockopt;
+use crate::stream::Stream;
+use crate::tcp;
+use crate::worker::{About, Worker};
+
+/// A passed-through destination gets as long as Linux itself would give it (tcp_syn_retries 6), near enough.
+const PASSTHROUGH: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// Where no service is called.
+const NO_SERVICE: &str = "";
+
+/// Serves an accepted connection to its end.
+pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
+    let Some(config) = worker.shared.config() else { return sockopt::abort(tcp) };
+    let (Ok(mark), Ok(called)) = (sockopt::mark(&tcp), tcp.local_addr()) else { return sockopt::abort(tcp) };
+    let called = SocketAddr::new(called.ip().to_canonical(), called.port());
+    let Some(unit) = config.unit_by_mark(mark).cloned() else {
+        worker.stats.denied(RULE_UNKNOWN_UNIT);
+        let message = format!("connection to {called} with mark {mark:#x}, which is no unit's");
+        worker.shared.events.emit(Event::denied("", "outbound", RULE_UNKNOWN_UNIT, message));
+        return sockopt::abort(tcp);
+    };
+    if called.ip().is_loopback() && called.port() == config.listeners.outbound || sockopt::relayed(&tcp).is_err() {
+        return sockopt::abort(tcp);
+    }
+    let client = client.ip().to_canonical();
+    let connector = Connector { worker, config: config.clone(), unit, client };
+    let call = Outgoing { connector, called, begun: Instant::now() };
+    match config.destination(called.ip(), called.port()) {
+        Destination::Service { service, port } => call.service(tcp, service, *port, None).await,
+        Destination::Endpoint { service, port, endpoint } => call.service(tcp, service, *port, Some(endpoint)).await,
+        Destination::LocalUnit { unit, port } => call.local_unit(tcp, unit, port).await,
+        Destination::UndeclaredPort(service) => {
+            let message = format!("{} has no port {}", service.name, called.port());
+            call.about("", &service.name, called.port(), "tcp").failed(&call.connector.worker, call.begun, message);
+            sockopt::abort(tcp);
+        }
+        Destination::Passthrough => call.passthrough(tcp).await,
+    }
+}
+
+/// One connection of a unit.
+struct Outgoing {
+    connector: Connector,
+    called: SocketAddr,
+    begun: Instant,
+}
+
+impl Outgoing {
+    fn about(&self, peer: &str, service: &str, port: u16, protocol: &'static str) -> About {
+        About {
+            unit: self.connector.unit.clone(),
+            direction: "outbound",
+            peer: peer.into(),
+            service: service.into(),
+            port,
+            protocol,
+            client: self.connector.client,
+        }
+    }
+
+    /// The rule that lets the unit call this, or `None` when it was refused, counted and recorded.
+    fn judge(&self, about: &About, service: Option<&str>) -> Option<Arc<str>> {
+        let target = Target { port: about.port, service, host: None, address: Some(self.called.ip()) };
+        let decision = authorize::outbound(&self.connector.unit, &target);
+        if decision.verdict.passes() {
+            return Some(decision.rule);
+        }
+        let what = service.map_or_else(|| self.called.to_string(), |name| format!("{name}:{}", about.port));
+        let message = format!("{} may not call {what}", self.connector.unit.unit);
+        about.denied(&self.connector.worker, &decision.rule, message);
+        None
+    }
+
+    async fn service(self, tcp: TcpStream, service: &Arc<Service>, port: ServicePort, only: Option<&Arc<Endpoint>>) {
+        let about = self.about("", &service.name, port.port, port.protocol.as_str());
+        let Some(rule) = self.judge(&about, Some(&service.name)) else { return sockopt::abort(tcp) };
+        if port.protocol == Protocol::Http {
+            return self.http(tcp, service, port, only, rule).await;
+        }
+        match self.first_reached(service, port, only).await {
+            Ok((endpoint, stream)) => {
+                let about = About { peer: endpoint.spiffe_id.clone(), ..about };
+                let worker = &self.connector.worker;
+                worker.loads.borrow_mut().begin(&endpoint);
+                let relayed = tcp::relay(tcp, stream).await;
+                worker.loads.borrow_mut().end(endpoint.id);
+                about.relayed(worker, self.begun, &rule, &relayed);
+            }
+            Err(error) => {
+                if let Some(error) = error {
+                    let message = format!("{}:{}: {error}", service.name, port.port);
+                    about.failed(&self.connector.worker, self.begun, message);
+                }
+                sockopt::abort(tcp);
+            }
+        }
+    }
+
+    /// Tries one endpoint after the other, each once. `Err(None)`: refused here, and recorded.
+    async fn first_reached(
+        &self,
+        service: &Service,
+        port: ServicePort,
+        only: Option<&Arc<Endpoint>>,
+    ) -> Result<(Arc<Endpoint>, Stream), Option<ConnectError>> {
+        let worker = &self.connector.worker;
+        let mut tried = Vec::new();
+        let mut last = ConnectError::Unreachable("the service has no endpoint".into());
+        for _ in 0..service.endpoints.len() {
+            let random = worker.random();
+            let picked = only.cloned().or_else(|| worker.loads.borrow_mut().pick(service, &tried, random).cloned());
+            let Some(endpoint) = picked.filter(|endpoint| !tried.contains(&endpoint.id)) else { break };
+            if let Some(unit) = &endpoint.local
+                && !self.is_let_in(unit, &service.name, port.target)
+            {
+                return Err(None);
+            }
+            match self.connector.connect(&endpoint, port.target, true).await {
+                Ok(stream) => return Ok((endpoint, stream)),
+                Err(denied @ ConnectError::Denied) => return Err(Some(denied)),
+                Err(error) => last = error,
+            }
+            tried.push(endpoint.id);
+        }
+        Err(Some(last))
+    }
+
+    /// The other side's policy, where the other side is a unit of this host: one pass, both policies.
+    fn is_let_in(&self, unit: &Arc<Unit>, service: &str, port: u16) -> bool {
+        let caller = &self.connector.unit.spiffe_id;
+        let Some(decision) = authorize::connection(unit, &Caller::Identity(caller), port) else { return false };
+        let protocol = unit.port(port).map_or("tcp", |port| port.protocol.as_str());
+        let about = About {
+            unit: unit.clone(),
+            direction: "local",
+            peer: caller.clone(),
+            service: service.into(),
+            port,
+            protocol,
+            client: self.connector.client,
+        };
+        let worker = &self.connector.worker;
+        match decision.verdict {
+            Verdict::Allow => {}
+            Verdict::AuditDeny => about.audited(worker, &decision.rule),
+            Verdict::Deny | Verdict::BadPath => {
+                let message = format!("{} may not call {service}:{port}", self.connector.unit.unit);
+                about.denied(worker, &decision.rule, message);
+            }
+        }
+        decision.verdict.passes()
+    }
+
+    async fn local_unit(self, tcp: TcpStream, unit: &Arc<Unit>, port: &Port) {
+        let about = About { direction: "local", ..self.about(&unit.spiffe_id, &unit.service, port.port, port.protocol.as_str()) };
+        let Some(rule) = self.judge(&about, Some(&unit.service)) else { return sockopt::abort(tcp) };
+        if port.protocol == Protocol::Http {
+            return self.http_local(tcp, unit, *port, rule).await;
+        }
+        if !self.is_let_in(unit, &unit.service, port.port) {
+            return sockopt::abort(tcp);
+        }
+        let worker = &self.connector.worker;
+        match self.connector.deliver(unit, port).await {
+            Ok(stream) => about.relayed(worker, self.begun, &rule, &tcp::relay(tcp, stream).await),
+            Err(error) => {
+                about.failed(worker, self.begun, error.to_string());
+                sockopt::abort(tcp);
+            }
+        }
+    }
+
+    async fn passthrough(self, tcp: TcpStream) {
+        let about = self.about("passthrough", NO_SERVICE, self.called.port(), "tcp");
+        let Some(rule) = self.judge(&about, None) else { return sockopt::abort(tcp) };
+        let worker = &self.connector.worker;
+        let reached = timeout(PASSTHROUGH, sockopt::connect(self.called, self.connector.config.marks.proxy, None)).await;
+        match reached.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
+            Ok(stream) => {
+                let relayed = tcp::relay(tcp, Stream::Tcp(stream)).await;
+                about.relayed(worker, self.begun, &rule, &relayed);
+            }
+            Err(error) => {
+                about.failed(worker, self.begun, format!("{}: {error}", self.called));
+                sockopt::abort(tcp);
+            }
+        }
+    }
+}

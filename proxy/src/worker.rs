@@ -1,0 +1,193 @@
+//! What one worker has: its pools, its loads, its counters. Nothing of it is seen by another worker.
+
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hostmesh_proxy_core::balance::Loads;
+use hostmesh_proxy_core::config::{AccessLog, Unit};
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+
+use crate::events::Event;
+use crate::shared::Shared;
+use crate::stats::{CodeClass, Key, Row, WorkerStats};
+use crate::tcp::Relayed;
+use crate::tls;
+use crate::wire::client::Pool;
+use crate::wire::idle::IdleStreams;
+use crate::wire::server::ServerLink;
+
+/// Pools are looked through this often.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// One per thread, behind an `Rc`.
+pub struct Worker {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// This worker's counters.
+    pub stats: WorkerStats,
+    /// TLS connections to other hosts.
+    pub pool: Pool,
+    /// HTTP streams between requests.
+    pub idle: IdleStreams,
+    /// Requests and connections in flight by endpoint.
+    pub loads: RefCell<Loads>,
+    /// The wire's server side.
+    pub acceptor: TlsAcceptor,
+    /// TLS connections from other hosts.
+    pub links: RefCell<Vec<Weak<ServerLink>>>,
+    /// Connections of applications and of the wire that are not over.
+    pub open: Cell<usize>,
+    random: Cell<u64>,
+}
+
+impl Worker {
+    /// A worker with empty pools.
+    pub fn new(shared: Arc<Shared>, seed: u64) -> Result<Rc<Self>, rustls::Error> {
+        let stats = shared.stats.worker();
+        Ok(Rc::new(Self {
+            pool: Pool::new(shared.clone(), stats.clone()),
+            idle: IdleStreams::default(),
+            loads: RefCell::default(),
+            acceptor: TlsAcceptor::from(Arc::new(tls::server_config(shared.clone())?)),
+            links: RefCell::default(),
+            open: Cell::new(0),
+            random: Cell::new(seed | 1),
+            stats,
+            shared,
+        }))
+    }
+
+    /// A number for choices among equals (xorshift64, Marsaglia 2003); nothing secret depends on it.
+    pub fn random(&self) -> u64 {
+        let mut x = self.random.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.random.set(x);
+        x
+    }
+
+    /// Keeps the pools as the config, the SVIDs and the time want them, until the process ends.
+    pub async fn tend(self: Rc<Self>) {
+        let mut changes = self.shared.changes();
+        let mut draining = self.shared.draining();
+        let mut beats = tokio::time::interval(SWEEP);
+        loop {
+            tokio::select! {
+                _ = beats.tick() => self.pool.sweep(),
+                Ok(()) = changes.changed() => {
+                    self.pool.refresh();
+                    self.recheck();
+                }
+                Ok(()) = draining.changed() => self.each_link(|link| link.retire()),
+            }
+            self.idle.sweep();
+            self.links.borrow_mut().retain(|link| link.strong_count() > 0);
+        }
+    }
+
+    /// Ends the wire connections whose client is not trusted any more.
+    fn recheck(&self) {
+        let trust = self.shared.trust();
+        self.each_link(|link| link.recheck(&trust));
+    }
+
+    fn each_link(&self, mut see: impl FnMut(&ServerLink)) {
+        self.links.borrow().iter().filter_map(Weak::upgrade).for_each(|link| see(&link));
+    }
+}
+
+/// What a connection is about: in counters and in journals.
+#[derive(Clone)]
+pub struct About {
+    /// The unit of this host whose journal it is.
+    pub unit: Arc<Unit>,
+    /// inbound | outbound | local.
+    pub direction: &'static str,
+    /// SPIFFE ID of the other side, `plaintext` or `passthrough`.
+    pub peer: Arc<str>,
+    /// The service called.
+    pub service: Arc<str>,
+    /// The port called.
+    pub port: u16,
+    /// The protocol's word.
+    pub protocol: &'static str,
+    /// The caller's address.
+    pub client: IpAddr,
+}
+
+impl About {
+    fn row(&self, worker: &Worker) -> Arc<Row> {
+        worker.stats.handle(Key {
+            unit: self.unit.unit.to_string(),
+            direction: self.direction,
+            peer: self.peer.to_string(),
+            service: self.service.to_string(),
+            port: self.port,
+            protocol: self.protocol,
+        })
+    }
+
+    fn event(&self, kind: &'static str, verdict: &'static str, rule: &str, message: String) -> Event {
+        Event {
+            rule: rule.to_owned(),
+            peer: self.peer.to_string(),
+            service: self.service.to_string(),
+            port: self.port,
+            protocol: self.protocol,
+            message,
+            client: self.client.to_string(),
+            ..Event::now(kind, &self.unit.unit, self.direction, verdict)
+        }
+    }
+
+    /// Counts and records a refusal.
+    pub fn denied(&self, worker: &Worker, rule: &str, message: String) {
+        worker.stats.denied(rule);
+        self.row(worker).record(CodeClass::Denied, 0, 0, 0, 0);
+        worker.shared.events.emit(self.event("denied", "deny", rule, message));
+    }
+
+    /// Records what `mode = "audit"` let pass.
+    pub fn audited(&self, worker: &Worker, rule: &str) {
+        worker.stats.denied(rule);
+        let message = format!("{} would be refused (audit)", self.peer);
+        worker.shared.events.emit(self.event("denied", "audit-deny", rule, message));
+    }
+
+    /// Counts and records a connection that came to nothing.
+    pub fn failed(&self, worker: &Worker, begun: Instant, message: String) {
+        self.row(worker).record(CodeClass::Error, micros(begun), 0, 0, 0);
+        let event = self.event("error", "allow", "", message);
+        worker.shared.events.emit(Event { duration_us: micros(begun), ..event });
+    }
+
+    /// Counts a connection that was carried, and records it where the access log wants that.
+    pub fn relayed(&self, worker: &Worker, begun: Instant, rule: &str, relayed: &Relayed) {
+        let class = if relayed.result.is_ok() { CodeClass::Ok } else { CodeClass::Error };
+        self.row(worker).record(class, micros(begun), relayed.sent, relayed.received, 0);
+        let wanted = match self.unit.access_log {
+            AccessLog::All => true,
+            AccessLog::Errors => relayed.result.is_err(),
+            AccessLog::None => false,
+        };
+        if wanted {
+            let message = match &relayed.result {
+                Ok(()) => "connection ended".to_owned(),
+                Err(error) => format!("connection broke off: {error}"),
+            };
+            let event = self.event("connection", "allow", rule, message);
+            let (bytes_in, bytes_out) = (relayed.sent, relayed.received);
+            worker.shared.events.emit(Event { duration_us: micros(begun), bytes_in, bytes_out, tries: 1, ..event });
+        }
+    }
+}
+
+/// Microseconds since.
+pub fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
