@@ -60,7 +60,7 @@ trace = 0.01
 
 @dataclass(frozen=True)
 class Contender:
-    """A name, where the load goes, whether the load is a meshed unit, the units whose CPU is the mesh's, the app's unit."""
+    """Where the load goes, whether it comes from a meshed unit; `proxies` and `app`: the units whose CPU is counted."""
 
     name: str
     url: str

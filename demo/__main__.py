@@ -1,6 +1,6 @@
 """Turns two empty hosts into a mesh before your eyes, and prints what was tried and seen.
 
-    python -m demo [--keep]        (make demo, make demo KEEP=1)
+python -m demo [--keep]        (make demo, make demo KEEP=1)
 """
 
 import argparse

@@ -24,6 +24,7 @@ SYSTEM = (
 )  # fmt: skip
 STOCK = (
     "nginx-light", "redis-server", "redis-tools", "postgresql-15", "postgresql-client-15", "wrk", "haproxy",
+    "python3-httpx",  # for the demo's orders
 )  # fmt: skip
 
 # Runs in the tree once everything is installed. A host starts what a test or a person starts, nothing else;

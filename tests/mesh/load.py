@@ -2,8 +2,9 @@
 
     python3 - HOST PORT PATH CONNECTIONS AT_LEAST STOP_FILE
 
-Keep-alive connections, each asking one request after the other until STOP_FILE is there and AT_LEAST requests were made in
-all. Every answer but 200 and every error counts as failed; `slowest` and `longest_gap` in seconds, times since the epoch.
+Keep-alive connections, each asking one request after the other until STOP_FILE is there and AT_LEAST requests were
+made in all. Every answer but 200 and every error counts as failed; `slowest` and `longest_gap` in seconds, times since
+the epoch.
 """
 
 import collections
@@ -74,9 +75,14 @@ def main() -> None:
     for thread in threads:
         thread.join()
     told = {
-        "requests": load.requests, "failed": sum(load.failures.values()), "failures": dict(load.failures),
-        "failed_at": load.failed_at[:100], "begun": begun, "ended": time.time(),
-        "slowest": round(load.slowest, 3), "longest_gap": round(load.longest_gap, 3),
+        "requests": load.requests,
+        "failed": sum(load.failures.values()),
+        "failures": dict(load.failures),
+        "failed_at": load.failed_at[:100],
+        "begun": begun,
+        "ended": time.time(),
+        "slowest": round(load.slowest, 3),
+        "longest_gap": round(load.longest_gap, 3),
     }
     print(json.dumps(told))
 

@@ -1,6 +1,6 @@
 """A caller that tells exactly how it was refused: run on a host, prints one JSON line.
 
-    python3 - HOST PORT [REQUEST]    connects, sends REQUEST (or nothing), reads; prints errno, status line and seconds
+python3 - HOST PORT [REQUEST]    connects, sends REQUEST (or nothing), reads; prints errno, status line and seconds
 """
 
 import errno

@@ -1,18 +1,20 @@
 """Turns a lab into the world of the demo: hostmesh installed as a user would, stock services meshed.
 
-h1: orders, and the callers (`shop` is named by the policies, `guest` is not). h2: inventory, nginx, redis, PostgreSQL and the
-controller. outsider: a host without hostmesh, with two addresses; the first is named as a plain-text scraper.
+h1: orders, and the callers (`shop` is named by the policies, `guest` is not). h2: inventory, nginx, redis, PostgreSQL
+and the controller. outsider: a host without hostmesh, with two addresses; the first is named as a plain-text scraper.
 """
 
 import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.lab.host import Host, Result
-from tests.lab.install import install, product_layers
+from tests.lab.install import install
 from tests.lab.lab import Lab
 from tests.lab.waiting import wait_until
 
@@ -63,10 +65,19 @@ class World:
         """Run a command on a host (h1) as a meshed unit, by the product's own verb."""
         return (host or self.h1).exec(["hostmesh", "run", "--unit", unit, "--", *argv], timeout=timeout)
 
-    def status(self, host: Host) -> dict[str, object]:
+    def status(self, host: Host) -> dict[str, Any]:
         """What the host's agent says of itself."""
-        said: dict[str, object] = json.loads(host.exec(["hostmesh", "status", "--json"]).must().stdout)
+        said: dict[str, Any] = json.loads(host.exec(["hostmesh", "status", "--json"]).must().stdout)
         return said
+
+    def services(self, host: Host) -> dict[str, dict[str, Any]]:
+        """The services that the host's proxy knows, by name, from the snapshot that it took."""
+        snapshot = json.loads(host.read("/var/lib/hostmesh-proxy/snapshot.json"))
+        return {service["name"]: service for service in snapshot["services"]}
+
+    def serials(self, host: Host) -> dict[str, str]:
+        """Serial number of each unit's SVID that is in force."""
+        return {unit["unit"]: unit["svid"]["serial"] for unit in self.status(host)["units"] if unit["svid"]}
 
     def write_policy(self, host: Host, unit: str, text: str) -> None:
         """Save a policy, as Ansible does: a new file moved into place."""
@@ -100,12 +111,12 @@ class World:
 def world(tell: Tell = lambda _: None) -> Iterator[World]:
     """The whole world, up and meshed; all gone after the ``with``."""
     tell("booting three hosts")
-    with Lab(("h1", "h2", "outsider"), layers=product_layers()) as lab:
+    with Lab(("h1", "h2", "outsider")) as lab:
         the_world = World(lab)
         lab["outsider"].exec(["ip", "address", "add", f"{STRANGER}/24", "dev", "eth0"]).must()
-        for name in ("h1", "h2"):
-            tell(f"{name}: installing hostmesh")
-            install(lab[name])
+        tell("h1, h2: installing hostmesh from the wheels")
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(install, (lab["h1"], lab["h2"])))
         _services(the_world)
         _enrol(the_world, tell)
         for name, units in UNITS.items():
@@ -130,8 +141,19 @@ def _enrol(the_world: World, tell: Tell) -> None:
     controller = the_world.lab[CONTROLLER]
     tell(f"{CONTROLLER}: setting up the controller")
     controller.exec(
-        ["hostmesh", "controller", "init", "--trust-domain", TRUST_DOMAIN, "--address", controller.ipv4,
-         "--vip-range", "198.19.0.0/16", "--vip-range", "2001:2:0:19::/112"]
+        [
+            "hostmesh",
+            "controller",
+            "init",
+            "--trust-domain",
+            TRUST_DOMAIN,
+            "--address",
+            controller.ipv4,
+            "--vip-range",
+            "198.19.0.0/16",
+            "--vip-range",
+            "2001:2:0:19::/112",
+        ]
     ).must()
     controller.systemctl("enable", "--now", "hostmesh-controller.service")
     for name, units in UNITS.items():
@@ -155,13 +177,11 @@ def _settled(the_world: World, tell: Tell) -> None:
 
     def ready() -> bool:
         wanted = {"inventory", "orders", "web", "redis", "postgres"}
-        for name in UNITS:
-            status = the_world.status(the_world.lab[name])
-            services = {str(s["name"]) for s in status["services"]}  # type: ignore[attr-defined]
-            units = status["units"]
-            if not wanted <= services or not all(u["svid_not_after"] for u in units):  # type: ignore[attr-defined]
+        for name, units in UNITS.items():
+            host = the_world.lab[name]
+            if not wanted <= set(the_world.services(host)) or not set(units) <= set(the_world.serials(host)):
                 return False
-        return True
+        return set(CALLERS) <= set(the_world.serials(the_world.h1))
 
     started = time.monotonic()
     wait_until(ready, "both hosts know all services and have all identities", 30.0, 0.1)
