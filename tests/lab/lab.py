@@ -143,6 +143,7 @@ class Lab:
         self._folder.mkdir(parents=True)
         lock = self._exit.enter_context((self._folder / "lock").open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
+        (self._folder / "owner").write_text(str(os.getpid()))
         self._cgroup.mkdir()
         self._switch = self._keep("switch", [])
         self._switch.order("boot")
