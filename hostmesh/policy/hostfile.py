@@ -38,22 +38,16 @@ class _Reading:
         self.read = Reader(findings)
 
     def settings(self, tree: Node) -> Settings:
-        top = self.read.table(tree, _schema("", "mesh", "host", "ports", "marks", "paths"))
-        mesh = self.read.table(top.get("mesh"), _schema("mesh", "trust_domain", "controllers"))
-        host = self.read.table(
-            top.get("host"), _schema("host", "name", "metrics_address", "route_table", "nflog_group")
-        )
+        top = self.read.table(tree, _schema("", *(field.name for field in fields(Settings))))
         default = Settings()
         marks = self._marks(top.get("marks"))
         return Settings(
-            trust_domain=self._trust_domain(mesh.get("trust_domain"), default.trust_domain),
-            host=self._host(host.get("name"), default.host),
-            controllers=tuple(
-                self._controller(node, text) for node, text in self.read.strings(mesh.get("controllers"))
-            ),
-            metrics_address=self._address(host.get("metrics_address"), default.metrics_address),
-            route_table=self.read.integer(host.get("route_table"), default.route_table, 256, _MAX_TABLE),
-            nflog_group=self.read.integer(host.get("nflog_group"), default.nflog_group, 1, _MAX_GROUP),
+            trust_domain=self._trust_domain(top.get("trust_domain"), default.trust_domain),
+            host=self._host(top.get("host"), default.host),
+            controllers=tuple(self._controller(node, text) for node, text in self.read.strings(top.get("controllers"))),
+            metrics_address=self._address(top.get("metrics_address"), default.metrics_address),
+            route_table=self.read.integer(top.get("route_table"), default.route_table, 256, _MAX_TABLE),
+            nflog_group=self.read.integer(top.get("nflog_group"), default.nflog_group, 1, _MAX_GROUP),
             marks=marks,
             ports=self._ports(top.get("ports")),
             paths=self._paths(top.get("paths")),
@@ -147,14 +141,12 @@ def _is_address(text: str) -> bool:
 def render(settings: Settings) -> str:
     """The file that says what differs from the defaults; `load_settings` reads it back to equal settings."""
     default = Settings()
-    mesh = [f"trust_domain = {_quoted(settings.trust_domain)}"]
-    mesh += [f"controllers = [{', '.join(map(_quoted, settings.controllers))}]"] if settings.controllers else []
-    host = [f"name = {_quoted(settings.host)}"] if settings.host else []
-    for name in ("metrics_address", "route_table", "nflog_group"):
+    top = [f"trust_domain = {_quoted(settings.trust_domain)}"]
+    top += [f"controllers = [{', '.join(map(_quoted, settings.controllers))}]"] if settings.controllers else []
+    for name in ("host", "metrics_address", "route_table", "nflog_group"):
         value = getattr(settings, name)
-        host += [f"{name} = {_value(value)}"] if value != getattr(default, name) else []
-    text = "[mesh]\n" + "\n".join(mesh) + "\n"
-    text += "\n[host]\n" + "\n".join(host) + "\n" if host else ""
+        top += [f"{name} = {_value(value)}"] if value != getattr(default, name) else []
+    text = "\n".join(top) + "\n"
     for section in ("ports", "marks", "paths"):
         mine, usual = getattr(settings, section), getattr(default, section)
         lines = [

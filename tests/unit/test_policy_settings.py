@@ -17,11 +17,9 @@ def test_an_empty_file_means_the_defaults() -> None:
 
 def test_everything_that_can_be_set() -> None:
     text = """
-[mesh]
 trust_domain = "mesh.example"
 controllers = ["c1.example:15010", "[2001:2::1]:15010", "198.18.0.1:9"]
-[host]
-name = "h1"
+host = "h1"
 metrics_address = "::1"
 route_table = 500
 nflog_group = 5
@@ -41,13 +39,13 @@ state = "/srv/hostmesh"
 @pytest.mark.parametrize(
     ("text", "where", "says"),
     [
-        ("[mesh]\ntrust_domain = 'X'\n", (2, 16), "not a trust domain"),
-        ("[mesh]\ncontrollers = ['c1']\n", (2, 16), "has no port"),
-        ("[mesh]\ncontrollers = ['c1:99999']\n", (2, 16), "has no port"),
-        ("[mesh]\ncontrollers = ['c_1:1']\n", (2, 16), "no host name or address"),
-        ("[host]\nname = 'H1'\n", (2, 8), "not a host name"),
-        ("[host]\nmetrics_address = 'x'\n", (2, 19), "not an address"),
-        ("[host]\nroute_table = 255\n", (2, 15), "not in 256.."),
+        ("trust_domain = 'X'\n", (1, 16), "not a trust domain"),
+        ("controllers = ['c1']\n", (1, 16), "has no port"),
+        ("controllers = ['c1:99999']\n", (1, 16), "has no port"),
+        ("controllers = ['c_1:1']\n", (1, 16), "no host name or address"),
+        ("host = 'H1'\n", (1, 8), "not a host name"),
+        ("metrics_address = 'x'\n", (1, 19), "not an address"),
+        ("route_table = 255\n", (1, 15), "not in 256.."),
         ("[ports]\nwire = 15001\n", (2, 8), "port 15001 is for 'outbound' already"),
         ("[ports]\nwire = 0\n", (2, 8), "not in 1..65535"),
         ("[marks]\nproxy = 3\n", (2, 9), "not one bit"),
