@@ -2,10 +2,24 @@
 //!
 //! `control` takes the agent's words, `identity` holds keys, `dns` answers names; the listeners and relays carry bytes.
 
+pub mod connect;
 pub mod control;
+pub mod deliver;
 pub mod dns;
+pub mod drain;
 pub mod events;
 pub mod fdstore;
 pub mod identity;
+pub mod inbound;
+pub mod listener;
+pub mod outbound;
 pub mod persist;
+pub mod plaintext;
+pub mod shared;
+pub mod sockopt;
 pub mod stats;
+pub mod stream;
+pub mod tcp;
+pub mod tls;
+pub mod wire;
+pub mod worker;

@@ -91,9 +91,6 @@ impl Outgoing {
     async fn service(self, tcp: TcpStream, service: &Arc<Service>, port: ServicePort, only: Option<&Arc<Endpoint>>) {
         let about = self.about("", &service.name, port.port, port.protocol.as_str());
         let Some(rule) = self.judge(&about, Some(&service.name)) else { return sockopt::abort(tcp) };
-        if port.protocol == Protocol::Http {
-            return self.http(tcp, service, port, only, rule).await;
-        }
         match self.first_reached(service, port, only).await {
             Ok((endpoint, stream)) => {
                 let about = About { peer: endpoint.spiffe_id.clone(), ..about };
@@ -171,9 +168,6 @@ impl Outgoing {
     async fn local_unit(self, tcp: TcpStream, unit: &Arc<Unit>, port: &Port) {
         let about = About { direction: "local", ..self.about(&unit.spiffe_id, &unit.service, port.port, port.protocol.as_str()) };
         let Some(rule) = self.judge(&about, Some(&unit.service)) else { return sockopt::abort(tcp) };
-        if port.protocol == Protocol::Http {
-            return self.http_local(tcp, unit, *port, rule).await;
-        }
         if !self.is_let_in(unit, &unit.service, port.port) {
             return sockopt::abort(tcp);
         }

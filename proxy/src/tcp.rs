@@ -31,6 +31,13 @@ pub struct Relayed {
     pub result: io::Result<()>,
 }
 
+impl Relayed {
+    /// The same, seen from the other side.
+    pub fn reversed(self) -> Self {
+        Self { sent: self.received, received: self.sent, result: self.result }
+    }
+}
+
 /// Relays between an application and the other side, in both directions.
 pub async fn relay(application: TcpStream, other: Stream) -> Relayed {
     match other {

@@ -1,24 +1,33 @@
 //! What one worker has: its pools, its loads, its counters. Nothing of it is seen by another worker.
 
 use std::cell::{Cell, RefCell};
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use hostmesh_proxy_core::balance::Loads;
 use hostmesh_proxy_core::config::{AccessLog, Unit};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::task::LocalSet;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
+use crate::drain;
 use crate::events::Event;
+use crate::listener::{self, Kind};
+use crate::outbound;
+use crate::plaintext;
 use crate::shared::Shared;
-use crate::stats::{CodeClass, Key, Row, WorkerStats};
+use crate::stats::{CodeClass, Gauge, Held, Key, Row, WorkerStats};
 use crate::tcp::Relayed;
 use crate::tls;
 use crate::wire::client::Pool;
 use crate::wire::idle::IdleStreams;
-use crate::wire::server::ServerLink;
+use crate::wire::server::{self, ServerLink};
 
 /// Pools are looked through this often.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -39,8 +48,9 @@ pub struct Worker {
     pub acceptor: TlsAcceptor,
     /// TLS connections from other hosts.
     pub links: RefCell<Vec<Weak<ServerLink>>>,
-    /// Connections of applications and of the wire that are not over.
-    pub open: Cell<usize>,
+    /// Accepted connections that are not over.
+    open: Cell<usize>,
+    ended: Notify,
     random: Cell<u64>,
 }
 
@@ -55,6 +65,7 @@ impl Worker {
             acceptor: TlsAcceptor::from(Arc::new(tls::server_config(shared.clone())?)),
             links: RefCell::default(),
             open: Cell::new(0),
+            ended: Notify::new(),
             random: Cell::new(seed | 1),
             stats,
             shared,
@@ -69,6 +80,32 @@ impl Worker {
         x ^= x << 17;
         self.random.set(x);
         x
+    }
+
+    /// Serves a connection in a task of its own, counted as long as it lasts.
+    fn serve(self: &Rc<Self>, kind: Kind, tcp: TcpStream, client: SocketAddr) {
+        let open = Open::new(self.clone());
+        tokio::task::spawn_local(async move {
+            let worker = open.worker.clone();
+            match kind {
+                Kind::Outbound => outbound::serve(worker, tcp, client).await,
+                Kind::Plaintext => plaintext::serve(worker, tcp, client).await,
+                Kind::Wire => server::serve(worker, tcp, client).await,
+            }
+            drop(open);
+        });
+    }
+
+    /// Accepted connections that are not over.
+    pub fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// Waits until none is open.
+    pub async fn all_ended(&self) {
+        while self.open.get() > 0 {
+            self.ended.notified().await;
+        }
     }
 
     /// Keeps the pools as the config, the SVIDs and the time want them, until the process ends.
@@ -99,6 +136,52 @@ impl Worker {
     fn each_link(&self, mut see: impl FnMut(&ServerLink)) {
         self.links.borrow().iter().filter_map(Weak::upgrade).for_each(|link| see(&link));
     }
+}
+
+/// An accepted connection, counted.
+struct Open {
+    worker: Rc<Worker>,
+    _held: Held,
+}
+
+impl Open {
+    fn new(worker: Rc<Worker>) -> Self {
+        worker.open.set(worker.open.get() + 1);
+        let held = worker.stats.hold(Gauge::Connections);
+        Self { worker, _held: held }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.worker.open.set(self.worker.open.get() - 1);
+        self.worker.ended.notify_one();
+    }
+}
+
+/// Starts a worker's thread with its listeners. It ends after [`Shared::drain`], `limit` later at most, and says how many
+/// connections it cut off.
+pub fn start(shared: Arc<Shared>, index: usize, set: listener::Set, limit: Duration) -> io::Result<thread::JoinHandle<io::Result<usize>>> {
+    thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        LocalSet::new().block_on(&runtime, run(shared, index, set, limit))
+    })
+}
+
+async fn run(shared: Arc<Shared>, index: usize, set: listener::Set, limit: Duration) -> io::Result<usize> {
+    let mut draining = shared.draining();
+    let seed = shared.started.elapsed().unwrap_or_default().subsec_nanos();
+    let worker = Worker::new(shared, (u64::from(seed) << 16) + index as u64).map_err(io::Error::other)?;
+    for (kind, socket) in set {
+        socket.set_nonblocking(true)?;
+        let socket = tokio::net::TcpListener::from_std(socket)?;
+        let (worker, draining) = (worker.clone(), draining.clone());
+        tokio::task::spawn_local(listener::accept(socket, draining, move |tcp, client| worker.serve(kind, tcp, client)));
+    }
+    tokio::task::spawn_local(worker.clone().tend());
+    // The sender lives in `Shared`, which this worker holds.
+    let _told = draining.wait_for(|draining| *draining).await;
+    Ok(drain::wait(&worker, limit).await)
 }
 
 /// What a connection is about: in counters and in journals.

@@ -149,6 +149,11 @@ impl Call {
         authority.port_u16().filter(|_| is_ours)
     }
 
+    /// What was asked for, for a person.
+    pub fn asked(&self) -> String {
+        format!("{} {}", self.request.method(), self.request.uri())
+    }
+
     /// Lets the stream begin.
     pub fn accept(mut self, worker: &Worker) -> io::Result<WireStream> {
         let lease = self.link.link.lease(&worker.stats);

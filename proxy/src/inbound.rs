@@ -1,0 +1,91 @@
+//! Judges CONNECT streams from other hosts and carries them to the units that they call.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hostmesh_proxy_core::authorize::{self, Caller, Decision, RULE_UNKNOWN_UNIT, Verdict};
+use hostmesh_proxy_core::config::{Config, Port, Protocol, Unit};
+use http::StatusCode;
+use tokio::time::Instant;
+
+use crate::deliver;
+use crate::events::Event;
+use crate::stream::Stream;
+use crate::tcp;
+use crate::wire::server::Call;
+use crate::worker::{About, Worker};
+
+/// Answers one CONNECT, to its end.
+pub async fn answer(worker: &Rc<Worker>, call: Call) {
+    let begun = Instant::now();
+    let Some(config) = worker.shared.config() else { return call.refuse(StatusCode::SERVICE_UNAVAILABLE) };
+    let Some(unit) = config.unit_by_sni(&call.link.sni).cloned() else {
+        let message = format!("{} calls {}, which is no unit of this host", call.link.peer.spiffe_id, call.link.sni);
+        worker.stats.denied(RULE_UNKNOWN_UNIT);
+        worker.shared.events.emit(Event::denied("", "inbound", RULE_UNKNOWN_UNIT, message));
+        return call.refuse(StatusCode::NOT_FOUND);
+    };
+    let called = call.port(|address| config.is_own_address(address));
+    let Some(port) = called.and_then(|number| unit.port(number)).copied() else {
+        let about = about(&call, &unit, called.unwrap_or_default(), "tcp");
+        let message = format!("{} calls a port that the unit does not declare: {}", about.peer, call.asked());
+        about.denied(worker, &unit.rule_default, message);
+        return call.refuse(StatusCode::NOT_FOUND);
+    };
+    let about = about(&call, &unit, port.port, port.protocol.as_str());
+    let decision = authorize::connection(&unit, &Caller::Identity(&about.peer), port.port);
+    match decision.filter(|decision| is_let_in(worker, &about, decision)) {
+        Some(decision) => deliver(worker, &config, call, about, port, decision, begun).await,
+        None => call.refuse(StatusCode::FORBIDDEN),
+    }
+}
+
+fn about(call: &Call, unit: &Arc<Unit>, port: u16, protocol: &'static str) -> About {
+    About {
+        unit: unit.clone(),
+        direction: "inbound",
+        peer: call.link.peer.spiffe_id.clone(),
+        service: unit.service.clone(),
+        port,
+        protocol,
+        client: call.link.client,
+    }
+}
+
+/// Does the verdict let the connection in? Counts and records what it says otherwise.
+pub fn is_let_in(worker: &Worker, about: &About, decision: &Decision) -> bool {
+    match decision.verdict {
+        Verdict::Allow => {}
+        Verdict::AuditDeny => about.audited(worker, &decision.rule),
+        Verdict::Deny | Verdict::BadPath => {
+            let message = format!("{} may not call {}:{}", about.peer, about.service, about.port);
+            about.denied(worker, &decision.rule, message);
+        }
+    }
+    decision.verdict.passes()
+}
+
+async fn deliver(
+    worker: &Rc<Worker>,
+    config: &Arc<Config>,
+    call: Call,
+    about: About,
+    port: Port,
+    decision: Decision,
+    begun: Instant,
+) {
+    let application = match deliver::connect(config, &about.unit, &port, about.client).await {
+        Ok(application) => application,
+        Err(error) => {
+            about.failed(worker, begun, error.to_string());
+            return call.refuse(StatusCode::SERVICE_UNAVAILABLE);
+        }
+    };
+    match call.accept(worker) {
+        Ok(stream) => {
+            let relayed = tcp::relay(application, Stream::Wire(Box::new(stream))).await.reversed();
+            about.relayed(worker, begun, &decision.rule, &relayed);
+        }
+        Err(error) => about.failed(worker, begun, error.to_string()),
+    }
+}

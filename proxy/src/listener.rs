@@ -1,0 +1,102 @@
+//! Turns the snapshot's ports into listening sockets, one of each kind a worker, that outlive the process.
+//!
+//! Law: what the service manager keeps and no worker takes is closed: a socket that nobody accepts on still gets its share
+//! of the connections (SO_REUSEPORT).
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use hostmesh_proxy_core::snapshot::Listeners;
+
+use crate::fdstore::{self, Inherited};
+use crate::sockopt;
+
+/// The names in the fd store begin so.
+const PREFIX: &str = "listen-";
+
+/// What a listener's connections are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Of meshed units, to anywhere.
+    Outbound,
+    /// Of anybody, to a meshed port, in plain text.
+    Plaintext,
+    /// Of other hosts' proxies.
+    Wire,
+}
+
+/// One worker's listeners.
+pub type Set = Vec<(Kind, TcpListener)>;
+
+fn wanted(ports: &Listeners) -> [(Kind, &'static str, SocketAddr); 5] {
+    let (four, six): (IpAddr, IpAddr) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+    let any = Ipv6Addr::UNSPECIFIED.into();
+    [
+        (Kind::Outbound, "outbound4", SocketAddr::new(four, ports.outbound)),
+        (Kind::Outbound, "outbound6", SocketAddr::new(six, ports.outbound)),
+        (Kind::Plaintext, "plaintext4", SocketAddr::new(four, ports.plaintext)),
+        (Kind::Plaintext, "plaintext6", SocketAddr::new(six, ports.plaintext)),
+        (Kind::Wire, "wire", SocketAddr::new(any, ports.wire)),
+    ]
+}
+
+/// A set for each worker: inherited where the address still fits, else new and left with the service manager.
+pub fn open(ports: &Listeners, workers: usize, inherited: &Inherited) -> io::Result<Vec<Set>> {
+    let mut kept: HashMap<String, OwnedFd> = inherited.take(PREFIX).into_iter().collect();
+    let mut sets = Vec::with_capacity(workers);
+    for worker in 0..workers {
+        let mut set = Set::new();
+        for (kind, name, address) in wanted(ports) {
+            let name = format!("{PREFIX}{name}-{worker}");
+            let old = kept.remove(&name).map(TcpListener::from);
+            let fits = old.filter(|old| old.local_addr().is_ok_and(|at| at == address));
+            let listener = match fits {
+                Some(listener) => listener,
+                None => {
+                    fdstore::remove(&name)?;
+                    new(&name, address, kind)?
+                }
+            };
+            set.push((kind, listener));
+        }
+        sets.push(set);
+    }
+    for name in kept.keys() {
+        fdstore::remove(name)?;
+    }
+    Ok(sets)
+}
+
+fn new(name: &str, address: SocketAddr, kind: Kind) -> io::Result<TcpListener> {
+    let socket = sockopt::listener(address, kind != Kind::Wire)
+        .map_err(|error| io::Error::new(error.kind(), format!("listening on {address}: {error}")))?;
+    fdstore::store(name, &socket)?;
+    Ok(socket.into())
+}
+
+/// Accepts until told to stop, and hands each connection on. Out of descriptors: waits for some to be closed.
+pub async fn accept(
+    listener: tokio::net::TcpListener,
+    mut draining: tokio::sync::watch::Receiver<bool>,
+    mut each: impl FnMut(tokio::net::TcpStream, SocketAddr),
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = draining.wait_for(|draining| *draining) => return,
+        };
+        match accepted {
+            Ok((stream, client)) => each(stream, client),
+            // accept(2): EMFILE, ENFILE, ENOBUFS, ENOMEM pass; errors of one connection are its own.
+            Err(error) if error.raw_os_error().is_some_and(is_shortage) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(_) => {}
+        }
+    }
+}
+
+fn is_shortage(code: i32) -> bool {
+    matches!(code, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+}

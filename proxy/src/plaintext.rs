@@ -1,0 +1,53 @@
+//! Judges plain-text connections to meshed ports, which the ruleset sends here, and carries those that a policy names.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use hostmesh_proxy_core::authorize::{self, Caller};
+use hostmesh_proxy_core::config::Protocol;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::deliver;
+use crate::inbound::is_let_in;
+use crate::sockopt;
+use crate::stream::Stream;
+use crate::tcp;
+use crate::worker::{About, Worker};
+
+/// The word for a caller without identity.
+const PEER: &str = "plaintext";
+
+/// Serves an accepted connection to its end.
+pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
+    let begun = Instant::now();
+    let Some(config) = worker.shared.config() else { return sockopt::abort(tcp) };
+    let Ok(called) = tcp.local_addr() else { return sockopt::abort(tcp) };
+    let client: IpAddr = client.ip().to_canonical();
+    let found = config.unit_by_port(called.port()).and_then(|unit| Some((unit.clone(), *unit.port(called.port())?)));
+    let Some((unit, port)) = found.filter(|_| sockopt::relayed(&tcp).is_ok()) else { return sockopt::abort(tcp) };
+    let about = About {
+        direction: if config.is_own_address(client) { "local" } else { "inbound" },
+        peer: PEER.into(),
+        service: unit.service.clone(),
+        port: port.port,
+        protocol: port.protocol.as_str(),
+        client,
+        unit,
+    };
+    let caller = Caller::Plaintext { address: client, local: config.is_own_address(client) };
+    let decision = authorize::connection(&about.unit, &caller, port.port);
+    let Some(decision) = decision.filter(|decision| is_let_in(&worker, &about, decision)) else {
+        return sockopt::abort(tcp);
+    };
+    match deliver::connect(&config, &about.unit, &port, client).await {
+        Ok(application) => {
+            let relayed = tcp::relay(tcp, Stream::Tcp(application)).await;
+            about.relayed(&worker, begun, &decision.rule, &relayed);
+        }
+        Err(error) => {
+            about.failed(&worker, begun, error.to_string());
+            sockopt::abort(tcp);
+        }
+    }
+}
