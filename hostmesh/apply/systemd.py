@@ -1,8 +1,7 @@
 """Turns requests for units into systemd's jobs over D-Bus, and waits for their end (org.freedesktop.systemd1(5))."""
 
 import asyncio
-import contextlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from dbus_fast import BusType, Message, MessageType
@@ -33,14 +32,25 @@ class Systemd:
         self._bus: MessageBus | None = None
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._ended: dict[str, str] = {}
+        self._connecting = asyncio.Lock()
 
     async def is_active(self, unit: str) -> bool:
         """Is it active (or reloading)? False for a unit that systemd has not loaded."""
         return await self._property(unit, "ActiveState", "inactive") in ("active", "reloading")
 
-    async def needs_reload(self, units: Iterable[str]) -> bool:
+    async def active_states(self, units: Sequence[str]) -> dict[str, str]:
+        """ActiveState by unit, asked at once; ``inactive`` for those without a file."""
+        (found,) = await self._call(_MANAGER, "ListUnitsByNames", "as", list(units)) if units else ([],)
+        return {str(entry[0]): str(entry[3]) for entry in found}
+
+    async def needs_reload(self, units: Sequence[str]) -> bool:
         """Did the files of any of these (loaded) units change since systemd read them?"""
-        return any([await self._property(unit, "NeedDaemonReload", False) for unit in units])
+        return any(await asyncio.gather(*(self._property(unit, "NeedDaemonReload", False) for unit in units)))
+
+    async def control_group(self, unit: str) -> str:
+        """Its cgroup's path from the root, with a leading slash; empty while it has none."""
+        kind = {"service": "Service", "socket": "Socket", "slice": "Slice"}.get(unit.rsplit(".", 1)[-1], "Scope")
+        return str(await self._property(unit, "ControlGroup", "", f"{_SYSTEMD}.{kind}"))
 
     async def triggered_by(self, unit: str) -> tuple[str, ...]:
         """The ``.socket`` units that start this one, those that are enabled or running."""
@@ -88,11 +98,11 @@ class Systemd:
         if result not in ("done", "skipped"):
             raise SystemdError(f"{member} {unit}: {result}", f"systemctl status {unit}; journalctl -u {unit}")
 
-    async def _property(self, unit: str, name: str, missing: Any) -> Any:  # noqa: ANN401 D-Bus is dynamic
+    async def _property(self, unit: str, name: str, missing: Any, interface: str = _UNIT) -> Any:  # noqa: ANN401 D-Bus
         # LoadUnit also knows units that nothing has started yet; one without a file has no state worth asking.
         try:
             (path,) = await self._call(_MANAGER, "LoadUnit", "s", unit)
-            reply = await self._call("org.freedesktop.DBus.Properties", "Get", "ss", _UNIT, name, path=path)
+            reply = await self._call("org.freedesktop.DBus.Properties", "Get", "ss", interface, name, path=path)
         except SystemdError as error:
             if error.kind != _NO_SUCH_UNIT:
                 raise
@@ -115,15 +125,18 @@ class Systemd:
         return list(reply.body)
 
     async def _connected(self) -> MessageBus:
-        if self._bus is not None and self._bus.connected:
+        async with self._connecting:
+            if self._bus is None or not self._bus.connected:
+                self._bus = await self._connect()
             return self._bus
+
+    async def _connect(self) -> MessageBus:
         self._ended.clear()
         try:
             bus = await MessageBus(bus_address=self._address, bus_type=BusType.SYSTEM).connect()
         except (OSError, EOFError) as error:
             raise SystemdError(f"the system bus does not answer: {error}", "is dbus.service running?") from error
         bus.add_message_handler(self._on_message)
-        self._bus = bus
         rule = f"type='signal',sender='{_SYSTEMD}',path='{_PATH}',interface='{_MANAGER}',member='JobRemoved'"
         for destination, at, interface, member, signature, body in (
             ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch", "s", [rule]),
@@ -133,9 +146,7 @@ class Systemd:
                 Message(destination=destination, path=at, interface=interface, member=member, signature=signature, body=body)
             )
             if reply is None or reply.message_type is MessageType.ERROR:
-                with contextlib.suppress(Exception):
-                    bus.disconnect()
-                self._bus = None
+                bus.disconnect()
                 raise SystemdError(f"the system bus refused {member}")
         return bus
 

@@ -1,0 +1,91 @@
+"""Turns a running host into facts and into what is there: the two things that `compile` and `diff` are told of it."""
+
+import asyncio
+from collections.abc import Sequence
+
+from hostmesh.apply.cgroups import Cgroups
+from hostmesh.apply.files import Files
+from hostmesh.apply.netlink import Netlink
+from hostmesh.apply.nft import Nft
+from hostmesh.apply.sysctl import Sysctls
+from hostmesh.apply.systemd import Systemd
+from hostmesh.names import UnitName
+from hostmesh.observe.listeners import listeners
+from hostmesh.plan.compile import Plan
+from hostmesh.plan.diff import Observed
+from hostmesh.plan.dropins import FILE, HEADER
+from hostmesh.plan.facts import HostFacts, UnitFacts
+from hostmesh.policy.model import Policy
+from hostmesh.policy.settings import Settings
+
+
+class HostObserver:
+    """Looks through the doors, changes nothing."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        nft: Nft,
+        netlink: Netlink,
+        sysctls: Sysctls,
+        systemd: Systemd,
+        files: Files,
+        cgroups: Cgroups,
+    ) -> None:
+        self._settings = settings
+        self._nft, self._netlink, self._sysctls = nft, netlink, sysctls
+        self._systemd, self._files, self._cgroups = systemd, files, cgroups
+
+    async def facts(self, policies: Sequence[Policy], numbers: dict[UnitName, int]) -> HostFacts:
+        """The host, and the policies' units as they are now."""
+        units = sorted({policy.unit for policy in policies})
+        states = await self._systemd.active_states([unit.full for unit in units])
+        sockets = await asyncio.gather(*(self._systemd.triggered_by(unit.full) for unit in units))
+        listening = listeners()
+        facts = {}
+        for unit, names in zip(units, sockets, strict=True):
+            ids = self._cgroups.ids(unit.cgroup)
+            facts[unit] = UnitFacts(
+                unit,
+                active=states.get(unit.full) in ("active", "reloading"),
+                cgroup_id=self._cgroups.id(unit.cgroup),
+                listens=frozenset().union(*(listening.get(number, frozenset()) for number in ids)),
+                sockets=tuple(UnitName(name) for name in names),
+            )
+        return HostFacts(self._settings.host, await self._netlink.addresses(), facts, numbers)
+
+    async def observed(self, plan: Plan, proxy_revision: str | None) -> Observed:
+        """What is there of all that is ours. proxy_revision: as `Observed` has it."""
+        there = self._cgroups.slices()
+        states = await self._systemd.active_states(sorted(there | set(plan.slices)))
+        active = {name for name, state in states.items() if state == "active"}
+        # One that systemd calls active without a cgroup (somebody removed it) is started anew.
+        slices = active & there
+        loaded = {path.split("/")[-2].removesuffix(".d") for path in plan.files}
+        return Observed(
+            table=self._nft.state(),
+            sysctls={key: self._sysctls.get(key) for key in plan.sysctls},
+            before=self._sysctls.before(),
+            rules=await self._netlink.rules(),
+            routes=await self._netlink.routes(),
+            slices=frozenset(slices),
+            idle=frozenset(name for name in slices if not self._cgroups.populated(f"mesh.slice/{name}")),
+            files=self._dropins(),
+            reload=await self._systemd.needs_reload(sorted(loaded)),
+            proxy_revision=proxy_revision,
+        )
+
+    async def unit_listeners(self, unit: str) -> frozenset[tuple[str, int]]:
+        """(address, port) on which a unit listens now, meshed or not: also in the cgroups of its sockets."""
+        listening = listeners()
+        found: frozenset[tuple[str, int]] = frozenset()
+        for name in (unit, *await self._systemd.triggered_by(unit)):
+            group = await self._systemd.control_group(name)
+            for number in self._cgroups.ids(group) if group.strip("/") else ():
+                found |= listening.get(number, frozenset())
+        return frozenset(found)
+
+    def _dropins(self) -> dict[str, str]:
+        found = self._files.find(self._settings.paths.systemd, f"*.d/{FILE}")
+        return {path: text for path, text in found.items() if text.startswith(HEADER)}
