@@ -15,6 +15,7 @@ pub mod listener;
 pub mod outbound;
 pub mod persist;
 pub mod plaintext;
+pub mod sealed;
 pub mod shared;
 pub mod sockopt;
 pub mod stats;
