@@ -64,7 +64,8 @@ class ControllerAway(HostmeshError):
 class ControllerClient:
     """One for an agent. Make it inside the event loop, keep `run` running beside the agent's other tasks, `close` it.
 
-    controllers: ``ADDRESS:PORT``; state: the agent's state directory. Raises `IdentityError` when the host never joined.
+    controllers: ``ADDRESS:PORT``; state: the agent's state directory; draw: chance, 0..1. Raises `IdentityError` when
+    the host never joined.
     """
 
     def __init__(self, controllers: tuple[str, ...], state: Path, draw: Callable[[], float] = random.random) -> None:
@@ -81,6 +82,7 @@ class ControllerClient:
         self._nudge, self._saying = asyncio.Event(), asyncio.Lock()
         self._watches: set[grpc.aio.UnaryStreamCall[bytes, bytes]] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self.connected = False  # whether a watch is being answered
 
     @property
     def identity(self) -> HostIdentity:
@@ -135,7 +137,7 @@ class ControllerClient:
                     self._take_bundle(event)
                     if self._word and (failures or not self._said):
                         self._nudge.set()
-                    failures, revision = 0, event.revision
+                    failures, revision, self.connected = 0, event.revision, True
                     yield event
             except grpc.aio.AioRpcError as error:
                 log.info("watch ended: %s: %s", error.code().name, error.details())
@@ -147,6 +149,7 @@ class ControllerClient:
             except msgspec.MsgspecError as error:
                 log.error("the controller speaks another version: %s", error)
             finally:
+                self.connected = False
                 self._watches.discard(call)
                 call.cancel()
             if generation == self._generation:

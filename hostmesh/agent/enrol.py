@@ -92,7 +92,9 @@ def _check_same_mesh(config: Path, trust_domain: str) -> None:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise JoinError(f"{config} cannot be read: {error}") from error
     if told != trust_domain:
-        raise JoinError(f"{config} says trust_domain {told!r}, the token is of {trust_domain!r}", f"change or remove {config}")
+        raise JoinError(
+            f"{config} says trust_domain {told!r}, the token is of {trust_domain!r}", f"change or remove {config}"
+        )
 
 
 def _settings(config: Path, host: str, reply: EnrolReply) -> str:
@@ -103,7 +105,8 @@ def _settings(config: Path, host: str, reply: EnrolReply) -> str:
         "controllers": "[" + ", ".join(f'"{where}"' for where in reply.controllers) + "]",
     }
     before = config.read_text().splitlines() if config.exists() else []
-    kept = _without_keys(before, mine) if before else ["# Written by hostmesh join. What can be set: docs/architecture.md"]
+    fresh = ["# Written by hostmesh join. What can be set: docs/architecture.md"]
+    kept = _without_keys(before, mine) if before else fresh
     first_table = next((i for i, line in enumerate(kept) if line.lstrip().startswith("[")), len(kept))
     lines = [*kept[:first_table], *(f"{key} = {value}" for key, value in mine.items()), *kept[first_table:]]
     text = "\n".join(lines) + "\n"

@@ -95,7 +95,7 @@ def _checked(key: bytes, chain: bytes, bundle: bytes, folder: Path) -> HostIdent
         leaf = x509.load_pem_x509_certificates(chain)[0]
         x509.load_pem_x509_certificates(bundle)
     except ValueError as error:
-        raise IdentityError(f"the certificates in {folder} cannot be read: {error}", "join again with a new token") from error
+        raise IdentityError(f"a certificate in {folder} is damaged: {error}", "join again with a new token") from error
     if not _fits(key, chain):
         raise IdentityError(f"key and certificate in {folder} do not belong together", "join again with a new token")
     return HostIdentity(key, chain, bundle, svid.read(leaf))

@@ -149,7 +149,7 @@ def _owner(user: str | None) -> tuple[int, int] | None:
     try:
         entry = pwd.getpwnam(user)
     except KeyError as error:
-        raise AdminError(f"there is no user {user}", "systemd-sysusers makes it, from sysusers.d/hostmesh.conf") from error
+        raise AdminError(f"there is no user {user}", "systemd-sysusers makes it: sysusers.d/hostmesh.conf") from error
     return entry.pw_uid, entry.pw_gid
 
 

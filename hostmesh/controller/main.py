@@ -1,4 +1,4 @@
-"""Turns a configuration file into a running controller: `hostmesh-controller --config /etc/hostmesh/controller.toml`."""
+"""Turns a configuration file into a running controller: `hostmesh-controller --config FILE`."""
 
 import argparse
 import asyncio
@@ -10,8 +10,8 @@ from pathlib import Path
 from hostmesh.controller.config import PATH, load
 from hostmesh.errors import HostmeshError
 
-# gRPC has no switch for the TLS version. This list is for TLS 1.2 and names only suites for RSA certificates, which this
-# mesh does not have: so TLS 1.2 finds no suite, and 1.3 (whose suites are fixed) is what is left. Read once, at start.
+# gRPC has no switch for the TLS version. This list is for TLS 1.2 and names only a suite for RSA certificates, which
+# this mesh does not have: TLS 1.2 finds no suite, 1.3 (whose suites are fixed) is what is left. Read once, at start.
 TLS13_ONLY = {"GRPC_SSL_CIPHER_SUITES": "ECDHE-RSA-AES256-GCM-SHA384"}
 
 

@@ -74,5 +74,6 @@ def _listen(
         try:
             port = server.add_secure_port(where, credentials)
         except RuntimeError as error:
-            raise PortTaken(f"cannot listen on {where}: {error}", f"ss -ltnp 'sport = :{port}' shows who does") from error
+            hint = f"ss -ltnp 'sport = :{port}' shows who does"
+            raise PortTaken(f"cannot listen on {where}: {error}", hint) from error
     return port

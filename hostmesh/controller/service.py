@@ -74,7 +74,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 
 
 class Controller:
-    """The calls of `wire/controller.py`. One event loop; the store is asked inside it (local SQLite, short transactions)."""
+    """The calls of `wire/controller.py`. The store is asked inside the event loop: local SQLite, short transactions."""
 
     def __init__(self, config: Config, store: Store, authority: Authority, feed: Feed) -> None:
         self._config, self._store, self._authority, self._feed = config, store, authority, feed

@@ -241,7 +241,8 @@ class Store:
     def put_slot(self, number: int, state: str) -> None:
         """Set the state of a slot."""
         with self._transaction() as db:
-            db.execute("INSERT INTO slots VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET state = excluded.state", (number, state))
+            statement = "INSERT INTO slots VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET state = excluded.state"
+            db.execute(statement, (number, state))
 
 
 def _hash(secret: str) -> bytes:

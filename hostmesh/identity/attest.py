@@ -1,7 +1,7 @@
 """Turns a host's grants and a unit's name into the unit's identity, or into the reason why not.
 
-A host may run the units that it was granted, by name or by glob (``postgresql@*.service``), and no others: a stolen host
-is worth its own units, not the mesh.
+A host may run the units that it was granted, by name or by glob (``postgresql@*.service``), and no others: a stolen
+host is worth its own units, not the mesh.
 """
 
 from collections.abc import Iterable

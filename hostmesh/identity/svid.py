@@ -47,7 +47,7 @@ class Svid:
 def check_host_name(host: str, trust_domain: str) -> str:
     """A host name: letters, digits, dots, dashes (hostname(7)); never the controllers' own name."""
     if not _HOST.match(host):
-        raise BadName(f"{host!r} is not a host name", "letters, digits, dots and dashes, for example: db-01.example.org")
+        raise BadName(f"{host!r} is not a host name", "letters, digits, dots and dashes: db-01.example.org")
     if host.lower() == controller_name(trust_domain):
         raise BadName(f"a host cannot be called {host}", "this is the name of the controllers' own certificates")
     return host
@@ -117,7 +117,10 @@ def ca(
     serial: int,
     path_length: int,
 ) -> x509.CertificateBuilder:
-    """The template of a signing certificate (X.509-SVID, section 3.2): its URI SAN is the trust domain. kind: root | intermediate."""
+    """The template of a signing certificate (X.509-SVID, section 3.2): its URI SAN is the trust domain.
+
+    kind: root | intermediate.
+    """
     name = [
         x509.NameAttribute(NameOID.ORGANIZATION_NAME, "hostmesh"),
         x509.NameAttribute(NameOID.COMMON_NAME, f"{trust_domain[:40]} {kind} {serial & 0xFFFFFFFF:08x}"),

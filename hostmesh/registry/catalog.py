@@ -5,7 +5,7 @@ A `Catalog` is a value; `events.py` makes the next one. Pure.
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from hostmesh.errors import HostmeshError
@@ -52,7 +52,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Hosts publish different `[traffic]` for one service: what is in force, and where the others stand. ``HOST FILE:LINE``."""
+    """Hosts publish different `[traffic]` for one service: what is in force, and the others; ``HOST FILE:LINE``."""
 
     service: str
     in_force: str

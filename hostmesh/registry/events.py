@@ -69,23 +69,21 @@ class Offer:
 def apply(catalog: Catalog, event: Event) -> Catalog:
     """The catalog after the event; the same one when the event is older than what is known."""
     match event:
-        case Published(host):
-            if host.revision <= _last_word(catalog, host.name):
-                return catalog
-            hosts = {**catalog.hosts, host.name: host}
-            return _without_older(replace(catalog, hosts=hosts), host.name, host.revision)
-        case FellSilent(name, revision):
-            if revision <= max(_last_word(catalog, name), catalog.silent.get(name, 0)):
-                return catalog
-            return replace(catalog, silent={**catalog.silent, name: revision})
-        case Removed(name, revision):
-            if revision <= _last_word(catalog, name):
-                return catalog
-            hosts = {key: host for key, host in catalog.hosts.items() if key != name}
-            gone = {**catalog.gone, name: revision}
-            return _without_older(replace(catalog, hosts=hosts, gone=gone), name, revision)
         case Claimed(service, claim):
             return replace(catalog, claims={**catalog.claims, service: claim})
+        case Published(Host(name=name, revision=revision)) | FellSilent(name, revision) | Removed(name, revision):
+            if revision <= _last_word(catalog, name):
+                return catalog
+    if isinstance(event, FellSilent):
+        at = max(revision, catalog.silent.get(name, 0))
+        return replace(catalog, silent={**catalog.silent, name: at})
+    hosts = {key: host for key, host in catalog.hosts.items() if key != name}
+    gone = dict(catalog.gone)
+    if isinstance(event, Published):
+        hosts[name] = event.host
+    else:
+        gone[name] = revision
+    return _without_older(replace(catalog, hosts=hosts, gone=gone), name, revision)
 
 
 def _last_word(catalog: Catalog, name: str) -> int:
@@ -107,7 +105,7 @@ def replay(catalog: Catalog, events: Iterable[Event]) -> Catalog:
 
 
 def stamp(known: Host | None, offers: Iterable[Offer], revision: int) -> tuple[Workload, ...]:
-    """Gives what a host offers its ``since``: the revision before, where ports and traffic are as they were. By unit."""
+    """Gives what a host offers its ``since``: that of before, where ports and traffic are as they were. By unit."""
     before = {workload.unit: workload for workload in known.workloads} if known else {}
     stamped = []
     for offer in sorted(offers, key=lambda o: o.unit):

@@ -113,9 +113,9 @@ class WatchRequest(Struct):
 
 
 class WatchEvent(Struct):
-    """A change: services set or removed. ``full``: forget all that came before. The bundle and the ranges are whole, always.
+    """A change: services set or removed. ``full``: forget all that came before. Bundle and ranges are always whole.
 
-    conflicts: services of this event whose hosts publish different [traffic]; ``HOST FILE:LINE``, the one in force first.
+    conflicts: services of this event whose hosts publish different [traffic]; ``HOST FILE:LINE``, in force first.
     """
 
     revision: int

@@ -1,20 +1,32 @@
 """A real controller on loopback: real TLS, real gRPC, a store on disk, in a process of its own or in this one."""
 
 import asyncio
+import base64
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from hostmesh.agent import host_identity
+from hostmesh.agent.controller_client import ControllerClient
 from hostmesh.agent.enrol import Joined, join
-from hostmesh.controller import admin
+from hostmesh.controller import admin, ca
 from hostmesh.controller.config import Config
+from hostmesh.controller.store import Store
+from hostmesh.identity.authority import Authority, make_intermediate
+from hostmesh.identity.svid import HOST_GRACE, HOST_LIFE, read_request
+from hostmesh.names import SpiffeId
+from hostmesh.wire.controller import PublishRequest, WatchEvent, Workload
+from hostmesh.wire.snapshot import Traffic
 
 DEADLINE = 15.0
 
@@ -23,6 +35,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    key = load_pem_private_key(path.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
 
 
 class Mesh:
@@ -77,6 +95,30 @@ class Mesh:
     def token(self, host: str, *units: str) -> str:
         return admin.make_token(host, units, config_path=self.path)
 
+    def client(self, host: str) -> ControllerClient:
+        return ControllerClient((self.address,), self.state(host))
+
+    def age(self, host: str, by: timedelta) -> None:
+        """Give a host the certificate that it would have, had it joined so long ago."""
+        with closing(Store(self.config.state / "controller.db")) as store:
+            authority = ca.load(self.config.state, store, self.config.trust_domain)
+        slot = authority.active
+        assert slot.key is not None
+        early = make_intermediate(
+            slot.root, load_key(self.config.state / "ca/1/root.key"), slot.key.public_key(),
+            now=ca.clock() - by, serial=ca.new_serial(),
+        )
+        old = Authority(self.config.trust_domain, (replace(slot, intermediate=early),))
+        folder = self.state(host) / "identity"
+        key, csr = host_identity.new_request()
+        chain = old.sign(
+            SpiffeId.of_host(self.config.trust_domain, host), (host,), read_request(base64.b64decode(csr)),
+            now=ca.clock() - by, life=HOST_LIFE + HOST_GRACE, serial=ca.new_serial(),
+        )
+        bundle = [base64.b64encode(root.public_bytes(Encoding.DER)).decode() for root in authority.trust_bundle]
+        sent = [base64.b64encode(certificate.public_bytes(Encoding.DER)).decode() for certificate in chain]
+        host_identity.save(folder, key, sent, bundle)
+
     def state(self, host: str) -> Path:
         return self.folder / "hosts" / host
 
@@ -106,14 +148,27 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 
 @asynccontextmanager
-async def running(*coroutines: object) -> AsyncIterator[None]:
-    """Tasks that live as long as the block; one that fails, fails the test."""
-    tasks = [asyncio.ensure_future(c) for c in coroutines]  # type: ignore[arg-type]
+async def beside(coroutine: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """A task that lives as long as the block; when it fails, the test fails."""
+    task = asyncio.ensure_future(coroutine)
     try:
         yield
     finally:
-        for task in tasks:
+        if not task.done():
             task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    broken = [r for r in results if isinstance(r, Exception)]
-    assert not broken, broken
+        results = await asyncio.gather(task, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError | None), results
+
+
+async def next_event(events: AsyncIterator[WatchEvent]) -> WatchEvent:
+    return await asyncio.wait_for(anext(events), DEADLINE)
+
+
+def word(*services: tuple[str, int], address: str = "198.18.0.2", timeout_ms: int = 0) -> PublishRequest:
+    """A host's word: services of units of the same name."""
+    traffic = Traffic(timeout_ms=timeout_ms, retries=None, balance="least-request", rule="x.service.toml:3")
+    loads = [
+        Workload(unit=f"{name}.service", service=name, ports=[(port, "http")], traffic=traffic)
+        for name, port in services
+    ]
+    return PublishRequest(addresses=[address], wire_port=15008, workloads=loads)
