@@ -1,0 +1,194 @@
+"""Turns the agent's state into answers on its socket, and into metrics. Looks only; changes are asked of the loop."""
+
+import time
+from importlib.metadata import version
+
+from hostmesh.agent.loop import Loop
+from hostmesh.errors import Diagnostic, PolicyError
+from hostmesh.observe.metrics import Observed
+from hostmesh.observe.units import UnitState
+from hostmesh.plan import redirect
+from hostmesh.plan.diff import Change, ChangeRuleset, SendSnapshot, WriteFile
+from hostmesh.policy.model import Mode, Policy
+from hostmesh.wire import agent_control as wire
+from hostmesh.wire.snapshot import Snapshot
+
+VERSION = version("hostmesh")
+
+
+class Answers:
+    """The answers of `agent/control.py`'s questions."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._started = int(time.time())
+
+    def status(self, number: int) -> wire.Status:
+        """What is in force on this host."""
+        loop = self._loop
+        return wire.Status(
+            id=number,
+            version=VERSION,
+            host=loop.facts.host if loop.facts else loop.parts.settings.host,
+            trust_domain=loop.parts.settings.trust_domain,
+            started=self._started,
+            revision=loop.revision,
+            applied=loop.applied,
+            findings=[_finding(found) for found in loop.parts.policies.findings],
+            failures=list(loop.failures),
+            notes=self._notes(),
+            controller=self._controller(),
+            proxy=self._proxy(),
+            units=[self._unit(policy) for policy in loop.parts.policies.policies],
+        )
+
+    def plan(self, number: int) -> wire.PlanInForce | wire.Refused:
+        """The compiled plan in force."""
+        plan = self._loop.plan
+        if plan is None or plan.snapshot is None or plan.table is None:
+            return wire.Refused(number, "no plan is in force yet: hostmesh status tells why")
+        return wire.PlanInForce(number, plan.snapshot, plan.table.render())
+
+    async def diff(self, number: int, policies: dict[str, str]) -> wire.Diff:
+        """What would change if these policies were on disk too; with none: what the next run would do."""
+        try:
+            changes = await self._loop.preview(policies)
+        except PolicyError as error:
+            return wire.Diff(number, [_finding(found) for found in error.diagnostics], [])
+        in_force = self._loop.plan.snapshot if self._loop.plan else None
+        return wire.Diff(number, [], [(change.name, _text(change, in_force)) for change in changes])
+
+    async def reconcile(self, number: int) -> wire.Done | wire.Refused:
+        """Run the loop now."""
+        began = time.monotonic()
+        done = await self._loop.run_now("asked")
+        if self._loop.parts.policies.findings:
+            return wire.Refused(number, "\n".join(map(str, self._loop.parts.policies.findings)))
+        if self._loop.failures:
+            return wire.Refused(number, "\n".join(self._loop.failures))
+        return wire.Done(number, done, int((time.monotonic() - began) * 1e6))
+
+    async def metrics(self) -> Observed:
+        """Everything that `/metrics` shows."""
+        parts = self._loop.parts
+        stats = await parts.proxy.stats() if parts.proxy.connected else None
+        return Observed(
+            version=VERSION,
+            revision=self._loop.revision,
+            stats=stats,
+            kernel=self._kernel(),
+            svids={unit: svid.not_after for unit, svid in parts.identities.svids.items()},
+            agent={
+                "policy_errors": len(parts.policies.findings),
+                "apply_failures": len(self._loop.failures),
+                "units": len(parts.policies.policies),
+                "controller_connected": int(parts.mesh.connected),
+                "proxy_connected": int(parts.proxy.connected),
+                "catalog_revision": parts.mesh.catalog.revision,
+                "reconcile_seconds": self._loop.last_seconds,
+                "host_svid_expiry_seconds": parts.mesh.identity_ends,
+            },
+            counters={
+                "reconciles": self._loop.runs,
+                "journal_lost": parts.reports.lost,
+                "journal_suppressed": parts.reports.limit.total_suppressed,
+                "nflog_lost": self._loop.nflog_lost(),
+                "events_dropped": parts.reports.dropped,
+            },
+        )
+
+    def _kernel(self) -> dict[tuple[str, str], int]:
+        names = {number: unit.full for unit, number in self._loop.parts.numbers.known().items()}
+        counts = self._loop.parts.firewall.counters(redirect.COUNTERS)
+        return {
+            (names.get(number, ""), name.removeprefix("refused_")): packets
+            for name, by_number in counts.items()
+            for number, packets in by_number.items()
+        }
+
+    def _notes(self) -> list[str]:
+        parts, notes = self._loop.parts, []
+        if not parts.mesh.joined:
+            notes.append("this host has not joined a mesh: only traffic within this host works (hostmesh join TOKEN)")
+        audited = [policy.unit.full for policy in parts.policies.policies if policy.mode is Mode.AUDIT]
+        if audited:
+            notes.append(f"nothing is enforced yet for {', '.join(audited)} (audit): hostmesh enforce UNIT")
+        for service, files in parts.mesh.catalog.conflicts.items():
+            notes.append(f"[traffic] of {service}: {files[0]} is in force, {', '.join(files[1:])} say otherwise")
+        return notes
+
+    def _controller(self) -> wire.ControllerLink:
+        mesh = self._loop.parts.mesh
+        return wire.ControllerLink(
+            joined=mesh.joined,
+            connected=mesh.connected,
+            controllers=list(self._loop.parts.settings.controllers),
+            catalog_revision=mesh.catalog.revision,
+            host_svid_not_after=mesh.identity_ends,
+            error="" if mesh.connected else mesh.error,
+        )
+
+    def _proxy(self) -> wire.ProxyLink:
+        proxy = self._loop.parts.proxy
+        last = proxy.last
+        return wire.ProxyLink(
+            connected=proxy.connected,
+            version=last.version if last else "",
+            revision=proxy.revision or "",
+            connections=last.connections if last else 0,
+            error="" if proxy.connected else proxy.error,
+        )
+
+    def _unit(self, policy: Policy) -> wire.UnitStatus:
+        parts, facts = self._loop.parts, self._loop.facts
+        unit, name = policy.unit, policy.unit.full
+        state = parts.units.states.get(unit, UnitState())
+        known = facts.units.get(unit) if facts else None
+        seen = {port for _, port in known.listens} if known else set()
+        return wire.UnitStatus(
+            unit=name,
+            file=policy.place.file,
+            state=state.active_state,
+            mode=policy.mode.value,
+            door="cgroup",
+            service=policy.service,
+            number=facts.numbers.get(unit, 0) if facts else 0,
+            ports=[wire.UnitPort(p.number, p.protocol.value, p.number in seen) for p in policy.ports],
+            in_slice=f"/{unit.cgroup}/" in f"{state.control_group}/",
+            published=name in parts.mesh.published,
+            refused=parts.mesh.refused.get(name) or parts.identities.reason(name),
+            svid=parts.identities.svids.get(name),
+            suggestions=parts.reports.callers.of(name) if policy.mode is Mode.AUDIT else [],
+        )
+
+
+def _finding(found: Diagnostic) -> wire.Finding:
+    place = found.place
+    return wire.Finding(found.code, place.file, place.line, place.column, found.message, found.hint)
+
+
+def _text(change: Change, before: Snapshot | None) -> str:
+    match change:
+        case WriteFile(_, text) | ChangeRuleset(_, text):
+            return text
+        case SendSnapshot(snapshot):
+            return "\n".join(snapshot_changes(before, snapshot))
+        case _:
+            return ""
+
+
+def snapshot_changes(before: Snapshot | None, after: Snapshot) -> list[str]:
+    """What is new (+), gone (-) or other (~) in a snapshot: units, services, the trust bundle."""
+    lines = []
+    old_units = {unit.unit: unit for unit in before.units} if before else {}
+    old_services = {service.name: service for service in before.services} if before else {}
+    new_units = {unit.unit: unit for unit in after.units}
+    new_services = {service.name: service for service in after.services}
+    for kind, old, new in (("unit", old_units, new_units), ("service", old_services, new_services)):
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                sign = "+" if name not in old else "-" if name not in new else "~"
+                lines.append(f"{sign} {kind} {name}")
+    if before and before.trust_bundle != after.trust_bundle:
+        lines.append("~ trust bundle")
+    return lines

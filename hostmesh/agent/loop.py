@@ -1,0 +1,161 @@
+"""Turns causes into effects, always by the same way: observe, compile, diff, apply, report.
+
+Law: every change of this host, whatever caused it, goes through `Loop.reconcile`. Policies that don't pass, and doors
+that don't open, leave what is in force in force; stopping the agent touches nothing.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hostmesh.agent.identities import Identities
+from hostmesh.agent.mesh import Mesh
+from hostmesh.agent.numbers import Numbers
+from hostmesh.agent.policies import PolicyFolder
+from hostmesh.agent.proxy_link import ProxyLink
+from hostmesh.agent.reports import Reports
+from hostmesh.agent.services import effective, workloads
+from hostmesh.agent.wakeups import Wakeups
+from hostmesh.apply.executor import Doors, Report, apply
+from hostmesh.apply.nft import Nft
+from hostmesh.errors import HostmeshError
+from hostmesh.names import UnitName
+from hostmesh.observe.host import HostObserver
+from hostmesh.observe.units import UnitFollower
+from hostmesh.plan.compile import Plan, compile_plan, units_of
+from hostmesh.plan.diff import Change, Observed, diff
+from hostmesh.plan.facts import HostFacts
+from hostmesh.policy.model import Mode, Policy
+from hostmesh.policy.settings import Settings
+
+EVERY = 30.0
+_RETRY_FIRST, _RETRY_MOST = 0.5, 15.0
+_LISTENERS_FIRST, _LISTENERS_MOST = 0.05, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the loop works with: made once, in `agent/main.py`."""
+
+    settings: Settings
+    policies: PolicyFolder
+    numbers: Numbers
+    units: UnitFollower
+    host: HostObserver
+    doors: Doors
+    firewall: Nft
+    proxy: ProxyLink
+    mesh: Mesh
+    identities: Identities
+    reports: Reports
+    wakeups: Wakeups
+
+
+class Loop:
+    """The loop of a host. What it publishes (plan, facts, failures) is of the last run."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.plan: Plan | None = None
+        self.facts: HostFacts | None = None
+        self.failures: tuple[str, ...] = ()
+        self.applied = 0
+        self.runs = 0
+        self.last_seconds = 0.0
+        self.busy_since: float | None = None
+        self.nflog_lost: Callable[[], int] = int
+        self._one_at_a_time = asyncio.Lock()
+        self._retry, self._rescan = _RETRY_FIRST, _LISTENERS_FIRST
+
+    async def run(self) -> None:
+        """Reconcile whenever something asks for it, until cancelled."""
+        while True:
+            self.parts.wakeups.request("timer", EVERY)
+            reasons = await self.parts.wakeups.wait()
+            if reasons - {"listeners", "timer", "retry"}:
+                self._rescan = _LISTENERS_FIRST
+            await self.run_now(", ".join(sorted(reasons)))
+
+    async def run_now(self, reason: str) -> list[str]:
+        """One run; the names of the steps that had an effect. A failure is kept in `failures`, and tried again."""
+        async with self._one_at_a_time:
+            began = self.busy_since = time.monotonic()
+            done: list[str] = []
+            try:
+                await self.reconcile(done.append)
+                self.failures, self._retry = (), _RETRY_FIRST
+            except (HostmeshError, OSError) as error:
+                self.failures = (str(error),)
+                self.parts.wakeups.request("retry", self._retry)
+                self._retry = min(self._retry * 2, _RETRY_MOST)
+            finally:
+                self.busy_since = None
+            self.runs += 1
+            self.last_seconds = time.monotonic() - began
+            self._tell(reason, done)
+            return done
+
+    async def reconcile(self, report: Report) -> None:
+        """The table of contents."""
+        self.parts.policies.refresh()
+        policies = self.parts.policies.policies
+        facts = await self._observe(policies, self.parts.numbers.of(units_of(policies)))
+        plan = self._compile(policies, facts)
+        changes = diff(plan, await self._there(plan))
+        await apply(changes, self.parts.doors, report)
+        self._publish(plan, facts)
+
+    async def preview(self, policies: Mapping[str, str]) -> tuple[Change, ...]:
+        """What the loop would do if these files (name to text, empty: removed) were there too. Raises PolicyError."""
+        wanted = self.parts.policies.with_changes(policies)
+        async with self._one_at_a_time:
+            facts = await self._observe(wanted, self.parts.numbers.preview(units_of(wanted)))
+            plan = self._compile(wanted, facts)
+            return diff(plan, await self._there(plan))
+
+    async def _observe(self, policies: Sequence[Policy], numbers: Mapping[UnitName, int]) -> HostFacts:
+        await self.parts.units.watch(frozenset(units_of(self.parts.policies.policies)))
+        return await self.parts.host.facts(policies, dict(numbers))
+
+    def _compile(self, policies: Sequence[Policy], facts: HostFacts) -> Plan:
+        parts, catalog = self.parts, self.parts.mesh.catalog
+        services = effective(parts.settings, catalog, workloads(policies, facts), parts.mesh.refused, facts)
+        return compile_plan(parts.settings, policies, facts, services, catalog.trust_bundle, catalog.vip_ranges)
+
+    async def _there(self, plan: Plan) -> Observed:
+        return await self.parts.host.observed(plan, self.parts.proxy.revision)
+
+    def _publish(self, plan: Plan, facts: HostFacts) -> None:
+        if plan != self.plan:
+            self.applied = int(time.time())
+        self.plan, self.facts = plan, facts
+        policies = self.parts.policies.policies
+        self.parts.mesh.say(facts.addresses, workloads(policies, facts))
+        self.parts.identities.want(plan.snapshot if self.parts.proxy.connected else None)
+        enforced = {policy.unit.full for policy in policies if policy.mode is not Mode.AUDIT}
+        self.parts.reports.callers.forget(enforced)
+        if _waits_for_listeners(policies, facts):
+            self.parts.wakeups.request("listeners", self._rescan)
+            self._rescan = min(self._rescan * 2, _LISTENERS_MOST)
+
+    def _tell(self, reason: str, done: list[str]) -> None:
+        reports, findings = self.parts.reports, self.parts.policies.findings
+        if done:
+            reports.info(f"in force after {self.last_seconds * 1000:.0f} ms ({reason}): {'; '.join(done)}")
+        reports.state("policies refused, the plan of before stays", "\n".join(map(str, findings)))
+        reports.state("apply", "\n".join(self.failures))
+
+    @property
+    def revision(self) -> str:
+        """Of the plan in force: the snapshot's."""
+        return self.plan.snapshot.revision if self.plan and self.plan.snapshot else ""
+
+
+def _waits_for_listeners(policies: Sequence[Policy], facts: HostFacts) -> bool:
+    """Is there a unit that is ready, and doesn't listen on every port that its policy declares?"""
+    for policy in policies:
+        known = facts.units.get(policy.unit)
+        if known and known.active and {port.number for port in policy.ports} - {port for _, port in known.listens}:
+            return True
+    return False

@@ -1,0 +1,136 @@
+"""Turns the controller's word into the catalog in force, and what runs here into the word that the controller gets.
+
+The last word is kept on disk: a host that starts with every controller dead goes on with it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from hostmesh.agent.controller_client import ControllerAway, ControllerClient
+from hostmesh.agent.host_identity import IdentityError
+from hostmesh.agent.reports import Reports
+from hostmesh.agent.services import NOTHING, after
+from hostmesh.apply.files import Files
+from hostmesh.errors import HostmeshError
+from hostmesh.policy.settings import Settings
+from hostmesh.wire.controller import PublishRequest, WatchEvent, Workload
+
+_RETRY_FIRST, _RETRY_MOST = 0.2, 10.0
+_LOOK_FOR_IDENTITY = 5.0
+
+
+def load_catalog(path: Path) -> WatchEvent:
+    """The last word of a controller; nothing when there never was one. Raises `HostmeshError` for a broken file."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=WatchEvent)
+    except FileNotFoundError:
+        return NOTHING
+    except msgspec.MsgspecError as error:
+        raise HostmeshError(f"{path} cannot be read: {error}", "remove it; it is fetched anew") from error
+
+
+class Mesh:
+    """The host's link with its controllers. ``changed`` is called when catalog, refusals or the connection changed."""
+
+    def __init__(self, settings: Settings, reports: Reports, changed: Callable[[str], None]) -> None:
+        self._settings, self._reports, self._changed = settings, reports, changed
+        self._state = Path(settings.paths.state)
+        self._path = self._state / "catalog.json"
+        self._client: ControllerClient | None = None
+        self._word: PublishRequest | None = None
+        self._to_say = asyncio.Event()
+        self.catalog = NOTHING
+        self.published: frozenset[str] = frozenset()
+        self.refused: dict[str, str] = {}
+        self.error = ""
+
+    @property
+    def joined(self) -> bool:
+        """Whether this host has an identity."""
+        return self._client is not None
+
+    @property
+    def connected(self) -> bool:
+        """Whether a controller is being listened to right now."""
+        return self._client is not None and self._client.connected
+
+    @property
+    def identity_ends(self) -> int:
+        """When the host's own SVID ends, seconds since the epoch; 0 without one."""
+        return int(self._client.identity.said.not_after.timestamp()) if self._client else 0
+
+    def load(self) -> None:
+        """Take up what was known before the restart."""
+        try:
+            self.catalog = load_catalog(self._path)
+        except HostmeshError as error:
+            self._reports.warning(str(error))
+
+    def say(self, addresses: tuple[str, ...], workloads: list[Workload]) -> None:
+        """What runs here now; the controller hears of it when it is another word than before."""
+        word = PublishRequest(list(addresses), self._settings.ports.wire, workloads)
+        if word != self._word:
+            self._word = word
+            self._to_say.set()
+
+    async def sign(self, unit: str, csr: str) -> list[str]:
+        """An SVID chain for a unit of this host. Raises `ControllerAway`, or `ControllerError` with the reason."""
+        if self._client is None:
+            raise ControllerAway(self.error or "this host has not joined a mesh", "hostmesh join TOKEN")
+        return await self._client.sign(unit, csr)
+
+    async def run(self) -> None:
+        """Talk with the controllers until cancelled."""
+        client = self._client = await self._join()
+        self._changed("joined")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(client.run(), name="controller client")
+                tasks.create_task(self._listen(client), name="controller watch")
+                tasks.create_task(self._speak(client), name="controller publish")
+        finally:
+            await client.close()
+
+    async def _join(self) -> ControllerClient:
+        while True:
+            try:
+                return ControllerClient(self._settings.controllers, self._state)
+            except IdentityError as error:
+                self.error = str(error)
+            await asyncio.sleep(_LOOK_FOR_IDENTITY)
+
+    async def _listen(self, client: ControllerClient) -> None:
+        async for event in client.watch(self.catalog.revision):
+            catalog = after(self.catalog, event)
+            if catalog != self.catalog:
+                Files().write(str(self._path), msgspec.json.encode(catalog).decode())
+                self.catalog = catalog
+            self.error = ""
+            self._to_say.set()
+            self._changed("controller")
+
+    async def _speak(self, client: ControllerClient) -> None:
+        delay = _RETRY_FIRST
+        while True:
+            await self._to_say.wait()
+            self._to_say.clear()
+            word = self._word
+            if word is None:
+                continue
+            try:
+                refused = (await client.publish(word)).refused
+            except HostmeshError as error:
+                self.error = str(error)
+                self._to_say.set()
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _RETRY_MOST)
+                continue
+            delay = _RETRY_FIRST
+            self.error = ""
+            self.published = frozenset(workload.unit for workload in word.workloads) - refused.keys()
+            if refused != self.refused:
+                self.refused = refused
+                self._changed("refused")

@@ -1,0 +1,125 @@
+"""Turns the proxy's events and the kernel's refusals into journal lines, and into suggestions of who to allow."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from hostmesh.observe import lines
+from hostmesh.observe.journal import Journal
+from hostmesh.observe.nflog import Refusal
+from hostmesh.plan import redirect
+from hostmesh.wire.agent_control import Suggestion
+from hostmesh.wire.proxy_control import Event, Events
+
+MAX_SUGGESTIONS = 200
+_ERROR, _WARNING, _INFO = 3, 4, 6  # syslog(3)
+
+
+@dataclass(slots=True)
+class _Seen:
+    client: str = ""
+    methods: set[str] = field(default_factory=set)
+    count: int = 0
+
+
+@dataclass(slots=True)
+class Callers:
+    """Who was let pass by audit mode only, since the agent started: by unit, peer and port; at most 200 a unit."""
+
+    _seen: dict[str, dict[tuple[str, str, int], _Seen]] = field(default_factory=dict)
+
+    def note(self, event: Event) -> None:
+        """One call that enforcing would refuse. Callers without identity are told apart by address."""
+        callers = self._seen.setdefault(event.unit, {})
+        key = (event.peer, event.client if event.peer == "plaintext" else "", event.port)
+        if key not in callers and len(callers) >= MAX_SUGGESTIONS:
+            return
+        seen = callers.setdefault(key, _Seen())
+        seen.client, seen.count = event.client, seen.count + 1
+        if event.method:
+            seen.methods.add(event.method)
+
+    def of(self, unit: str) -> list[Suggestion]:
+        """The most frequent first."""
+        found = [
+            Suggestion(lines.caller_name(peer), peer, seen.client, port, sorted(seen.methods), seen.count)
+            for (peer, _, port), seen in self._seen.get(unit, {}).items()
+        ]
+        return sorted(found, key=lambda s: (-s.count, s.caller, s.client, s.port))
+
+    def forget(self, units: set[str]) -> None:
+        """Drop what is known of units that are no longer in audit mode."""
+        for unit in units & self._seen.keys():
+            del self._seen[unit]
+
+
+class Reports:
+    """Everything that goes to the journal goes through here. ``clock``: monotonic seconds."""
+
+    def __init__(self, journal: Journal, clock: Callable[[], float] = time.monotonic) -> None:
+        self._journal, self._clock = journal, clock
+        self.limit = lines.LineLimit()
+        self.callers = Callers()
+        self.dropped = 0
+        self._said: dict[str, str] = {}
+
+    @property
+    def lost(self) -> int:
+        """Entries that journald did not take."""
+        return self._journal.lost
+
+    def events(self, batch: Events) -> None:
+        """A batch of the proxy."""
+        self.dropped += batch.dropped
+        for event in batch.events:
+            if event.verdict == "audit-deny" and event.direction != "outbound":
+                self.callers.note(event)
+            self._unit_line(event.unit, lines.event_fields(event))
+
+    def refusals(self, batch: list[Refusal], units: Mapping[int, tuple[str, str]]) -> None:
+        """Packets that the kernel refused. units: number to (unit, its policy file)."""
+        for refusal in batch:
+            unit, file = units.get(refusal.mark, ("", ""))
+            self._unit_line(unit, lines.refusal_fields(unit, rule_of(refusal.prefix, file), refusal))
+
+    def _unit_line(self, unit: str, fields: lines.Fields) -> None:
+        if self.limit.admit(unit, self._clock()):
+            self._journal.send(fields)
+
+    def tick(self) -> None:
+        """Now and then: the lines that stand for suppressed ones."""
+        for unit, count in self.limit.due(self._clock()):
+            self._journal.send(lines.suppressed_fields(unit, count))
+
+    def info(self, message: str) -> None:
+        """A line of the agent itself."""
+        self._journal.send(lines.agent_fields(message, _INFO))
+
+    def warning(self, message: str) -> None:
+        """A line of the agent itself that somebody should see."""
+        self._journal.send(lines.agent_fields(message, _WARNING))
+
+    def state(self, about: str, trouble: str) -> None:
+        """Tell a trouble once when it begins or becomes another, and its end once. ``trouble`` empty: all is well."""
+        before = self._said.get(about, "")
+        if trouble == before:
+            return
+        self._said[about] = trouble
+        if trouble:
+            self._journal.send(lines.agent_fields(f"{about}: {trouble}", _ERROR))
+        else:
+            self._journal.send(lines.agent_fields(f"{about}: well again", _INFO))
+
+
+_RULES = {
+    redirect.PREFIX_LISTENER: "builtin:listener",
+    redirect.PREFIX_PLAINTEXT: "no-plaintext",
+    redirect.PREFIX_OUTBOUND: "no-outbound",
+    redirect.PREFIX_VIP: "builtin:vip",
+}
+
+
+def rule_of(prefix: str, file: str) -> str:
+    """The rule's name, as docs/architecture.md has it, of a refusal with this nflog prefix."""
+    name = _RULES.get(prefix, prefix or "unknown")
+    return f"{file}:{name}" if file and name in ("no-plaintext", "no-outbound") else name

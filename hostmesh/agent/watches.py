@@ -1,0 +1,98 @@
+"""Turns what the kernel tells by itself into wake-ups and reports: inotify, netlink, nflog."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from hostmesh.agent.policies import SUFFIX
+from hostmesh.agent.reports import Reports
+from hostmesh.agent.wakeups import Wakeups
+from hostmesh.errors import HostmeshError
+from hostmesh.observe.folder import FolderWatch
+from hostmesh.observe.kernel_events import NftWatch, RouteWatch
+from hostmesh.observe.nflog import NflogReader
+from hostmesh.plan.redirect import TABLE
+from hostmesh.policy.settings import Settings
+
+_TICK = 1.0
+
+
+class _Watch(Protocol):
+    def fileno(self) -> int: ...
+    def read(self) -> bool: ...
+
+
+class Watches:
+    """All of them, on one event loop. units: unit number to (unit, its policy file), for the kernel's refusals.
+
+    settings_changed: called when the settings file became another.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        settings_file: Path,
+        wakeups: Wakeups,
+        reports: Reports,
+        units: Callable[[], Mapping[int, tuple[str, str]]],
+        settings_changed: Callable[[], None],
+    ) -> None:
+        self._settings, self._reports, self._units = settings, reports, units
+        self._nflog: NflogReader | None = None
+        self._lost = 0
+        self._policies = FolderWatch(Path(settings.paths.policies), SUFFIX)
+        self._settings_file = FolderWatch(settings_file.parent, settings_file.name)
+        routes, ruleset = RouteWatch(settings.route_table), NftWatch(TABLE)
+        self._watches: tuple[tuple[_Watch, Callable[[], None]], ...] = (
+            (self._policies, lambda: wakeups.request("policies")),
+            (self._settings_file, settings_changed),
+            (routes, lambda: wakeups.request("network")),
+            (ruleset, lambda: wakeups.request("ruleset", 0.0)),
+        )
+        self._closers = (self._policies.close, self._settings_file.close, routes.close, ruleset.close)
+
+    @property
+    def nflog_lost(self) -> int:
+        """How often the kernel's log overflowed, since the start."""
+        return self._lost + (self._nflog.lost if self._nflog else 0)
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        loop = asyncio.get_running_loop()
+        for watch, wake in self._watches:
+            loop.add_reader(watch.fileno(), self._on_readable, watch, wake)
+        try:
+            while True:
+                self._policies.attach()
+                self._settings_file.attach()
+                if self._nflog is None:
+                    self._open_nflog(loop)
+                self._reports.tick()
+                await asyncio.sleep(_TICK)
+        finally:
+            for watch, _ in self._watches:
+                loop.remove_reader(watch.fileno())
+            if self._nflog is not None:
+                loop.remove_reader(self._nflog.fileno())
+                self._nflog.close()
+            for close in self._closers:
+                close()
+
+    def _on_readable(self, watch: _Watch, wake: Callable[[], None]) -> None:
+        if watch.read():
+            self._policies.attach()
+            wake()
+
+    def _open_nflog(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._nflog = NflogReader(self._settings.nflog_group)
+        except (OSError, HostmeshError) as error:  # told, and tried again: traffic does not hang on it
+            self._reports.state("kernel refusals are not logged", str(error))
+            return
+        self._reports.state("kernel refusals are not logged", "")
+        loop.add_reader(self._nflog.fileno(), self._on_refusals, self._nflog)
+
+    def _on_refusals(self, reader: NflogReader) -> None:
+        self._reports.refusals(reader.read(), self._units())
