@@ -102,20 +102,33 @@ class Host:
 
         Traffic that shall count as a unit's must come from ``run_unit``. ``timeout`` in seconds.
         """
+        return self._finish(argv, argv, input=input, env=env, timeout=timeout)
+
+    def _finish(
+        self,
+        told: Sequence[str],
+        argv: Sequence[str],
+        *,
+        input: str | None,  # noqa: A002
+        env: Mapping[str, str] | None,
+        timeout: float,
+        unit: str | None = None,
+    ) -> Result:
+        """Run ``argv`` to its end, or end it at ``timeout``; ``told`` is what the caller asked for."""
         with self.popen(argv, env=env, stdin=subprocess.DEVNULL if input is None else subprocess.PIPE) as process:
             try:
                 stdout, stderr = process.communicate(input, timeout)
             except BaseException as error:
+                if unit:  # it has the pipes, and is no child of the process
+                    self.exec(["systemctl", "kill", "--signal=SIGKILL", unit])
                 # nsenter forks to enter a pid namespace: the command is in its process group, not its pid.
                 os.killpg(process.pid, signal.SIGKILL)
                 stdout, stderr = process.communicate()
                 if isinstance(error, subprocess.TimeoutExpired):
-                    said = f"{stdout}{stderr}".rstrip()
-                    raise NotInTimeError(
-                        f"{self.name}: {' '.join(argv)}: still running after {timeout:g} s\n{said}"
-                    ) from error
+                    said = f"{self.name}: {' '.join(told)}: still running after {timeout:g} s\n{stdout}{stderr}"
+                    raise NotInTimeError(said.rstrip()) from error
                 raise
-        return Result(self.name, tuple(argv), process.returncode, stdout, stderr)
+        return Result(self.name, tuple(told), process.returncode, stdout, stderr)
 
     def popen(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: int = subprocess.DEVNULL
@@ -153,12 +166,7 @@ class Host:
         """
         name = unit or new_unit_name()
         command = unit_argv(argv, unit=name, user=user, slice=slice, properties=properties, env=env)
-        try:
-            done = self.exec(command, input=input, timeout=timeout)
-        except NotInTimeError:
-            self.exec(["systemctl", "kill", "--signal=SIGKILL", name]).must()
-            raise
-        return Result(self.name, tuple(argv), done.exit, done.stdout, done.stderr)
+        return self._finish(argv, command, input=input, env=None, timeout=timeout, unit=name)
 
     @contextlib.contextmanager
     def unit(

@@ -140,10 +140,7 @@ class Lab:
         _raise_inotify_limit()
         layers = [rootfs.debian(), *self._over]
         self._exit.enter_context(rootfs.in_use(layers))
-        self._folder.mkdir(parents=True)
-        lock = self._exit.enter_context((self._folder / "lock").open("w"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (self._folder / "owner").write_text(str(os.getpid()))
+        self._claim()
         self._cgroup.mkdir()
         self._switch = self._keep("switch", [])
         self._switch.order("boot")
@@ -156,6 +153,15 @@ class Lab:
             self._bring_up(Host(name, index, keeper.answer("init"), Path(keeper.spec.console)))
         for host in self.hosts.values():
             host.wait_booted()
+
+    def _claim(self) -> None:
+        """Make the folder, already locked when it gets the name that other labs sweep by."""
+        draft = STATE / f"new-{self.id}"
+        draft.mkdir(parents=True)
+        lock = self._exit.enter_context((draft / "lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (draft / "owner").write_text(str(os.getpid()))
+        draft.rename(self._folder)
 
     def _keep(self, name: str, layers: list[str]) -> Keeper:
         disk = self._folder / f"{name}.disk"
@@ -185,6 +191,7 @@ class Lab:
         before, keeper = self.hosts[name], self._keepers[name]
         before.kill()
         keeper.answer("exit")
+        self._network.leave(before)
         keeper.order("boot")
         after = Host(name, before.index, keeper.answer("init"), before.console)
         self._bring_up(after)
