@@ -1,1 +1,242 @@
-//! (in work)
+//! Turns meshed units' DNS queries into answers: names of the mesh from the config in force, all others from whom they
+//! were for.
+//!
+//! Law: a query of nobody known is refused, never passed on; what is passed on, and what comes back, is not touched.
+
+use std::cell::Cell;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hostmesh_proxy_core::dns::{Answer, answer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+use crate::dns_socket::{DnsSocket, Query};
+use crate::shared::Shared;
+use crate::sockopt;
+use crate::stats::{Gauge, WorkerStats};
+
+/// How long the one who was meant may take: what glibc's resolver waits (resolv.conf(5)).
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a TCP connection may say nothing (RFC 7766, section 6.2.3).
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Queries on their way to others at most; further ones are answered with a failure at once.
+const MAX_IN_FLIGHT: usize = 1024;
+
+/// Response codes of RFC 1035, section 4.1.1.
+const SERVFAIL: u8 = 2;
+const REFUSED: u8 = 5;
+
+/// Serves one socket for ever. Runs in a `LocalSet`.
+pub async fn serve_udp(socket: Socket, shared: Arc<Shared>, stats: WorkerStats) -> io::Result<()> {
+    let mut socket = DnsSocket::new(socket)?;
+    let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel::<(Query, Vec<u8>)>();
+    let in_flight = Rc::new(Cell::new(0_usize));
+    loop {
+        let query = tokio::select! {
+            query = socket.receive() => query?,
+            Some((query, bytes)) = answered.recv() => {
+                reply(&socket, &query, &bytes);
+                continue;
+            }
+        };
+        let config = shared.config();
+        let judged = config.as_ref().and_then(|config| config.unit_by_mark(query.mark).map(|_| answer(config, &query.bytes)));
+        let (gauge, bytes) = match (judged, config) {
+            (Some(Answer::Reply(bytes)), _) => (Gauge::DnsAnswered, Some(bytes)),
+            (Some(Answer::Forward), Some(config)) if in_flight.get() < MAX_IN_FLIGHT => {
+                let (mark, answers, stats) = (config.marks.proxy, answers.clone(), stats.clone());
+                let slot = Slot::take(&in_flight);
+                tokio::task::spawn_local(async move {
+                    let bytes = pass_on(&query, mark, &stats).await;
+                    drop(slot);
+                    if let Some(bytes) = bytes {
+                        // The loop that receives lives as long as the runtime of this task.
+                        let _sent = answers.send((query, bytes));
+                    }
+                });
+                continue;
+            }
+            (Some(Answer::Forward), _) => (Gauge::DnsFailed, failure(&query.bytes, SERVFAIL)),
+            (None, _) => (Gauge::DnsFailed, failure(&query.bytes, REFUSED)),
+        };
+        stats.add(gauge, 1);
+        if let Some(bytes) = bytes {
+            reply(&socket, &query, &bytes);
+        }
+    }
+}
+
+fn reply(socket: &DnsSocket, query: &Query, bytes: &[u8]) {
+    if let Err(error) = socket.answer(query, bytes) {
+        eprintln!("<4>DNS answer to {} as {}: {error}", query.from, query.to);
+    }
+}
+
+/// One of [`MAX_IN_FLIGHT`].
+struct Slot(Rc<Cell<usize>>);
+
+impl Slot {
+    fn take(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// What the asker is told: the answer of whom it meant, a failure, or nothing when that one says nothing.
+async fn pass_on(query: &Query, mark: u32, stats: &WorkerStats) -> Option<Vec<u8>> {
+    match timeout(PATIENCE, exchange(query, mark)).await {
+        Ok(Ok(bytes)) => {
+            stats.add(Gauge::DnsForwarded, 1);
+            Some(bytes)
+        }
+        Ok(Err(_refused)) => {
+            stats.add(Gauge::DnsFailed, 1);
+            failure(&query.bytes, SERVFAIL)
+        }
+        Err(_elapsed) => {
+            stats.add(Gauge::DnsFailed, 1);
+            None
+        }
+    }
+}
+
+/// Asks by a socket of its own, so that the port is a random one (RFC 5452) and only that peer can answer.
+async fn exchange(query: &Query, mark: u32) -> io::Result<Vec<u8>> {
+    let socket = Socket::new(Domain::for_address(query.to), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_mark(mark)?;
+    let any: IpAddr = if query.to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    socket.bind(&SocketAddr::new(any, 0).into())?;
+    let socket = UdpSocket::from_std(socket.into())?;
+    socket.connect(query.to).await?;
+    socket.send(&query.bytes).await?;
+    loop {
+        socket.readable().await?;
+        let mut bytes = Vec::with_capacity(usize::from(u16::MAX));
+        match socket.try_recv_buf(&mut bytes) {
+            Ok(_) if bytes.get(..2) == query.bytes.get(..2) => return Ok(bytes),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The query's head and question as an answer with this code; none for what is no query.
+fn failure(query: &[u8], code: u8) -> Option<Vec<u8>> {
+    let head = query.first_chunk::<12>()?;
+    if head[2] & 0x80 != 0 {
+        return None;
+    }
+    let mut bytes = head.to_vec();
+    bytes[2] |= 0x80;
+    bytes[3] = (bytes[3] & 0x10) | 0x80 | code;
+    bytes[6..12].fill(0);
+    match question(query) {
+        Some(question) if head[4..6] == [0, 1] => bytes.extend_from_slice(question),
+        _ => bytes[4..6].fill(0),
+    }
+    Some(bytes)
+}
+
+/// The bytes of the first question: labels without compression, type, class.
+fn question(query: &[u8]) -> Option<&[u8]> {
+    let mut end = 12;
+    loop {
+        match usize::from(*query.get(end)?) {
+            0 => return query.get(12..end + 5),
+            length if length < 64 => end += 1 + length,
+            _ => return None,
+        }
+    }
+}
+
+/// Serves an intercepted TCP connection to port 53 (RFC 7766) of a unit that is known: names of the mesh are answered,
+/// the other queries go to `to` on one connection, and its answers come back as they are.
+pub async fn serve_tcp(client: TcpStream, to: SocketAddr, shared: &Shared, stats: &WorkerStats) -> io::Result<()> {
+    let (reading, mut writing) = client.into_split();
+    let mut queries = Messages { stream: Some(reading), buffer: Vec::new() };
+    let mut answers = Messages { stream: None, buffer: Vec::new() };
+    let mut upstream = None;
+    loop {
+        let next = tokio::select! {
+            query = queries.next() => query?.map(Ok),
+            answer = answers.next() => answer?.map(Err),
+            () = tokio::time::sleep(IDLE) => return Ok(()),
+        };
+        match next {
+            // Whoever has asked all may still wait for answers.
+            None if queries.stream.take().is_some() && upstream.take().is_some() => {}
+            None => return Ok(()),
+            Some(Err(bytes)) => {
+                stats.add(Gauge::DnsForwarded, 1);
+                writing.write_all(&bytes).await?;
+            }
+            Some(Ok(query)) => {
+                let config = shared.config().ok_or_else(|| io::Error::other("no snapshot is in force"))?;
+                if let Answer::Reply(bytes) = answer(&config, &query[2..]) {
+                    stats.add(Gauge::DnsAnswered, 1);
+                    writing.write_all(&framed(&bytes)?).await?;
+                    continue;
+                }
+                if upstream.is_none() {
+                    let connected = timeout(PATIENCE, sockopt::connect(to, config.marks.proxy, None)).await??;
+                    let (reading, writing) = connected.into_split();
+                    answers.stream = Some(reading);
+                    upstream = Some(writing);
+                }
+                if let Some(upstream) = &mut upstream {
+                    upstream.write_all(&query).await?;
+                }
+            }
+        }
+    }
+}
+
+fn framed(message: &[u8]) -> io::Result<Vec<u8>> {
+    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+    Ok([&length.to_be_bytes(), message].concat())
+}
+
+/// Messages with their two bytes of length before them; what was read of one is kept when the wait for it is dropped.
+struct Messages<R> {
+    stream: Option<R>,
+    buffer: Vec<u8>,
+}
+
+impl<R: AsyncReadExt + Unpin> Messages<R> {
+    /// None at the end; without a stream it waits for ever.
+    async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let Some(stream) = &mut self.stream else { return std::future::pending().await };
+        loop {
+            if let Some(length) = self.buffer.first_chunk::<2>() {
+                let end = 2 + usize::from(u16::from_be_bytes(*length));
+                if self.buffer.len() >= end {
+                    let rest = self.buffer.split_off(end);
+                    return Ok(Some(std::mem::replace(&mut self.buffer, rest)));
+                }
+            }
+            if stream.read_buf(&mut self.buffer).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "dns_tests.rs"]
+mod tests;

@@ -6,6 +6,7 @@ pub mod connect;
 pub mod control;
 pub mod deliver;
 pub mod dns;
+pub mod dns_socket;
 pub mod drain;
 pub mod events;
 pub mod fdstore;
