@@ -65,6 +65,7 @@ class Loop:
         self.last_seconds = 0.0
         self.busy_since: float | None = None
         self.nflog_lost: Callable[[], int] = int
+        self.ran: Callable[[], None] = lambda: None
         self._one_at_a_time = asyncio.Lock()
         self._retry, self._rescan = _RETRY_FIRST, _LISTENERS_FIRST
 
@@ -94,6 +95,7 @@ class Loop:
             self.runs += 1
             self.last_seconds = time.monotonic() - began
             self._tell(reason, done)
+            self.ran()
             return done
 
     async def reconcile(self, report: Report) -> None:

@@ -43,8 +43,8 @@ from hostmesh.policy.settings import Settings
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SCRAPE_SECONDS = 8.0
-_START_SECONDS = 3.0
-_STATUS_SECONDS = 10.0
+_START_SECONDS = 1.0
+_WATCHDOG_SECONDS = 10.0
 _STUCK_SECONDS = 120.0  # longer than a job of systemd may take (`apply/systemd.py`)
 
 
@@ -116,6 +116,7 @@ class Agent:
             settings_changed=self._reload,
         )
         self._loop.nflog_lost = lambda: watches.nflog_lost
+        self._loop.ran = lambda: self._notifier.status(_one_line(self._loop))
         return [
             parts.units.run(),
             parts.proxy.run(),
@@ -145,8 +146,7 @@ class Agent:
             busy = self._loop.busy_since
             if busy is None or time.monotonic() - busy < _STUCK_SECONDS:
                 self._notifier.watchdog()
-            self._notifier.status(_one_line(self._loop))
-            await asyncio.sleep(every or _STATUS_SECONDS)
+            await asyncio.sleep(every or _WATCHDOG_SECONDS)
 
     def _reload(self) -> None:
         self._notifier.reloading()
