@@ -56,7 +56,8 @@ def init(config: Config, path: Path = PATH, user: str | None = USER) -> list[Pat
             "restore the file from its backup; or remove the folder, and every host must join again",
         )
     written = [*_folder(config.state, 0o700), *_folder(path.parent, 0o755)]
-    with closing(Store(config.state / "controller.db", create=True)) as store:
+    first = int(ca.clock().timestamp() * 1000)
+    with closing(Store(config.state / "controller.db", create_at=first)) as store:
         made = ca.make(config.state, store, config.trust_domain)
         for name in ("controller.db", "controller.db-wal", "controller.db-shm"):
             (config.state / name).chmod(0o600)

@@ -50,7 +50,8 @@ def make(state: Path, store: Store, trust_domain: str) -> list[Path]:
     root = make_root(trust_domain, root_key, now=now, serial=new_serial())
     intermediate = make_intermediate(root, root_key, intermediate_key.public_key(), now=now, serial=new_serial())
     folder = state / "ca" / "1"
-    folder.mkdir(parents=True, mode=0o700)
+    folder.parent.mkdir(mode=0o700)
+    folder.mkdir(mode=0o700)
     written = [
         write_new(folder / "root.key", key_pem(root_key), 0o600),
         write_new(folder / "root.crt", root.public_bytes(PEM), 0o644),

@@ -33,7 +33,6 @@ CREATE TABLE workloads (host TEXT NOT NULL REFERENCES words (host) ON DELETE CAS
   PRIMARY KEY (host, unit)) STRICT;
 CREATE TABLE vips (service TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, owner TEXT NOT NULL) STRICT;
 CREATE TABLE slots (id INTEGER PRIMARY KEY, state TEXT NOT NULL) STRICT;
-INSERT INTO meta VALUES ('revision', 1);
 """
 _PORTS = msgspec.json.Decoder(tuple[tuple[int, str], ...])
 _TRAFFIC = msgspec.json.Decoder(Traffic)
@@ -62,19 +61,25 @@ class Token:
 
 
 class Store:
-    """One SQLite file. Not for several threads. Times are seconds since the epoch and are arguments."""
+    """One SQLite file. Not for several threads. Times are seconds since the epoch and are arguments.
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        if create == path.exists():
-            problem, hint = ("is already there", "remove it only to throw the mesh away") if create else (
-                "is not there", "hostmesh controller init makes it")
-            raise StoreError(f"the store {path} {problem}", hint)
+    create_at: make a new file whose revisions begin here: milliseconds since the epoch, so that no two meshes share a
+    revision, and a host that changed meshes is not taken for one that is up to date.
+    """
+
+    def __init__(self, path: Path, *, create_at: int | None = None) -> None:
+        if create_at is None and not path.exists():
+            raise StoreError(f"the store {path} is not there", "hostmesh controller init makes it")
+        if create_at is not None and path.exists():
+            raise StoreError(f"the store {path} is already there", "remove it only to throw the mesh away")
         self._db = sqlite3.connect(path, timeout=5, isolation_level=None)
         try:
             # FULL: a token that was used stays used, also when the power goes right after.
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;")
-            if create:
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            if create_at is not None:
+                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION};")
+                self._db.execute("INSERT INTO meta VALUES ('revision', ?)", (create_at,))
+                self._db.execute("COMMIT")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.Error as error:
             self._db.close()

@@ -83,13 +83,14 @@ def test_killed_and_back_the_mesh_is_as_it_was(mesh: Mesh) -> None:
     asyncio.run(scenario())
 
 
-def test_a_revision_from_another_life_gets_everything(mesh: Mesh) -> None:
+@pytest.mark.parametrize("revision", [1, 10**15])
+def test_a_revision_from_another_life_gets_everything(mesh: Mesh, revision: int) -> None:
     mesh.join("h1", "*")
 
     async def scenario() -> None:
         h1 = mesh.client("h1")
         await h1.publish(word(("web", 80)))
-        event = await next_event(h1.watch(10_000))
+        event = await next_event(h1.watch(revision))
         assert (event.full, [s.name for s in event.services]) == (True, ["web"])
         await h1.close()
 
