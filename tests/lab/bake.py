@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -56,22 +57,40 @@ def bake(layers: list[Path], shown: dict[str, Path], argv: list[str], destinatio
 def main() -> int:
     """Do what the spec says; the exit status is the command's."""
     spec = BakeSpec(**json.loads(sys.argv[1]))
-    ns.unshare(ns.CLONE_NEWNS | ns.CLONE_NEWPID | ns.CLONE_NEWNET | ns.CLONE_NEWIPC | ns.CLONE_NEWUTS)
+    ns.unshare(ns.CLONE_NEWNS)
     ns.mount("", "/", flags=ns.MS_REC | ns.MS_PRIVATE)
     disk = Path(tempfile.mkdtemp(prefix="hmlab-bake-"))
     try:
         keeper.make_disk(disk)
-        child = os.fork()
-        if child == 0:
-            _inside(spec, disk)
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
+        builder = os.fork()
+        if builder == 0:
+            _builder(spec, disk)
+        code = _wait(builder)
         if code == 0:
             subprocess.run(["cp", "-a", f"{disk}/upper/.", spec.destination], check=True)
     finally:
         ns.unmount(disk)
         disk.rmdir()
     return abs(code)
+
+
+def _wait(child: int) -> int:
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _builder(spec: BakeSpec, disk: Path) -> NoReturn:
+    """Holds the namespaces: once the first process of a pid namespace has ended, nobody can fork into it."""
+    try:
+        ns.unshare(ns.CLONE_NEWPID | ns.CLONE_NEWNET | ns.CLONE_NEWIPC | ns.CLONE_NEWUTS)
+        child = os.fork()
+        if child == 0:
+            _inside(spec, disk)
+        os._exit(abs(_wait(child)))
+    except OSError:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
 
 
 def _inside(spec: BakeSpec, disk: Path) -> NoReturn:
@@ -88,6 +107,8 @@ def _inside(spec: BakeSpec, disk: Path) -> NoReturn:
         ns.pivot_into(root)
         done = subprocess.run(spec.argv, env=_ENVIRONMENT, stdin=subprocess.DEVNULL, check=False)
         os._exit(abs(done.returncode))
+    except OSError:
+        traceback.print_exc()
     finally:
         os._exit(1)
 

@@ -75,7 +75,11 @@ def ensure_layer(kind: str, key: str, make: Callable[[Path], None]) -> Path:
             if started.exists():
                 shutil.rmtree(started)
             started.mkdir(mode=0o755)
-            make(started)
+            try:
+                make(started)
+            except BaseException:
+                shutil.rmtree(started)
+                raise
             started.rename(wanted)
             _drop_unused(cache, kind, keep=wanted)
     return wanted
