@@ -4,6 +4,7 @@ import time
 from importlib.metadata import version
 
 from hostmesh.agent.loop import Loop
+from hostmesh.agent.reports import rule_of
 from hostmesh.errors import Diagnostic, PolicyError
 from hostmesh.observe.metrics import Observed
 from hostmesh.observe.units import UnitState
@@ -14,6 +15,7 @@ from hostmesh.wire import agent_control as wire
 from hostmesh.wire.snapshot import Snapshot
 
 VERSION = version("hostmesh")
+_PREFIXES = (redirect.PREFIX_LISTENER, redirect.PREFIX_PLAINTEXT, redirect.PREFIX_OUTBOUND)  # in order of COUNTERS
 
 
 class Answers:
@@ -74,7 +76,6 @@ class Answers:
         stats = await parts.proxy.stats() if parts.proxy.connected else None
         return Observed(
             version=VERSION,
-            revision=self._loop.revision,
             stats=stats,
             kernel=self._kernel(),
             svids={unit: svid.not_after for unit, svid in parts.identities.svids.items()},
@@ -84,6 +85,7 @@ class Answers:
                 "units": len(parts.policies.policies),
                 "controller_connected": int(parts.mesh.connected),
                 "proxy_connected": int(parts.proxy.connected),
+                "plan_applied_seconds": self._loop.applied,
                 "catalog_revision": parts.mesh.catalog.revision,
                 "reconcile_seconds": self._loop.last_seconds,
                 "host_svid_expiry_seconds": parts.mesh.identity_ends,
@@ -98,13 +100,13 @@ class Answers:
         )
 
     def _kernel(self) -> dict[tuple[str, str], int]:
-        names = {number: unit.full for unit, number in self._loop.parts.numbers.known().items()}
-        counts = self._loop.parts.firewall.counters(redirect.COUNTERS)
-        return {
-            (names.get(number, ""), name.removeprefix("refused_")): packets
-            for name, by_number in counts.items()
-            for number, packets in by_number.items()
-        }
+        units, refused = self._loop.units_by_number(), {}
+        counters = self._loop.parts.firewall.counters(redirect.COUNTERS)
+        for counter, prefix in zip(redirect.COUNTERS, _PREFIXES, strict=True):
+            for number, packets in counters.get(counter, {}).items():
+                unit, file = units.get(number, ("", ""))
+                refused[unit, rule_of(prefix, file)] = packets
+        return refused
 
     def _notes(self) -> list[str]:
         parts, notes = self._loop.parts, []

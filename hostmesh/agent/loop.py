@@ -148,6 +148,11 @@ class Loop:
         reports.state("policies refused, the plan of before stays", "\n".join(map(str, findings)))
         reports.state("apply", "\n".join(self.failures))
 
+    def units_by_number(self) -> dict[int, tuple[str, str]]:
+        """Unit and policy file (empty: it has none any more) by the number that packets carry."""
+        files = {policy.unit: policy.place.file for policy in self.parts.policies.policies}
+        return {number: (unit.full, files.get(unit, "")) for unit, number in self.parts.numbers.known().items()}
+
     @property
     def revision(self) -> str:
         """Of the plan in force: the snapshot's."""

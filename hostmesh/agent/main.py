@@ -112,7 +112,7 @@ class Agent:
             settings_file=self._file,
             wakeups=parts.wakeups,
             reports=parts.reports,
-            units=self._unit_files,
+            units=self._loop.units_by_number,
             settings_changed=self._reload,
         )
         self._loop.nflog_lost = lambda: watches.nflog_lost
@@ -161,10 +161,6 @@ class Agent:
                 return
         self._parts.wakeups.request("reload", 0.0)
         self._notifier.ready()
-
-    def _unit_files(self) -> dict[int, tuple[str, str]]:
-        files = {policy.unit: policy.place.file for policy in self._parts.policies.policies}
-        return {n: (unit.full, files.get(unit, "")) for unit, n in self._parts.numbers.known().items()}
 
     def _serve_metrics(self, answers: Answers, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         def source() -> metrics.Observed:

@@ -27,7 +27,6 @@ class Observed:
     """
 
     version: str
-    revision: str
     stats: Stats | None
     kernel: dict[tuple[str, str], int] = field(default_factory=dict)
     svids: dict[str, int] = field(default_factory=dict)
@@ -41,6 +40,7 @@ _AGENT_HELP = {
     "units": "Meshed units of this host",
     "controller_connected": "1 while a controller answers",
     "proxy_connected": "1 while the proxy answers",
+    "plan_applied_seconds": "When the plan in force was applied, seconds since the epoch",
     "catalog_revision": "Revision of the controller's last word",
     "reconcile_seconds": "How long the last run of the loop took",
     "host_svid_expiry_seconds": "When the host's SVID ends, seconds since the epoch",
@@ -65,8 +65,8 @@ class MeshCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All metric families."""
         seen = self._source()
-        info = GaugeMetricFamily("hostmesh_info", "Version, and the plan in force", labels=("version", "revision"))
-        info.add_metric((seen.version, seen.revision), 1)
+        info = GaugeMetricFamily("hostmesh_info", "Which version runs", labels=("version",))
+        info.add_metric((seen.version,), 1)
         yield info
         for name, value in seen.agent.items():
             yield GaugeMetricFamily(f"hostmesh_agent_{name}", _AGENT_HELP[name], value=value)
