@@ -1,10 +1,12 @@
 """Turns the lab into fixtures. A test that needs root and hasn't got it is an error, never a skip."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.lab.host import Host
+from tests.lab.install import hostmesh_layer
 from tests.lab.lab import Lab
 
 
@@ -32,3 +34,16 @@ def h1(lab: Lab) -> Host:
 def h2(lab: Lab) -> Host:
     """The shared lab's second host."""
     return lab["h2"]
+
+
+@pytest.fixture(scope="session")
+def hostmesh_wheels() -> Path:
+    """The layer with hostmesh installed from the wheels of ``dist/``; six seconds when they have changed."""
+    return hostmesh_layer()
+
+
+@pytest.fixture
+def installed_lab(hostmesh_wheels: Path) -> Iterator[Lab]:
+    """Two pristine hosts with hostmesh installed and nothing of it enabled or started, for this test alone."""
+    with Lab(("h1", "h2"), layers=[hostmesh_wheels]) as running:
+        yield running
