@@ -4,13 +4,17 @@ A cgroup path is resolved when text is loaded: a slice that is missing is an err
 """
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import nftables
 
+from hostmesh.apply.nft_sets import cgroup_elements
 from hostmesh.errors import HostmeshError
-from hostmesh.plan.elements import TableState, read_listing
-from hostmesh.plan.redirect import FAMILY, TABLE
+from hostmesh.plan.elements import TableState, read_listing, read_sets
+from hostmesh.plan.redirect import FAMILY, REPLIES, TABLE
+from hostmesh.plan.ruleset import Element
 
 
 class NftError(HostmeshError):
@@ -18,11 +22,11 @@ class NftError(HostmeshError):
 
 
 class Nft:
-    """The firewall's door, in the network namespace of the thread that makes it."""
+    """The firewall's door, in the network namespace of the thread that makes it. cgroups: root of the cgroup2 tree."""
 
-    def __init__(self) -> None:
+    def __init__(self, cgroups: Path = Path("/sys/fs/cgroup")) -> None:
         self._nft = nftables.Nftables()
-        self._nft.set_json_output(False)
+        self._cgroups = cgroups
 
     def run(self, text: str) -> None:
         """One transaction: all of it or nothing. Raises `NftError` with nft's own words."""
@@ -31,27 +35,49 @@ class Nft:
             raise NftError(f"nft: {error.strip()}", "is another program changing `table inet hostmesh`?")
 
     def state(self) -> TableState | None:
-        """Our table as the kernel lists it; None when it is not there."""
-        listing = self._list(f"list table {FAMILY} {TABLE}")
-        return read_listing(listing) if listing else None
+        """Our table as it is there, without what packets put in (but counters); None when there is none."""
+        listing = self._list(f"list table {FAMILY} {TABLE}", terse=True)
+        state = read_listing(listing) if listing else None
+        if state is None:
+            return None
+        paths = self._paths()
+        sets = {}
+        for name, types in state.types.items():
+            if types[0] == "cgroupsv2":
+                sets[name] = cgroup_elements(TABLE, name, paths)
+            elif not name.startswith(REPLIES):
+                sets.update(self._set(name))
+        return replace(state, sets=sets)
 
     def counters(self, sets: tuple[str, ...]) -> dict[str, dict[int, int]]:
         """Packets by unit number (the mark), for each counting set; empty while the table is not there."""
-        state = self.state()
-        if state is None:
-            return {}
         return {
-            name: {int(element.key, 16): element.packets for element in state.sets.get(name, ())} for name in sets
+            name: {int(element.key, 16): element.packets for element in elements}
+            for wanted in sets
+            for name, elements in self._set(wanted).items()
         }
 
-    def _list(self, command: str) -> dict[str, Any] | None:
+    def _set(self, name: str) -> dict[str, tuple[Element, ...]]:
+        listing = self._list(f"list set {FAMILY} {TABLE} {name}")
+        return read_sets(listing) if listing else {}
+
+    def _paths(self) -> dict[int, str]:
+        """The cgroups of level 2 under ``mesh.slice``, by id."""
+        top = self._cgroups / "mesh.slice"
+        if not top.is_dir():
+            return {}
+        return {entry.stat().st_ino: f"mesh.slice/{entry.name}" for entry in top.iterdir() if entry.is_dir()}
+
+    def _list(self, command: str, terse: bool = False) -> dict[str, Any] | None:
         self._nft.set_json_output(True)
+        self._nft.set_terse_output(terse)
         try:
             code, output, error = self._nft.cmd(command)
         finally:
             self._nft.set_json_output(False)
+            self._nft.set_terse_output(False)
         if code:
             if "No such file or directory" in error:
                 return None
             raise NftError(f"nft: {error.strip()}")
-        return json.loads(output) if output else {}
+        return dict(json.loads(output)) if output else {}

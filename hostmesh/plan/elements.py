@@ -14,13 +14,14 @@ _CHUNK = 200  # elements in one command of the transaction: errors stay readable
 
 @dataclass(frozen=True, slots=True)
 class TableState:
-    """A table as the kernel lists it. rules: their comments in order, by chain. sets: elements by set, keys as rendered.
+    """A table as the kernel lists it. rules: their comments in order, by chain. types: key types by set.
 
-    A cgroup that is gone lists as a number: such a key is in no plan, so it counts as a difference.
+    sets: elements by set, keys as rendered. A cgroup that is gone is a number: in no plan, so a difference.
     """
 
     structure: str
     rules: dict[str, tuple[str, ...]]
+    types: dict[str, tuple[str, ...]]
     sets: dict[str, tuple[Element, ...]]
 
 
@@ -78,22 +79,36 @@ def read_listing(listing: dict[str, Any]) -> TableState | None:
     items = listing.get("nftables", [])
     if not any("table" in item for item in items):
         return None
-    structure, sets = "", {}
+    structure = ""
     rules: dict[str, list[str]] = {item["chain"]["name"]: [] for item in items if "chain" in item}
+    types = {}
+    for found in _sets(listing):
+        structure = structure or found.get("comment", "").partition(STRUCTURE)[2]
+        types[found["name"]] = _types(found)
     for item in items:
-        found = item.get("set") or item.get("map")
-        if found:
-            comment = found.get("comment", "")
-            if comment.startswith(STRUCTURE):
-                structure = comment.removeprefix(STRUCTURE)
-            sets[found["name"]] = tuple(sorted(_elements(found)))
-        elif "rule" in item:
+        if "rule" in item:
             rules[item["rule"]["chain"]].append(item["rule"].get("comment", ""))
-    return TableState(structure, {name: tuple(comments) for name, comments in rules.items()}, sets)
+    comments = {name: tuple(found) for name, found in rules.items()}
+    return TableState(structure, comments, types, read_sets(listing))
+
+
+def read_sets(listing: dict[str, Any]) -> dict[str, tuple[Element, ...]]:
+    """The elements by set of any listing, sorted."""
+    return {found["name"]: tuple(sorted(_elements(found))) for found in _sets(listing)}
+
+
+def _sets(listing: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for item in listing.get("nftables", []):
+        if "set" in item or "map" in item:
+            yield item.get("set") or item["map"]
+
+
+def _types(found: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(found["type"]) if isinstance(found["type"], list) else (found["type"],)
 
 
 def _elements(found: dict[str, Any]) -> Iterator[Element]:
-    types = found["type"] if isinstance(found["type"], list) else [found["type"]]
+    types = _types(found)
     for entry in found.get("elem", []):
         key, value = entry if "map" in found else (entry, None)
         extra = key["elem"] if isinstance(key, dict) and "elem" in key else {"val": key}

@@ -26,6 +26,9 @@ PREFIX_LISTENER, PREFIX_PLAINTEXT, PREFIX_OUTBOUND, PREFIX_VIP = (
 COUNTERS = ("refused_listener", "refused_plaintext", "refused_outbound")
 """Sets that count refusals exactly, by unit number: each element is a mark and its counter."""
 
+REPLIES = "replies"
+"""Begins the names of sets that packets fill with whose replies may come in."""
+
 _CGROUP = "socket cgroupv2 level 2"
 
 

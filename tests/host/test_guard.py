@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,47 @@ def test_a_unit_with_net_raw_cannot_step_round(tmp_path: Path, forged: int) -> N
             seen = world.run(ask, address, 80, source, forged, 1.0, cgroup=SLICE)
             # the proxy, with the true number, or nobody: never the peer, who would see no mark
             assert not isinstance(seen, dict) or seen["mark"] == OUTBOUND | 7
+
+    in_world(test)
+
+
+def sniff(seconds: float) -> bool:
+    """Does any packet with ``secret`` in it come over the wire within that time?"""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as tap:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            tap.settimeout(left)
+            try:
+                if b"secret" in tap.recv(65536):
+                    return True
+            except TimeoutError:
+                return False
+    return False
+
+
+@pytest.mark.parametrize("forged", [PROXY, PROXY | ALLOWED, INBOUND | ALLOWED, ALLOWED])
+def test_a_mark_set_after_the_proxy_accepted_leaks_nothing(tmp_path: Path, forged: int) -> None:
+    def test(world: World) -> None:
+        guarded(world, tmp_path)
+        world.serve("127.0.0.1", 15001, transparent=True)
+
+        def talk(mark: int) -> None:
+            with socket.create_connection((PEER4, 80), 3) as client:
+                assert client.recv(4096)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+                client.send(b"secret")
+
+        tap = world.start(sniff, 1.0, peer=True)
+        world.run(talk, forged, cgroup=SLICE)
+        assert tap() is False
+
+        def plain() -> None:
+            with socket.create_connection((PEER4, 80), 3) as client:
+                client.send(b"secret")
+
+        tap = world.start(sniff, 3.0, peer=True)
+        world.run(plain)
+        assert tap() is True, "the capture sees what is there to be seen"
 
     in_world(test)
 
