@@ -36,8 +36,8 @@ class NflogError(HostmeshError):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One refused packet. prefix: as the rule gives it (the reason: `plan/redirect.py`); mark: the unit's number, 0 for none;
-    ports are 0 where the protocol has none."""
+    """One refused packet. prefix: as the rule gives it (the reason: `plan/redirect.py`); mark: the unit's number, 0 for
+    none; ports are 0 where the protocol has none."""
 
     prefix: str
     protocol: int

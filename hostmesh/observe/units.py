@@ -160,7 +160,7 @@ class UnitFollower:
             self._mark({unit})
 
     async def _read(self, unit: UnitName) -> UnitState:
-        # GetUnit loads nothing; reading the object of a unit that isn't loaded would load it, and that is signalled.
+        # GetUnit loads nothing; reading the object of an unloaded unit would load it, and that is signalled.
         try:
             path = (await self._call(_SYSTEMD, _ROOT, _MANAGER, "GetUnit", "s", unit.full))[0]
         except DBusError as error:

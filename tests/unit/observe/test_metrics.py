@@ -1,0 +1,94 @@
+"""The text that Prometheus gets, over HTTP, and the bound on its labels."""
+
+import socket
+import urllib.request
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from hostmesh.observe.metrics import MAX_PEERS, Observed, flows, serve
+from hostmesh.wire.proxy_control import Stats, TrafficCount
+
+
+def row(**values: object) -> TrafficCount:
+    base: dict[str, object] = {
+        "unit": "orders.service", "direction": "outbound", "peer": "spiffe://m/unit/inventory", "service": "inventory",
+        "port": 80, "protocol": "http", "code_class": "2xx", "count": 10, "retries": 2, "bytes_in": 100,
+        "bytes_out": 1000, "duration_us_sum": 5000, "buckets": [6, 3, 1],
+    }  # fmt: skip
+    return TrafficCount(**{**base, **values})  # type: ignore[arg-type]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def scrape(observed: Observed) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    port = free_port()
+    stop = serve(lambda: observed, "127.0.0.1", port)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+    finally:
+        stop()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_counters_of_proxy_kernel_and_agent() -> None:
+    stats = Stats(id=1, bounds_us=[1000, 10000], traffic=[row()], denied={"f:3": 4}, gauges={"connections": 5})
+    found = scrape(
+        Observed(
+            "1.2", stats, kernel={("web.service", "f:no-plaintext"): 7}, svids={"web.service": 123}, agent={"units": 2}
+        )
+    )
+    flow = (
+        ("code", "2xx"), ("destination", "inventory"), ("direction", "outbound"), ("port", "80"), ("protocol", "http"),
+        ("source", "orders.service"),
+    )  # fmt: skip
+    assert found["hostmesh_requests_total", flow] == 10
+    assert found["hostmesh_retries_total", flow] == 2
+    assert found["hostmesh_denied_total", (("rule", "f:3"),)] == 4
+    assert found["hostmesh_proxy", (("what", "connections"),)] == 5
+    assert found["hostmesh_kernel_refused_packets_total", (("rule", "f:no-plaintext"), ("unit", "web.service"))] == 7
+    assert found["hostmesh_svid_expiry_seconds", (("unit", "web.service"),)] == 123
+    assert found["hostmesh_agent_units", ()] == 2
+    assert found["hostmesh_info", (("version", "1.2"),)] == 1
+
+
+def test_histogram_is_cumulative_and_in_seconds() -> None:
+    found = scrape(Observed("1", Stats(id=1, bounds_us=[1000, 10000], traffic=[row()], denied={}, gauges={})))
+    buckets = {
+        dict(labels)["le"]: value for (name, labels), value in found.items() if name == "hostmesh_duration_seconds_bucket"
+    }
+    assert buckets == {"0.001": 6, "0.01": 9, "+Inf": 10}
+    (total,) = (value for (name, _), value in found.items() if name == "hostmesh_duration_seconds_sum")
+    assert total == 0.005
+
+
+def test_no_proxy_still_answers() -> None:
+    assert ("hostmesh_info", (("version", "1"),)) in scrape(Observed("1", None))
+
+
+def test_direction_says_who_is_source() -> None:
+    inbound = row(unit="inventory.service", direction="inbound", peer="spiffe://m/unit/orders", service="inventory")
+    (flow,) = flows([inbound])
+    assert flow[:3] == ("inbound", "spiffe://m/unit/orders", "inventory.service")
+
+
+def test_peers_are_bounded_and_nothing_is_lost() -> None:
+    rows = [
+        row(unit="w.service", direction="inbound", service="", peer=f"spiffe://m/unit/u{i}", count=1)
+        for i in range(MAX_PEERS + 50)
+    ]
+    sums = flows(rows)
+    assert len(sums) == MAX_PEERS + 1
+    assert sum(total.count for total in sums.values()) == MAX_PEERS + 50
+    (other,) = (total for flow, total in sums.items() if flow[1] == "other")
+    assert other.count == 50
+    assert other.buckets == [300, 150, 50]
