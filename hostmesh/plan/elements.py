@@ -58,8 +58,9 @@ def _comments(table: Table) -> dict[str, tuple[str, ...]]:
 def _commands(table: Table, item: Set, wanted: set[Element], there: set[Element]) -> Iterator[str]:
     where = f"{table.family} {table.name} {item.name}"
     gone, new = there - wanted, wanted - there
-    if any(_stale(element) for element in gone):
-        # A cgroup that is gone can't be named any more: only a flush takes it out.
+    if gone and ("flags interval" in item.options or any(_stale(element) for element in gone)):
+        # A cgroup that is gone can't be named any more, and Linux 6.18 does not find every concatenation with an IPv6
+        # network again to delete it. Flush and fill is one transaction too: no packet sees the set empty.
         yield f"flush {'map' if item.data else 'set'} {where}"
         gone, new = set(), wanted
     for verb, elements in (("delete", gone), ("add", new)):

@@ -119,6 +119,16 @@ def test_without_outbound_policy_other_protocols_pass_and_their_replies_come_in(
     in_world(test)
 
 
+def test_outbound_policy_names_single_addresses_and_ports(tmp_path: Path) -> None:
+    def test(world: World) -> None:
+        guarded(world, tmp_path, outbound=((f"{PEER4}/32", 123), (f"{PEER6}/128", 123), ("2001:2:9::/64", 124)))
+        for address in (PEER4, PEER6):
+            assert world.run(ask_udp, address, 123, cgroup=SLICE)["data"] == b"?"
+            assert world.run(ask_udp, address, 124, cgroup=SLICE) == errno.EPERM
+
+    in_world(test)
+
+
 def ping(address: str) -> bool:
     """An ICMP echo by a raw socket, as ping(8)."""
     six = ":" in address
@@ -135,7 +145,8 @@ def ping(address: str) -> bool:
 
 def test_outbound_policy_holds_for_every_protocol(tmp_path: Path) -> None:
     def test(world: World) -> None:
-        bench = guarded(world, tmp_path, outbound=((f"{PEER4}/32", 123), ("2001:2:7::/64", 0), ("203.0.113.0/24", 0)))
+        networks = ((f"{PEER4}/32", 123), ("2001:2:7::/64", 0), ("203.0.113.0/24", 0), ("2001:2:9::5/128", 53))
+        bench = guarded(world, tmp_path, outbound=networks)
         assert world.run(ask_udp, PEER4, 123, cgroup=SLICE)["data"] == b"?"
         assert world.run(ask_udp, PEER6, 124, cgroup=SLICE)["data"] == b"?"
         assert world.run(ask_udp, PEER4, 124, cgroup=SLICE) == errno.EPERM
