@@ -170,7 +170,10 @@ class UnitFollower:
         properties = await self._get_all(path, _UNIT)
         service = await self._get_all(path, _SERVICE) if unit.full.endswith(".service") else {}
         return UnitState(
-            properties["ActiveState"], properties["SubState"], service.get("ControlGroup", ""), service.get("MainPID", 0)
+            properties["ActiveState"],
+            properties["SubState"],
+            service.get("ControlGroup", ""),
+            service.get("MainPID", 0),
         )
 
     async def _has_file(self, unit: UnitName) -> bool:

@@ -27,7 +27,14 @@ def test_answers_keep_their_type() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"{}", b"[1]", b'{"type":"unknown","id":1}', b'{"type":"get_status"}', b'{"type":"get_status","id":1,"more":2}', b"\xff"],
+    [
+        b"{}",
+        b"[1]",
+        b'{"type":"unknown","id":1}',
+        b'{"type":"get_status"}',
+        b'{"type":"get_status","id":1,"more":2}',
+        b"\xff",
+    ],
 )
 def test_no_message_is_an_error(body: bytes) -> None:
     with pytest.raises(BadFrame):

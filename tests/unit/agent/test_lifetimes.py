@@ -10,7 +10,9 @@ T0 = 1_800_000_000.0
 WANTED = {"web.service": "spiffe://m/unit/web"}
 
 
-def svid(serial: str = "01", begins: float = T0, hours: float = 24, spiffe_id: str = WANTED["web.service"]) -> SvidStatus:
+def svid(
+    serial: str = "01", begins: float = T0, hours: float = 24, spiffe_id: str = WANTED["web.service"]
+) -> SvidStatus:
     return SvidStatus("web.service", spiffe_id, serial, int(begins), int(begins + hours * HOUR))
 
 
@@ -32,7 +34,9 @@ def test_fresh_then_due_around_half_life() -> None:
 def test_jitter_spreads_those_that_began_together() -> None:
     """Of many certificates made in one minute, some are due an hour before half-life, some are not."""
     lives = lifetimes()
-    many = [SvidStatus(f"u{i}.service", f"spiffe://m/unit/u{i}", f"{i:x}", int(T0), int(T0 + 24 * HOUR)) for i in range(200)]
+    many = [
+        SvidStatus(f"u{i}.service", f"spiffe://m/unit/u{i}", f"{i:x}", int(T0), int(T0 + 24 * HOUR)) for i in range(200)
+    ]
     wanted = {one.unit: one.spiffe_id for one in many}
     lives.due(wanted, many, T0, 0.0)
     assert 20 < len(lives.due(wanted, many, T0 + 11 * HOUR, 11 * HOUR)) < 180

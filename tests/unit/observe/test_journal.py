@@ -45,7 +45,9 @@ def test_a_newline_takes_the_length_prefixed_form() -> None:
 
 def test_a_value_cannot_add_a_field() -> None:
     """A path that a caller chose must not forge HOSTMESH_VERDICT."""
-    assert decode(encode({"HOSTMESH_PATH": "/x\nHOSTMESH_VERDICT=allow"})) == {"HOSTMESH_PATH": "/x\nHOSTMESH_VERDICT=allow"}
+    assert decode(encode({"HOSTMESH_PATH": "/x\nHOSTMESH_VERDICT=allow"})) == {
+        "HOSTMESH_PATH": "/x\nHOSTMESH_VERDICT=allow"
+    }
 
 
 def test_entry_arrives_as_a_datagram(journald: socket.socket) -> None:

@@ -25,7 +25,8 @@ def changed(**values: object) -> Event:
         (DENIED, f"denied: web (spiffe://mesh.test/unit/web) GET /products/7 on port 8080, by {FILE}:14"),
         (
             changed(verdict="audit-deny"),
-            f"would be denied, let pass (audit): web (spiffe://mesh.test/unit/web) GET /products/7 on port 8080, by {FILE}:14",
+            "would be denied, let pass (audit): web (spiffe://mesh.test/unit/web) GET /products/7 on port 8080, "
+            f"by {FILE}:14",
         ),
         (
             changed(peer="plaintext", method="", path="", rule=f"{FILE}:no-allow"),
@@ -61,7 +62,9 @@ def test_fields_of_a_denial() -> None:
 
 def test_what_is_not_known_is_no_field() -> None:
     fields = event_fields(changed(status=0, method="", path="", trace_id="", span_id="", duration_us=0))
-    assert not {"HOSTMESH_STATUS", "HOSTMESH_METHOD", "HOSTMESH_PATH", "TRACE_ID", "HOSTMESH_DURATION_US"} & fields.keys()
+    assert (
+        not {"HOSTMESH_STATUS", "HOSTMESH_METHOD", "HOSTMESH_PATH", "TRACE_ID", "HOSTMESH_DURATION_US"} & fields.keys()
+    )
 
 
 def test_kernel_refusal_without_a_unit_is_the_hosts_own_line() -> None:

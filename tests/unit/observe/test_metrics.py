@@ -64,7 +64,9 @@ def test_counters_of_proxy_kernel_and_agent() -> None:
 def test_histogram_is_cumulative_and_in_seconds() -> None:
     found = scrape(Observed("1", Stats(id=1, bounds_us=[1000, 10000], traffic=[row()], denied={}, gauges={})))
     buckets = {
-        dict(labels)["le"]: value for (name, labels), value in found.items() if name == "hostmesh_duration_seconds_bucket"
+        dict(labels)["le"]: value
+        for (name, labels), value in found.items()
+        if name == "hostmesh_duration_seconds_bucket"
     }
     assert buckets == {"0.001": 6, "0.01": 9, "+Inf": 10}
     (total,) = (value for (name, _), value in found.items() if name == "hostmesh_duration_seconds_sum")
