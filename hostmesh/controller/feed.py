@@ -121,12 +121,12 @@ class Feed:
         full = not self._base <= revision <= self._revision
         first = True
         while not self._closed:
-            wake = self._wake
+            wake, now = self._wake, self._revision  # before the yield: a change during it must not be missed
             admitted()
             names = [n for n in self._known_names() if full or self._changed.get(n, 0) > revision]
             if first or names:
                 yield self._event(names, full=full)
-            revision, full, first = self._revision, False, False
+            revision, full, first = now, False, False
             if wake is self._wake:
                 await wake.wait()
 

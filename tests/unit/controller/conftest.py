@@ -46,10 +46,11 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
 class Mesh:
     """A controller's files, and the program that serves them. Hosts join into folders of their own."""
 
-    def __init__(self, folder: Path, trust_domain: str = "mesh.test", **settings: object) -> None:
+    def __init__(self, folder: Path, **settings: object) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         config = Config(
-            trust_domain=trust_domain,
+            trust_domain="mesh.test",
             state=folder / "controller",
             listen=("127.0.0.1",),
             port=free_port(),
@@ -72,8 +73,9 @@ class Mesh:
             listener.bind(str(notify))
             listener.settimeout(0.2)
             with (self.folder / "log").open("a") as log:
+                program = [sys.executable, "-m", "hostmesh.controller.main", "--config", str(self.path)]
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "hostmesh.controller.main", "--config", str(self.path)],
+                    ["setpriv", "--pdeathsig", "KILL", *program],
                     env={"NOTIFY_SOCKET": str(notify), "PATH": "/usr/bin:/bin"},
                     stderr=log,
                 )
@@ -135,12 +137,24 @@ class Mesh:
 
 
 @pytest.fixture
-def mesh(tmp_path: Path) -> Iterator[Mesh]:
-    made = Mesh(tmp_path)
-    made.start()
-    yield made
-    if made.process and made.process.poll() is None:
-        assert made.stop() == 0, made.log()
+def meshes(tmp_path: Path) -> Iterator[Callable[..., Mesh]]:
+    """Makes meshes of their own, with controllers that run; each must end well."""
+    made: list[Mesh] = []
+
+    def make(**settings: object) -> Mesh:
+        mesh = Mesh(tmp_path / f"mesh{len(made)}", **settings)
+        made.append(mesh)
+        mesh.start()
+        return mesh
+
+    yield make
+    codes = [mesh.stop() for mesh in made if mesh.process and mesh.process.poll() is None]
+    assert not any(codes), [mesh.log() for mesh in made]
+
+
+@pytest.fixture
+def mesh(meshes: Callable[..., Mesh]) -> Mesh:
+    return meshes()
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

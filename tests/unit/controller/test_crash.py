@@ -3,9 +3,9 @@
 import asyncio
 import sqlite3
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -97,9 +97,8 @@ def test_a_revision_from_another_life_gets_everything(mesh: Mesh, revision: int)
     asyncio.run(scenario())
 
 
-def test_a_silent_host_is_withdrawn_and_comes_back(tmp_path: Path) -> None:
-    mesh = Mesh(tmp_path, silence=1.0)
-    mesh.start()
+def test_a_silent_host_is_withdrawn_and_comes_back(meshes: Callable[..., Mesh]) -> None:
+    mesh = meshes(silence=1.0)
     mesh.join("h1", "*")
     mesh.join("h2", "*")
 
@@ -120,13 +119,13 @@ def test_a_silent_host_is_withdrawn_and_comes_back(tmp_path: Path) -> None:
         await h2.close()
 
     asyncio.run(scenario())
-    assert mesh.stop() == 0
 
 
-def test_the_agent_keeps_its_endpoints_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_agent_keeps_its_endpoints_alive(
+    meshes: Callable[..., Mesh], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hostmesh.agent.controller_client.HEARTBEAT", 0.3)
-    mesh = Mesh(tmp_path, silence=1.5)
-    mesh.start()
+    mesh = meshes(silence=1.5)
     mesh.join("h1", "*")
     mesh.join("h2")
 
@@ -143,7 +142,6 @@ def test_the_agent_keeps_its_endpoints_alive(tmp_path: Path, monkeypatch: pytest
         await h2.close()
 
     asyncio.run(scenario())
-    assert mesh.stop() == 0
 
 
 def test_several_controllers_one_dead(mesh: Mesh) -> None:
@@ -163,8 +161,7 @@ def test_stops_in_order_while_watched(mesh: Mesh) -> None:
     async def scenario() -> None:
         h1 = mesh.client("h1")
         await next_event(h1.watch())
-        code = await asyncio.to_thread(mesh.stop)
-        assert code == 0, mesh.log()
+        assert await asyncio.to_thread(mesh.stop) == 0, mesh.log()
         await h1.close()
 
     asyncio.run(scenario())

@@ -6,6 +6,7 @@ import socket
 import ssl
 import statistics
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -200,20 +201,18 @@ def call_sign(mesh: Mesh, credentials: grpc.ChannelCredentials) -> grpc.RpcError
     return refused.value
 
 
-def test_strangers_do_not_get_through_the_handshake(mesh: Mesh, tmp_path: Path) -> None:
+def test_strangers_do_not_get_through_the_handshake(mesh: Mesh, meshes: Callable[..., Mesh]) -> None:
     mesh.join("h1", "web")
     bundle = (mesh.state("h1") / "identity/bundle.pem").read_bytes()
     no_certificate = call_sign(mesh, grpc.ssl_channel_credentials(bundle))
     assert no_certificate.code() is grpc.StatusCode.UNAVAILABLE
-    for index, trust_domain in enumerate(("mesh.test", "other.test")):
-        other = Mesh(tmp_path / str(index), trust_domain)
-        other.start()
+    for trust_domain in ("mesh.test", "other.test"):
+        other = meshes(trust_domain=trust_domain)
         other.join("h1", "web")
         folder = other.state("h1") / "identity"
         key, chain = (folder / "host.key").read_bytes(), (folder / "host.crt").read_bytes()
         refused = call_sign(mesh, grpc.ssl_channel_credentials(bundle, key, chain))
         assert refused.code() is grpc.StatusCode.UNAVAILABLE, refused
-        assert other.stop() == 0
     mine = mesh.state("h1") / "identity"
     good = grpc.ssl_channel_credentials(bundle, (mine / "host.key").read_bytes(), (mine / "host.crt").read_bytes())
     options = [("grpc.ssl_target_name_override", "controller.mesh.test")]
@@ -224,10 +223,9 @@ def test_strangers_do_not_get_through_the_handshake(mesh: Mesh, tmp_path: Path) 
         )
 
 
-def test_a_client_does_not_talk_to_another_ca(mesh: Mesh, tmp_path: Path) -> None:
+def test_a_client_does_not_talk_to_another_ca(mesh: Mesh, meshes: Callable[..., Mesh]) -> None:
     mesh.join("h1")
-    other = Mesh(tmp_path / "other")
-    other.start()
+    other = meshes()
     other.join("h1")
 
     async def scenario() -> None:
@@ -237,7 +235,6 @@ def test_a_client_does_not_talk_to_another_ca(mesh: Mesh, tmp_path: Path) -> Non
         await client.close()
 
     asyncio.run(scenario())
-    assert other.stop() == 0
 
 
 def test_a_unit_is_no_host(mesh: Mesh) -> None:
