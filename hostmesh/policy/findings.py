@@ -18,6 +18,7 @@ class Code(StrEnum):
     MISSING = "missing-key"
     FILE_NAME = "file-name"
     DUPLICATE = "duplicate"
+    UNREADABLE = "unreadable"
 
 
 class Findings:
