@@ -13,7 +13,7 @@ setup: ## Debian packages of packages.debian, .venv with requirements.lock; quic
 	@packaging/setup
 
 rootfs: setup ## the test hosts' root file system, in /var/cache/hostmesh-lab (a minute, once)
-	@$(PY) -m tests.lab rootfs
+	@$(PY) -m tests.lab rootfs >/dev/null
 
 wheels: setup ## dist/ (our two wheels) and build/wheelhouse/ (their dependencies)
 	@packaging/wheels

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.lab.host import CommandFailedError, Host
-from tests.lab.keeper import remove_cgroup
 from tests.lab.lab import STATE, Lab, cgroup2_mount, sweep
 from tests.lab.waiting import NotInTimeError, wait_until
 
@@ -232,4 +231,6 @@ def test_keepers_that_are_killed_too_are_swept_up_after() -> None:
         assert left_over.wait(5) == -signal.SIGKILL
     assert not folder.exists()
     assert not cgroup.exists()
-    remove_cgroup(cgroup)  # what is gone is gone
+    (cgroup / "h1").mkdir(parents=True)
+    sweep()
+    assert not cgroup.exists(), "without its folder too"

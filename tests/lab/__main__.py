@@ -15,7 +15,7 @@ from tests.lab.host import ENVIRONMENT, Host, new_unit_name, unit_argv
 from tests.lab.install import hostmesh_layer
 from tests.lab.lab import STATE, Lab, LabError
 
-_HERE = "python -m tests.lab"
+_HERE = ".venv/bin/python -m tests.lab"
 
 
 class _Told(TypedDict):

@@ -208,10 +208,10 @@ class Lab:
         self._keepers, self._switch, self.hosts = {}, None, {}
         for keeper in keepers:
             keeper.let_go()
-        with self._exit:
+        with self._exit:  # last in, first out: the keepers clear up theirs before the rest goes
+            self._exit.callback(_clear, self._folder, self._cgroup)
             for keeper in keepers:
                 self._exit.callback(keeper.wait)
-            self._exit.callback(_clear, self._folder, self._cgroup)
 
 
 def _clear(folder: Path, cgroup: Path) -> None:
@@ -233,6 +233,9 @@ def sweep() -> None:
             except BlockingIOError:
                 continue
             _clear(folder, cgroup2_mount() / folder.name)
+    for cgroup in cgroup2_mount().glob("hmlab-*"):
+        if not (STATE / cgroup.name).exists():  # a living lab has its folder before its cgroup, and after it
+            remove_cgroup(cgroup)
 
 
 def cgroup2_mount() -> Path:
