@@ -40,12 +40,12 @@ class PolicyFolder:
     def refresh(self) -> bool:
         """Read again; True when the files or the findings are others than before. A bad set leaves `policies` alone."""
         findings: tuple[Diagnostic, ...] = ()
+        before, self._texts = self._texts, None
         try:
-            texts = read_texts(self._folder)
-            if texts == self._texts:
+            self._texts = read_texts(self._folder)
+            if self._texts == before:
                 return False
-            self._texts = texts
-            self.policies = load(texts)
+            self.policies = load(self._texts)
         except PolicyError as error:
             findings = error.diagnostics
         changed = not findings or findings != self.findings
