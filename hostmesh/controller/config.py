@@ -29,7 +29,7 @@ class Config:
     trust_domain: str = "mesh.local"
     name: str = "controller"
     state: Path = Path("/var/lib/hostmesh-controller")
-    listen: tuple[str, ...] = ("0.0.0.0", "::")  # noqa: S104  all addresses: hosts come from everywhere, with certificates
+    listen: tuple[str, ...] = ("::",)  # all addresses, IPv4 too: hosts come from everywhere, with certificates
     port: int = 15010
     enrolment_port: int = 15011
     advertise: tuple[str, ...] = ("127.0.0.1",)

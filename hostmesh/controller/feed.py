@@ -38,6 +38,7 @@ class Feed:
         self._catalog = store.load(config.trust_domain, config.vip_ranges)
         self._revision = self._base = store.revision()
         self._changed: dict[str, int] = {}
+        self._events: dict[int | None, WatchEvent] = {}
         self._heard = dict.fromkeys(self._catalog.hosts, clock())
         self._wake = asyncio.Event()
         self._closed = False
@@ -94,6 +95,7 @@ class Feed:
     def _move_to(self, catalog: Catalog, revision: int) -> None:
         names = changed_services(self._catalog, catalog)
         self._catalog, self._revision = catalog, revision
+        self._events.clear()
         self._heard = {name: self._heard.get(name, self._clock()) for name in catalog.hosts}
         for name in names:
             self._changed[name] = revision
@@ -123,15 +125,22 @@ class Feed:
         while not self._closed:
             wake, now = self._wake, self._revision  # before the yield: a change during it must not be missed
             admitted()
-            names = [n for n in self._known_names() if full or self._changed.get(n, 0) > revision]
-            if first or names:
-                yield self._event(names, full=full)
+            event = self._event_after(None if full else revision)
+            if first or event.services or event.removed:
+                yield event
             revision, full, first = now, False, False
             if wake is self._wake:
                 await wake.wait()
 
-    def _known_names(self) -> list[str]:
-        return sorted(self._changed.keys() | {w.service for h in self._catalog.hosts.values() for w in h.workloads})
+    def _event_after(self, revision: int | None) -> WatchEvent:
+        """What happened since; None: everything. Watchers mostly stand at one revision: it is made once for all."""
+        if revision not in self._events:
+            if revision is None:
+                names = {load.service for host in self._catalog.hosts.values() for load in host.workloads}
+            else:
+                names = {name for name, at in self._changed.items() if at > revision}
+            self._events[revision] = self._event(sorted(names), full=revision is None)
+        return self._events[revision]
 
     def _event(self, names: list[str], *, full: bool) -> WatchEvent:
         found = {name: service_of(self._catalog, name) for name in names}

@@ -1,5 +1,8 @@
 """Turns a `Controller` into two listening ports: mutual TLS for hosts, server TLS for enrolment."""
 
+import logging
+import socket
+
 import grpc
 import grpc.aio
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -9,6 +12,8 @@ from hostmesh.controller.config import Config
 from hostmesh.controller.service import Controller
 from hostmesh.errors import HostmeshError
 from hostmesh.identity.authority import Authority
+
+log = logging.getLogger(__name__)
 
 _OPTIONS = [
     ("grpc.so_reuseport", 0),  # a second controller on the port is a mistake, and must hear of it
@@ -66,10 +71,25 @@ class Ports:
         return answer
 
 
+def _is_here(address: str) -> bool:
+    """Whether this host has the address: one without IPv6 has no ::1, and must serve all the same."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError as error:
+        log.warning("not listening on %s: %s", address, error.strerror)
+        return False
+    return True
+
+
 def _listen(
     server: grpc.aio.Server, addresses: tuple[str, ...], port: int, credentials: grpc.ServerCredentials
 ) -> int:
-    for text in addresses:
+    everywhere = "::" in addresses  # takes IPv4 as well; and where there is no IPv6, gRPC takes IPv4 alone
+    here = ["::"] if everywhere else [text for text in addresses if _is_here(text)]
+    if not here:
+        raise PortTaken(f"this host has none of the addresses {', '.join(addresses)}", "listen in controller.toml")
+    for text in here:
         where = f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
         try:
             port = server.add_secure_port(where, credentials)

@@ -4,6 +4,7 @@ import os
 import pwd
 import sqlite3
 import tomllib
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,14 @@ def test_what_is_not_there_cannot_be_released_removed_or_granted(tmp_path: Path)
         admin.remove("h9", config_path=mesh.path)
     with pytest.raises(StoreError, match="is not enrolled"):
         admin.grant("h9", ("web",), config_path=mesh.path)
+
+
+def test_an_address_that_this_host_lacks(meshes: Callable[..., Mesh]) -> None:
+    mesh = meshes(listen=("127.0.0.1", "2001:2::dead"))
+    assert "not listening on 2001:2::dead" in mesh.log()
+    assert mesh.join("h1").host == "h1"
+    with pytest.raises(AssertionError, match="has none of the addresses"):
+        meshes(listen=("2001:2::dead",))
 
 
 def test_a_second_controller_on_the_port_hears_of_it(mesh: Mesh) -> None:
