@@ -1,4 +1,7 @@
-"""Turns the guard's instructions into programs pinned on bpffs (bpf(2)). Standard library only: it starts first at boot."""
+"""Turns the guard's instructions into programs pinned on bpffs (bpf(2)).
+
+Standard library only: it starts first at boot.
+"""
 
 import ctypes
 import errno
@@ -29,7 +32,7 @@ class Bpf:
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def pin_guard(self, program: bytes) -> tuple[str, ...]:
-        """Pin ``egress`` and ``ingress``, each swapped in whole; returns their paths. Slices hold what they attached."""
+        """Pin ``egress`` and ``ingress``, each swapped in whole; their paths. Slices hold what they attached."""
         self._mount()
         self._folder.mkdir(mode=0o700, exist_ok=True)
         return tuple(self._pin(name, program, kind) for name, kind in (("egress", _EGRESS), ("ingress", _INGRESS)))
@@ -39,7 +42,8 @@ class Bpf:
         descriptor = self._load(name, program, attach)
         try:
             new.unlink(missing_ok=True)
-            self._bpf(_OBJ_PIN, struct.pack("=QII", self._address(os.fsencode(new) + b"\0"), descriptor, 0), f"pin {new}")
+            pin = struct.pack("=QII", self._address(os.fsencode(new) + b"\0"), descriptor, 0)
+            self._bpf(_OBJ_PIN, pin, f"pin {new}")
             new.rename(path)
         finally:
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Turns cgroup paths into ids, and tells whether anybody lives there (cgroups(7)). An id is the folder's inode number."""
+"""Turns cgroup paths into ids, and tells whether anybody lives there (cgroups(7)). An id is the folder's inode."""
 
 from pathlib import Path
 

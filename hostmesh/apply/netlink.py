@@ -91,7 +91,7 @@ async def _dump_routes(family: int) -> AsyncIterator[dict]:  # type: ignore[type
 
 def _read_route(version: int, route: dict) -> Route:  # type: ignore[type-arg]
     table = route.get("RTA_TABLE") or route["table"]
-    everything = "0.0.0.0" if version == 4 else "::"
+    everything = "0.0.0.0" if version == 4 else "::"  # noqa: S104 a destination, nothing is bound
     destination = f"{route.get('RTA_DST') or everything}/{route['dst_len']}"
     kind = next((name for name, number in _TYPES.items() if number == route["type"]), str(route["type"]))
     return Route(version, destination, table, kind, route.get("RTA_PREFSRC") or "")

@@ -1,4 +1,4 @@
-"""Turns the kernel's set elements that are keyed by cgroup into elements with cgroup paths (linux/netfilter/nf_tables.h).
+"""Turns the kernel's set elements that are keyed by cgroup into elements with paths (linux/netfilter/nf_tables.h).
 
 libnftables walks the whole cgroup tree for each such element that it lists: 2 seconds for 100 units. Here the ids come
 straight from the kernel, and the tree is walked once.
@@ -86,7 +86,8 @@ def _comment(userdata: bytes) -> str:
 
 def _text(kind: int, value: str) -> bytes:
     data = value.encode() + b"\0"
-    return (_ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data).ljust((_ATTRIBUTE.size + len(data) + 3) & ~3, b"\0")
+    whole = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data
+    return whole.ljust((len(whole) + 3) & ~3, b"\0")
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:

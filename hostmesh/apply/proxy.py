@@ -1,4 +1,4 @@
-"""Turns requests to the proxy into frames on its control socket, and its answers and events back (`wire/proxy_control.py`)."""
+"""Turns requests to the proxy into frames on its control socket, and its frames into answers and events."""
 
 import asyncio
 import contextlib

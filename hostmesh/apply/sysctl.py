@@ -12,7 +12,7 @@ class SysctlError(HostmeshError):
 
 
 class Sysctls:
-    """load and save: the text that outlives the process, None while there is none (`/var/lib/hostmesh/sysctls.json`)."""
+    """load and save: the text that outlives the process, None while there is none (`sysctls.json` of the state)."""
 
     def __init__(
         self, load: Callable[[], str | None], save: Callable[[str], None], root: Path = Path("/proc/sys")

@@ -25,7 +25,7 @@ class SystemdError(HostmeshError):
 
 
 class Systemd:
-    """The door to units. address: of the system bus, else the usual one. Connects when first asked, again after a loss."""
+    """The door to units. address: of the system bus, else the usual one. Connects when asked, again after a loss."""
 
     def __init__(self, address: str | None = None) -> None:
         self._address = address
@@ -92,7 +92,7 @@ class Systemd:
             try:
                 result = await asyncio.wait_for(future, _JOB_SECONDS)
             except TimeoutError as error:
-                raise SystemdError(f"{member} {unit}: no end after {_JOB_SECONDS:.0f} s", f"systemctl status {unit}") from error
+                raise SystemdError(f"{member} {unit}: no end in time", f"systemctl status {unit}") from error
             finally:
                 self._jobs.pop(path, None)
         if result not in ("done", "skipped"):
@@ -113,11 +113,7 @@ class Systemd:
         self, interface: str, member: str, signature: str = "", *body: object, path: str = _PATH
     ) -> list[Any]:
         bus = await self._connected()
-        reply = await bus.call(
-            Message(
-                destination=_SYSTEMD, path=path, interface=interface, member=member, signature=signature, body=list(body)
-            )
-        )
+        reply = await bus.call(_message(_SYSTEMD, path, interface, member, signature, list(body)))
         if reply is None or reply.message_type is MessageType.ERROR:
             kind = (reply.error_name or "") if reply else ""
             text = str(reply.body[0]) if reply and reply.body else kind
@@ -142,9 +138,7 @@ class Systemd:
             ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch", "s", [rule]),
             (_SYSTEMD, _PATH, _MANAGER, "Subscribe", "", []),
         ):
-            reply = await bus.call(
-                Message(destination=destination, path=at, interface=interface, member=member, signature=signature, body=body)
-            )
+            reply = await bus.call(_message(destination, at, interface, member, signature, body))
             if reply is None or reply.message_type is MessageType.ERROR:
                 bus.disconnect()
                 raise SystemdError(f"the system bus refused {member}")
@@ -162,3 +156,11 @@ class Systemd:
             self._ended[path] = result
             while len(self._ended) > 64:
                 self._ended.pop(next(iter(self._ended)))
+
+
+def _message(  # noqa: PLR0917 as D-Bus has them
+    destination: str, path: str, interface: str, member: str, signature: str, body: list[Any]
+) -> Message:
+    return Message(
+        destination=destination, path=path, interface=interface, member=member, signature=signature, body=body
+    )

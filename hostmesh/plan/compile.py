@@ -1,4 +1,4 @@
-"""Turns settings, policies, facts, services and trust into the Plan of one host: pure, so that a plan is a golden file."""
+"""Turns settings, policies, facts, services and trust into the Plan of one host: pure, so a plan is a golden file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Plan:
     files: dict[str, str]
 
 
-def compile_plan(
+def compile_plan(  # noqa: PLR0917 the order of the flow
     settings: Settings,
     policies: Sequence[Policy],
     facts: HostFacts,

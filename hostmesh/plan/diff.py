@@ -15,7 +15,7 @@ from hostmesh.wire.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What is there, as far as it is ours. table None: no such table. files: text by path, of files that hostmesh wrote.
+    """What is there, as far as it is ours. table None: no such table. files: text by path, of those hostmesh wrote.
 
     slices: active ones under ``mesh.slice``; idle: those of them in which nothing runs. before: values of sysctls that
     hostmesh changed, as they were. reload: systemd has not read its files since they changed. proxy_revision: of the

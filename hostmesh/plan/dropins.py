@@ -24,8 +24,8 @@ def dropin_path(settings: Settings, unit: UnitName) -> str:
 def dropin_text(slice_name: str, unit: UnitName) -> str:
     """The drop-in of a service or socket unit."""
     if unit.full.endswith(".socket"):
-        # Its sockets are born in the unit's own cgroup, and what counts is where a socket was born. Not ordered after the
-        # mesh: sockets come before basic.target, the mesh after it.
+        # Its sockets are born in the unit's own cgroup, and what counts is where a socket was born. Not ordered after
+        # the mesh: sockets come before basic.target, the mesh after it.
         lines = ["[Socket]", f"Slice={slice_name}"]
     else:
         hidden = " ".join(f"-{path}" for path in RESOLVERS)

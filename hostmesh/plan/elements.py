@@ -113,7 +113,8 @@ def _elements(found: dict[str, Any]) -> Iterator[Element]:
     for entry in found.get("elem", []):
         key, value = entry if "map" in found else (entry, None)
         extra = key["elem"] if isinstance(key, dict) and "elem" in key else {"val": key}
-        parts = extra["val"]["concat"] if isinstance(extra["val"], dict) and "concat" in extra["val"] else [extra["val"]]
+        whole = extra["val"]
+        parts = whole["concat"] if isinstance(whole, dict) and "concat" in whole else [whole]
         counter = extra.get("counter", {})
         yield Element(
             " . ".join(_key(kind, part) for kind, part in zip(types, parts, strict=True)),

@@ -1,4 +1,4 @@
-"""What was observed of the host, as data: the second argument of `compile`. Made by `observe/host.py`, read here only."""
+"""What was observed of the host, as data: an argument of `compile`. Made by `observe/host.py`, read here only."""
 
 from dataclasses import dataclass, field
 
@@ -22,8 +22,9 @@ class UnitFacts:
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """The host. addresses: global ones of its links, v4 first, without prefix length. numbers: unit number by unit, 1..4095,
-    kept for the life of the boot."""
+    """The host. addresses: global ones of its links, v4 first, without prefix length.
+
+    numbers: unit number by unit, 1..4095, kept for the life of the boot."""
 
     host: str
     addresses: tuple[str, ...]

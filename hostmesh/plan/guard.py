@@ -1,8 +1,7 @@
 """Turns mark bits into the guard's program: BPF instructions that keep a meshed unit on loopback.
 
-The program is a cgroup_skb filter (bpf(2), kernel: Documentation/bpf/instruction-set): a packet passes if its interface is
-loopback, or if its mark says that the ruleset allowed it; all others are dropped. With the ruleset gone, nothing sets
-that mark: closed.
+The program is a cgroup_skb filter (bpf(2)): a packet passes if its interface is loopback, or if its mark says that the
+ruleset allowed it; all others are dropped. With the ruleset gone, nothing sets that mark: closed.
 """
 
 import struct

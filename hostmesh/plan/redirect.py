@@ -29,11 +29,13 @@ COUNTERS = ("refused_listener", "refused_plaintext", "refused_outbound")
 REPLIES = "replies"
 """Begins the names of sets that packets fill with whose replies may come in."""
 
+_ICMP = "{ echo-reply, destination-unreachable, time-exceeded, parameter-problem }"
+_ICMP6 = "{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-reply }"
 _CGROUP = "socket cgroupv2 level 2"
 
 
 def ruleset(settings: Settings, policies: Sequence[Policy], facts: HostFacts, vip_ranges: Sequence[str]) -> Table:
-    """The table of a host. Every policy's unit has a number in ``facts``. Slices must be there when the text is loaded."""
+    """The table of a host. Every policy's unit has a number in ``facts``; slices must be there when it is loaded."""
     chains = (
         _output(settings),
         _from_unit(settings),
@@ -149,7 +151,7 @@ def _networks(entries: Sequence[tuple[str, str, str]]) -> tuple[Element, ...]:
     found = []
     for (before, after), networks in kept.items():
         for network, place in networks.items():
-            if not any(network != other and network.version == other.version and _inside(network, other) for other in networks):
+            if not any(network != other and _inside(network, other) for other in networks):
                 found.append(Element(f"{before}{_plain(network)}{after}", comment=place))
     return tuple(sorted(found))
 
@@ -176,7 +178,10 @@ def _output(settings: Settings) -> Chain:
     return Chain(
         "output",
         (
-            Rule(f"meta mark & {flags:#010x} {ours} {not_first} return", "running connections of the proxy, and answers to it"),
+            Rule(
+                f"meta mark & {flags:#010x} {ours} {not_first} return",
+                "running connections of the proxy, and answers to it",
+            ),
             Rule(
                 f"{_has(marks.inbound)} udp sport {settings.ports.dns} udp sport set 53 return",
                 "the resolver's answers come from the port that was asked",
@@ -216,7 +221,8 @@ def _by_outbound() -> Chain:
             Rule("meta mark . ip daddr . th dport @egress4 goto passed", "networks of [outbound] allow"),
             Rule("meta mark . ip6 daddr . th dport @egress6 goto passed", "networks of [outbound] allow"),
             Rule(
-                "icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } goto passed", "neighbours (RFC 4861)"
+                "icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } goto passed",
+                "neighbours (RFC 4861)",
             ),
             Rule("goto refuse_outbound", "nothing of [outbound] allow fits"),
         ),
@@ -238,21 +244,20 @@ def _passed(settings: Settings) -> Chain:
 
 
 def _prerouting(settings: Settings) -> Chain:
-    flags = _flags(settings)
+    flags, to_us = _flags(settings), "fib daddr type local goto plaintext_in"
     return Chain(
         "prerouting",
         (
             Rule(f'iifname "lo" {_has(settings.marks.outbound)} goto to_proxy', "meshed units' packets"),
             Rule(
-                f'iifname != "lo" meta mark & {flags:#010x} != 0x00000000 meta mark set meta mark & {0xFFFFFFFF ^ flags:#010x}',
+                f'iifname != "lo" meta mark & {flags:#010x} != 0x00000000 '
+                f"meta mark set meta mark & {0xFFFFFFFF ^ flags:#010x}",
                 "no mark of ours comes from a network",
             ),
             Rule(f"meta mark & {flags:#010x} != 0x00000000 return", "marked by us: on its way"),
-            Rule("ip saddr . tcp dport @plaintext4 fib daddr type local goto plaintext_in", "callers that a policy names"),
-            Rule("ip6 saddr . tcp dport @plaintext6 fib daddr type local goto plaintext_in", "callers that a policy names"),
-            Rule(
-                'iifname "lo" tcp dport @plaintext_local fib daddr type local goto plaintext_in', "this host's, if a policy says so"
-            ),
+            Rule(f"ip saddr . tcp dport @plaintext4 {to_us}", "callers that a policy names"),
+            Rule(f"ip6 saddr . tcp dport @plaintext6 {to_us}", "callers that a policy names"),
+            Rule(f'iifname "lo" tcp dport @plaintext_local {to_us}', "this host's, if a policy says so"),
         ),
         "type filter hook prerouting priority mangle; policy accept;",
     )
@@ -296,8 +301,8 @@ def _input(settings: Settings) -> Chain:
             Rule('iifname "lo" return', "the guard lets loopback in"),
             Rule(f"ip saddr . udp sport . udp dport @replies4 {let_in}", "replies to what a unit sent"),
             Rule(f"ip6 saddr . udp sport . udp dport @replies6 {let_in}", "replies to what a unit sent"),
-            Rule(f"icmp type {{ echo-reply, destination-unreachable, time-exceeded, parameter-problem }} {let_in}", "errors and echo replies (RFC 792)"),
-            Rule(f"icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-reply }} {let_in}", "errors and echo replies (RFC 4443)"),
+            Rule(f"icmp type {_ICMP} {let_in}", "errors and echo replies (RFC 792)"),
+            Rule(f"icmpv6 type {_ICMP6} {let_in}", "errors and echo replies (RFC 4443)"),
         ),
         "type filter hook input priority filter; policy accept;",
     )
@@ -310,7 +315,7 @@ def _first_in(settings: Settings) -> Chain:
         (
             Rule(f"{_has(settings.marks.outbound)} return", "to the proxy"),
             Rule(f"{inbound} {_CGROUP} . meta mark @listeners return", "the unit itself listens: attested"),
-            Rule(f"{inbound} socket wildcard {{ 0, 1 }} goto refuse_listener", "builtin:listener: somebody else listens"),
+            Rule(f"{inbound} socket wildcard {{ 0, 1 }} goto refuse_listener", "builtin:listener: another listens"),
             Rule(f"{inbound} return", "nobody listens: the kernel says so to the proxy"),
             Rule(f"{_CGROUP} @meshed goto refuse_plaintext", "plain text to a meshed unit"),
         ),

@@ -80,8 +80,8 @@ class Element:
 class Set:
     """A set, or with ``data`` a map. ``typeof`` and ``data`` are nft expressions that give the types.
 
-    ``options``: lines of its head (``flags interval``, ``size 65536``, ``counter``). ``dynamic``: packets fill it, the plan
-    does not; its elements are no part of a comparison.
+    ``options``: lines of its head (``flags interval``, ``size 65536``, ``counter``). ``dynamic``: packets fill it, the
+    plan does not; its elements are no part of a comparison.
     """
 
     name: str
@@ -149,7 +149,7 @@ class Table:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def with_counts(self, counts: dict[str, tuple[Element, ...]]) -> "Table":
-        """The table with the counting sets beginning at ``counts`` (by set name): nothing is lost when it is replaced."""
+        """The table with the counting sets beginning at ``counts`` (by set name): nothing is lost by replacing it."""
         sets = tuple(replace(item, elements=counts.get(item.name, ())) if item.dynamic else item for item in self.sets)
         return replace(self, sets=sets)
 

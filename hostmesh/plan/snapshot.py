@@ -1,4 +1,4 @@
-"""Turns policies, facts and services into the proxy's snapshot: names become SPIFFE IDs, silence becomes its meaning."""
+"""Turns policies, facts and services into the proxy's snapshot: names become SPIFFE IDs, silence gets its meaning."""
 
 import hashlib
 import ipaddress
@@ -31,9 +31,7 @@ def snapshot(
         host=facts.host,
         addresses=list(facts.addresses),
         marks=wire.Marks(unit=marks.unit, outbound=marks.outbound, proxy=marks.proxy, inbound=marks.inbound),
-        listeners=wire.Listeners(
-            outbound=ports.outbound, plaintext=ports.plaintext, wire=ports.wire, dns=ports.dns
-        ),
+        listeners=wire.Listeners(outbound=ports.outbound, plaintext=ports.plaintext, wire=ports.wire, dns=ports.dns),
         trust_bundle=list(trust_bundle),
         units=[_unit(settings, policy, facts) for policy in sorted(policies, key=lambda policy: policy.unit)],
         services=sorted(services, key=lambda service: service.name),
@@ -73,7 +71,7 @@ def caller_glob(trust_domain: str, caller: str) -> str:
     prefix = f"spiffe://{trust_domain}/unit/"
     if "*" not in caller:
         return str(SpiffeId.of_unit(trust_domain, UnitName.parse(caller)))
-    # What stands between the stars is encoded as a whole name is; "x" keeps an end from being read as a special segment.
+    # What stands between the stars is encoded as a whole name is; "x" keeps an end from being a special segment.
     text = caller.removesuffix(".service")
     parts = [str(SpiffeId.of_unit(trust_domain, UnitName(f"x{part}x.service"))) for part in text.split("*")]
     return prefix + "*".join(part.removeprefix(prefix)[1:-1] for part in parts)
@@ -107,7 +105,7 @@ def _unit(settings: Settings, policy: model.Policy, facts: HostFacts) -> wire.Un
 
 
 def _client_address(port: model.Port, known: UnitFacts) -> str:
-    """``auto`` becomes ``keep`` where the unit listens beyond loopback, else ``local``; it stays while nothing is known."""
+    """``auto`` becomes ``keep`` where the unit listens beyond loopback, else ``local``; unknown, it stays."""
     seen = [address for address, number in known.listens if number == port.number]
     if port.client_address is not model.ClientAddress.AUTO or not seen:
         return port.client_address.value
@@ -124,7 +122,7 @@ def _deliver(policy: model.Policy, known: UnitFacts, facts: HostFacts) -> list[s
     found = {str(address) for address in seen if not address.is_unspecified}
     for address in seen:
         if address.is_unspecified:
-            # A wildcard of IPv6 takes IPv4 too, unless the application says otherwise: then that try is refused at once.
+            # A wildcard of IPv6 takes IPv4 too, unless the application says otherwise: that try is refused at once.
             versions = (4,) if address.version == 4 else (4, 6)
             found.update(text for text in everywhere if ipaddress.ip_address(text).version in versions)
     order = {text: index for index, text in enumerate(everywhere)}

@@ -1,4 +1,4 @@
-"""Turns pinned guard programs into attached ones, as systemd does for `IPEgressFilterPath=` (bpf(2), BPF_PROG_ATTACH)."""
+"""Turns pinned guard programs into attached ones, as systemd does for `IPEgressFilterPath=` (bpf(2))."""
 
 import ctypes
 import os

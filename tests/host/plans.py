@@ -38,7 +38,8 @@ def policy(
     place = Place(f"{unit}.toml", 1)
     return Policy(
         place=place, unit=unit, service=unit.stem, ports=(Port(place, port),), mode=mode, inbound_place=place,
-        allow=(), deny=(), plaintext=(PlaintextRule(Place(f"{unit}.toml", 9), tuple(plaintext), (port,)),) if plaintext else (),
+        allow=(), deny=(),
+        plaintext=(PlaintextRule(Place(f"{unit}.toml", 9), tuple(plaintext), (port,)),) if plaintext else (),
         traffic=Traffic(),
         outbound=None if outbound is None else tuple(OutboundRule(place, network=n, port=p) for n, p in outbound),
         observe=Observe(),

@@ -1,4 +1,4 @@
-"""Plans applied to a real kernel: twice does nothing, stopped anywhere goes on, others' things stay, removal leaves nothing."""
+"""Plans applied to a real kernel: twice does nothing, stopped anywhere goes on, others' things stay as they are."""
 
 import asyncio
 import errno
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from nftables import Nftables
+from pyroute2 import AsyncIPRoute
 
 from hostmesh.apply.executor import StepFailed
 from hostmesh.apply.netlink import Netlink
@@ -179,8 +180,6 @@ def test_others_are_as_they_were_and_removal_leaves_nothing(tmp_path: Path) -> N
 
 async def everything() -> list[str]:
     """All rules and routes, anybody's."""
-    from pyroute2 import AsyncIPRoute
-
     found = []
     async with AsyncIPRoute() as ip:
         for family in (2, 10):

@@ -1,7 +1,7 @@
-"""Who reaches a meshed unit, on a real kernel: the proxy does, if the unit itself listens; plain text is reset at once."""
+"""Who reaches a meshed unit, on a real kernel: the proxy, if the unit itself listens; plain text is reset at once."""
 
 import errno
-import socket
+import select
 import time
 from pathlib import Path
 
@@ -28,16 +28,9 @@ def refusals(reader: NflogReader, count: int) -> list[Refusal]:
     found: list[Refusal] = []
     deadline = time.monotonic() + 5
     while len(found) < count and time.monotonic() < deadline:
-        socket_ready = world_wait(reader, deadline)
-        if socket_ready:
+        if select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
             found += reader.read()
     return found
-
-
-def world_wait(reader: NflogReader, deadline: float) -> bool:
-    import select
-
-    return bool(select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0])
 
 
 @pytest.mark.parametrize("bound", ["wildcard", "loopback"])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.plans import NUMBER, OUTBOUND, SLICE, Bench, plan, policy
-from tests.host.world import HERE4, HERE6, PEER4, PEER6, World, ask, ask_udp, in_world
+from tests.host.plans import OUTBOUND, SLICE, Bench, plan, policy
+from tests.host.world import HERE4, HERE6, PEER4, PEER6, World, ask, in_world
 
 pytestmark = pytest.mark.kernel
 REMOTE = ("198.18.7.9", "2001:2:7::9", PEER4, PEER6, "240.240.0.5", "fd00:240::5")

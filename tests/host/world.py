@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401 (any function of a test runs here, with any arguments)
 """Turns this process into a host of its own: network, cgroup tree and mounts, with a peer behind a veth pair.
 
 A test's function runs in a forked child in there; whatever it starts dies with it. The parent removes the cgroups.
@@ -45,7 +46,9 @@ class World:
         """``function(*args)`` in a process of that cgroup, here or at the peer; its result, or its exception."""
         return self.start(function, *args, cgroup=cgroup, peer=peer)()
 
-    def start(self, function: Callable[..., Any], *args: Any, cgroup: str = "", peer: bool = False) -> Callable[[], Any]:
+    def start(
+        self, function: Callable[..., Any], *args: Any, cgroup: str = "", peer: bool = False
+    ) -> Callable[[], Any]:
         """The same, without waiting: the result is fetched by calling what is returned."""
         read, write = os.pipe()
         pid = os.fork()
@@ -62,6 +65,16 @@ class World:
         if peer:
             ns.set_netns(self.peer)
         return function(*args)
+
+    def start_ready(self, function: Callable[..., Any], *args: Any, peer: bool = False) -> Callable[[], Any]:
+        """As `start`, with a descriptor as first argument: returns when the function has written ``ok`` to it."""
+        read, write = os.pipe()
+        result = self.start(function, write, *args, peer=peer)
+        os.close(write)
+        assert _wait_readable(read, 10)
+        assert os.read(read, 2) == b"ok"
+        os.close(read)
+        return result
 
     def serve(self, address: str, port: int, cgroup: str = "", peer: bool = False, **options: Any) -> None:
         """A listener that tells each who connects what it sees; returns when it listens."""
