@@ -1,17 +1,21 @@
 //! Chooses an endpoint: of two taken by chance the less busy one (the power of two choices), or one after the other.
 //!
-//! One `Loads` a worker: nothing is shared, and a worker's own requests in flight say enough.
+//! One `Loads` a worker: nothing is shared, and a worker's own requests in flight say enough. Keeps the retry budgets too.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::config::{Balance, Endpoint, Service};
+use crate::retry::Budget;
 
-/// Requests in flight by endpoint, and whose turn it is by service; kept over changes of the configuration.
+/// Requests in flight by endpoint; by service whose turn it is, and its retries. Kept over changes of the configuration.
 #[derive(Debug, Default)]
 pub struct Loads {
     in_flight: HashMap<u64, u32>,
     turns: HashMap<Arc<str>, usize>,
+    budgets: HashMap<Arc<str>, Budget>,
+    first: Option<Instant>,
 }
 
 impl Loads {
@@ -28,6 +32,16 @@ impl Loads {
                 self.in_flight.remove(&id);
             }
         }
+    }
+
+    /// The time of the budgets: since the first time that was asked for.
+    pub fn clock(&mut self, now: Instant) -> Duration {
+        now.saturating_duration_since(*self.first.get_or_insert(now))
+    }
+
+    /// The retry budget of a service.
+    pub fn budget(&mut self, service: &Arc<str>) -> &mut Budget {
+        self.budgets.entry(service.clone()).or_default()
     }
 
     /// Requests in flight to an endpoint.

@@ -1,0 +1,301 @@
+//! One try: a request to an upstream and its response back, both bodies under way at the same time.
+
+use std::cell::Cell;
+use std::future::pending;
+use std::pin::pin;
+
+use bytes::{Bytes, BytesMut};
+use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::http1::{
+    Body, BodyError, Framing, RequestEdits, RequestHead, ResponseEdits, ResponseHead,
+};
+use hostmesh_proxy_core::retry::Failure;
+use tokio::time::{Instant, sleep_until};
+
+use super::conn::{Conn, NoHead, Sink, Source};
+use super::{COALESCE, REPLAY};
+
+/// Bytes of request heads, and of responses, in all tries.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub sent: Cell<u64>,
+    pub received: Cell<u64>,
+}
+
+fn add(count: &Cell<u64>, bytes: usize) {
+    count.set(count.get() + bytes as u64);
+}
+
+/// A request's body on its way, with what went out already as long as that is little.
+pub struct Upload<'a> {
+    body: Body,
+    sent: Vec<Bytes>,
+    length: usize,
+    /// All that went out is still here.
+    replayable: &'a Cell<bool>,
+}
+
+enum Stopped {
+    /// The client broke off.
+    Downstream,
+    BadBody(BodyError),
+    /// The upstream takes no more; what it answered may be there all the same.
+    Upstream,
+}
+
+impl<'a> Upload<'a> {
+    pub fn new(request: &RequestHead, replayable: &'a Cell<bool>) -> Self {
+        replayable.set(true);
+        Self { body: Body::new(request.framing), sent: Vec::new(), length: 0, replayable }
+    }
+
+    /// Has the client sent all of it?
+    pub fn is_done(&self) -> bool {
+        self.body.is_done()
+    }
+
+    /// Bytes of the body that the client has sent.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    fn is_untouched(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The part of these bytes that belongs to the body; the rest goes back.
+    fn take(&mut self, source: &mut Source<'_>, mut bytes: Bytes) -> Result<Bytes, BodyError> {
+        let taken = self.body.feed(&bytes)?;
+        let body = bytes.split_to(taken);
+        if !bytes.is_empty() {
+            source.put_back(bytes);
+        }
+        self.length += body.len();
+        if self.length > REPLAY {
+            self.replayable.set(false);
+            self.sent = Vec::new();
+        } else if !body.is_empty() {
+            self.sent.push(body.clone());
+        }
+        Ok(body)
+    }
+
+    /// Sends the head, what an earlier try had sent, then the rest as it comes.
+    async fn run(&mut self, mut head: BytesMut, source: &mut Source<'_>, sink: &mut Sink<'_>) -> Result<(), Stopped> {
+        let mut first = self.sent.clone();
+        if !self.is_done() {
+            let bytes = source.buffered();
+            first.push(self.take(source, bytes).map_err(Stopped::BadBody)?);
+        }
+        for body in first {
+            if body.len() <= COALESCE {
+                head.extend_from_slice(&body);
+            } else {
+                sink.send(head.split().freeze()).await.map_err(|_| Stopped::Upstream)?;
+                sink.send(body).await.map_err(|_| Stopped::Upstream)?;
+            }
+        }
+        sink.send(head.freeze()).await.map_err(|_| Stopped::Upstream)?;
+        while !self.is_done() {
+            let Ok(received) = source.recv().await else { return Err(Stopped::Downstream) };
+            let Some(bytes) = received else { return Err(Stopped::BadBody(BodyError::Truncated)) };
+            let body = self.take(source, bytes).map_err(Stopped::BadBody)?;
+            sink.send(body).await.map_err(|_| Stopped::Upstream)?;
+        }
+        Ok(())
+    }
+}
+
+/// What of a request is the same in every try, and what this try sets.
+pub struct Exchange<'a> {
+    pub request: &'a RequestHead,
+    pub edits: RequestEdits<'a>,
+    /// When there must be a response's head.
+    pub deadline: Option<Instant>,
+    /// The response comes from an application, not from another proxy.
+    pub from_application: bool,
+    /// The client's connection ends after this response, whatever the client wants.
+    pub last: bool,
+    pub tally: &'a Tally,
+}
+
+/// How a try ended.
+pub enum Ended {
+    /// A response was passed on whole.
+    Answered {
+        status: u16,
+        /// The upstream may serve another request.
+        upstream_clean: bool,
+        /// So may the client's connection.
+        downstream_clean: bool,
+    },
+    /// 101 was passed on: both connections are a tunnel now.
+    Upgraded,
+    /// A response's head came that is to be tried again; nothing of it was passed on.
+    Refused(Failure),
+    /// No response; nothing was passed on.
+    Failed(Fault),
+    /// The response began and broke off, or the client did.
+    Broken { status: u16, by_client: bool },
+}
+
+/// Where a response is on its way.
+enum Passed {
+    Whole,
+    ClientGone,
+    UpstreamBroken,
+}
+
+impl Exchange<'_> {
+    /// Carries the request to `up` and the response to `down`. `again`: is a response of this head to be tried again?
+    pub async fn run(
+        &self,
+        down: &mut Conn,
+        up: &mut Conn,
+        upload: &mut Upload<'_>,
+        again: impl Fn(&ResponseHead) -> Option<Failure>,
+    ) -> Ended {
+        let untouched = upload.is_untouched() && !upload.is_done() && self.request.expects_continue();
+        let (mut down_source, mut down_sink) = down.split();
+        let (mut up_source, mut up_sink) = up.split();
+        let mut head = BytesMut::new();
+        self.request.write(&self.edits, &mut head);
+        add(&self.tally.sent, head.len());
+        let continued = Cell::new(!untouched);
+        let mut uploaded = None;
+        let status;
+        let passed = {
+            let mut pump = pin!(upload.run(head, &mut down_source, &mut up_sink));
+            let found = {
+                let mut answer = pin!(self.answer(&mut up_source, &mut down_sink, &continued));
+                let mut late = pin!(until(self.deadline));
+                loop {
+                    tokio::select! {
+                        biased;
+                        result = &mut pump, if uploaded.is_none() => match result {
+                            Err(Stopped::Downstream) => return Ended::Failed(Fault::Gone),
+                            Err(Stopped::BadBody(error)) => return Ended::Failed(Fault::BadRequestBody(error)),
+                            other => uploaded = Some(other.is_ok()),
+                        },
+                        found = &mut answer => break found,
+                        () = &mut late => return Ended::Failed(Fault::Timeout),
+                    }
+                }
+            };
+            let response = match found {
+                Ok(response) => response,
+                Err(fault) => return Ended::Failed(fault),
+            };
+            if let Some(failure) = again(&response) {
+                return Ended::Refused(failure);
+            }
+            status = response.status;
+            let close = self.last || !self.request.keep_alive || response.framing == Framing::UntilClose || !continued.get();
+            let mut pass = pin!(self.pass(&response, close, &mut up_source, &mut down_sink));
+            let passed = loop {
+                tokio::select! {
+                    biased;
+                    result = &mut pump, if uploaded.is_none() => match result {
+                        Err(Stopped::Downstream | Stopped::BadBody(_)) => break Passed::ClientGone,
+                        other => uploaded = Some(other.is_ok()),
+                    },
+                    passed = &mut pass => break passed,
+                }
+            };
+            match passed {
+                Passed::Whole if status == 101 => return Ended::Upgraded,
+                Passed::Whole => (response.keep_alive, close),
+                Passed::ClientGone => return Ended::Broken { status, by_client: true },
+                Passed::UpstreamBroken => return Ended::Broken { status, by_client: false },
+            }
+        };
+        let (keep_alive, close) = passed;
+        Ended::Answered {
+            status,
+            upstream_clean: keep_alive && uploaded == Some(true) && self.request.is_http11,
+            downstream_clean: !close && upload.is_done(),
+        }
+    }
+
+    /// The final response's head; interim ones are passed on as they come.
+    async fn answer(
+        &self,
+        source: &mut Source<'_>,
+        sink: &mut Sink<'_>,
+        continued: &Cell<bool>,
+    ) -> Result<ResponseHead, Fault> {
+        loop {
+            let bytes = match source.head().await {
+                Ok(bytes) => bytes,
+                Err(NoHead::End | NoHead::Broken) => return Err(Fault::Reset),
+                Err(NoHead::Refused(refused)) => return Err(Fault::BadResponse(refused)),
+            };
+            add(&self.tally.received, bytes.len());
+            let response = ResponseHead::parse(bytes, self.request).map_err(Fault::BadResponse)?;
+            if !response.is_interim() {
+                return Ok(response);
+            }
+            continued.set(continued.get() || response.status == 100);
+            if self.request.is_http11 {
+                let mut out = BytesMut::new();
+                response.write(&self.response_edits(false), &mut out);
+                sink.send(out.freeze()).await.map_err(|_| Fault::Gone)?;
+            }
+        }
+    }
+
+    fn response_edits(&self, close: bool) -> ResponseEdits {
+        ResponseEdits { close, from_application: self.from_application }
+    }
+
+    /// Passes the response on, its head and the first of its body in one send.
+    async fn pass(&self, response: &ResponseHead, close: bool, source: &mut Source<'_>, sink: &mut Sink<'_>) -> Passed {
+        let mut out = BytesMut::new();
+        response.write(&self.response_edits(close), &mut out);
+        let mut body = Body::new(response.framing);
+        let mut large = Bytes::new();
+        if !body.is_done() {
+            let Ok(first) = self.take(&mut body, source.buffered(), source) else { return Passed::UpstreamBroken };
+            if first.len() <= COALESCE {
+                out.extend_from_slice(&first);
+            } else {
+                large = first;
+            }
+        }
+        for bytes in [out.freeze(), large] {
+            if !bytes.is_empty() && sink.send(bytes).await.is_err() {
+                return Passed::ClientGone;
+            }
+        }
+        while !body.is_done() {
+            match source.recv().await {
+                Ok(Some(bytes)) => {
+                    let Ok(bytes) = self.take(&mut body, bytes, source) else { return Passed::UpstreamBroken };
+                    if sink.send(bytes).await.is_err() {
+                        return Passed::ClientGone;
+                    }
+                }
+                Ok(None) if body.end().is_ok() => break,
+                _ => return Passed::UpstreamBroken,
+            }
+        }
+        Passed::Whole
+    }
+
+    fn take(&self, body: &mut Body, mut bytes: Bytes, source: &mut Source<'_>) -> Result<Bytes, BodyError> {
+        let taken = body.feed(&bytes)?;
+        let part = bytes.split_to(taken);
+        if !bytes.is_empty() {
+            source.put_back(bytes);
+        }
+        add(&self.tally.received, part.len());
+        Ok(part)
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}

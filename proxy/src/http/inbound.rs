@@ -1,0 +1,198 @@
+//! Turns requests to a unit of this host into requests to its application.
+//!
+//! Every request is judged by the policy in force when it comes, however long its connection has been open.
+
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hostmesh_proxy_core::authorize::{self, Caller, Decision, Request, Verdict};
+use hostmesh_proxy_core::config::{Config, Port, Protocol};
+use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::http1::{RequestEdits, RequestHead};
+use hostmesh_proxy_core::retry::is_idempotent;
+use hostmesh_proxy_core::trace::Span;
+use tokio::time::Instant;
+
+use super::conn::Conn;
+use super::exchange::{Ended, Exchange, Tally, Upload};
+use super::observe::{Account, Entry, span};
+use super::session::{self, Handler, Next, reply};
+use crate::deliver;
+use crate::stream::Stream;
+use crate::tcp::Relayed;
+use crate::worker::{About, Worker};
+
+/// Who calls.
+#[derive(Debug, Clone)]
+pub enum Who {
+    /// An identity that was attested.
+    Identity(Arc<str>),
+    /// Plain text; `local`: from a process of this host.
+    Plaintext {
+        /// Its address.
+        address: IpAddr,
+        /// Is it this host's?
+        local: bool,
+    },
+}
+
+impl Who {
+    fn caller(&self) -> Caller<'_> {
+        match self {
+            Self::Identity(id) => Caller::Identity(id),
+            Self::Plaintext { address, local } => Caller::Plaintext { address: *address, local: *local },
+        }
+    }
+
+    fn identity(&self) -> Option<&str> {
+        match self {
+            Self::Identity(id) => Some(id),
+            Self::Plaintext { .. } => None,
+        }
+    }
+}
+
+/// Serves a connection to an HTTP port of a unit of this host: `about.unit`, `about.port`. Nothing of it was judged yet
+/// that a request could change.
+pub async fn serve(worker: Rc<Worker>, about: About, who: Who, stream: Stream) {
+    let Some(config) = worker.shared.config() else { return stream.abort() };
+    let begun = Instant::now();
+    let mut serving =
+        Serving { account: Account::new(&worker, about), who, kept: None, config, begun, worker: worker.clone() };
+    session::serve(stream, worker.shared.draining(), &mut serving).await;
+}
+
+struct Serving {
+    worker: Rc<Worker>,
+    config: Arc<Config>,
+    account: Account,
+    who: Who,
+    /// The connection to the application, between requests.
+    kept: Option<Conn>,
+    begun: Instant,
+}
+
+impl Handler for Serving {
+    async fn request(&mut self, down: &mut Conn, request: RequestHead, last: bool) -> Next {
+        let begun = Instant::now();
+        let Some(port) = self.refresh() else { return Next::Abort };
+        let unit = &self.account.about.unit;
+        let asked = Request { method: request.method(), path: request.path(), headers: request.headers() };
+        let decision = authorize::request(unit, &self.who.caller(), port.port, &asked);
+        let span = span(&self.worker, &request, unit.trace);
+        if decision.verdict != Verdict::Allow {
+            let entry = entry(&request, &decision.rule, span, begun);
+            self.account.denied(&self.worker, &entry, &decision);
+        }
+        let fault = match decision.verdict {
+            Verdict::Allow | Verdict::AuditDeny => None,
+            Verdict::Deny => Some(Fault::Denied),
+            Verdict::BadPath => Some(Fault::BadPath),
+        };
+        match fault {
+            Some(fault) => reply(down, &request, fault, &fault.to_string(), last).await,
+            None => self.carry(down, &request, port, &decision, span, begun, last).await,
+        }
+    }
+
+    fn unreadable(&mut self, fault: Fault) {
+        self.account.about.failed(&self.worker, Instant::now(), fault.to_string());
+    }
+
+    fn tunnelled(&mut self, relayed: &Relayed) {
+        self.account.about.relayed(&self.worker, self.begun, "", relayed);
+    }
+}
+
+fn entry<'a>(request: &'a RequestHead, rule: &'a str, span: Span, begun: Instant) -> Entry<'a> {
+    Entry { request, rule, span, begun, tries: 1, status: 0, sent: 0, received: 0, error: "" }
+}
+
+impl Serving {
+    /// The port, by the config in force; `None`: the unit serves it no more, or not as HTTP.
+    fn refresh(&mut self) -> Option<Port> {
+        let config = self.worker.shared.config()?;
+        if !Arc::ptr_eq(&config, &self.config) {
+            let unit = config.unit_by_name(&self.account.about.unit.unit)?.clone();
+            self.account = Account::new(&self.worker, About { unit, ..self.account.about.clone() });
+            self.config = config;
+        }
+        let about = &self.account.about;
+        about.unit.port(about.port).filter(|port| port.protocol == Protocol::Http).copied()
+    }
+
+    #[allow(clippy::too_many_arguments)] // one request's circumstances
+    async fn carry(
+        &mut self,
+        down: &mut Conn,
+        request: &RequestHead,
+        port: Port,
+        decision: &Decision,
+        span: Span,
+        begun: Instant,
+        last: bool,
+    ) -> Next {
+        let (replayable, tally) = (Cell::new(true), Tally::default());
+        let mut upload = Upload::new(request, &replayable);
+        let traceparent = span.to_string();
+        let edits = RequestEdits { traceparent: Some(&traceparent), peer: self.who.identity() };
+        let exchange = Exchange { request, edits, deadline: None, from_application: true, last, tally: &tally };
+        let mut entry = entry(request, &decision.rule, span, begun);
+        loop {
+            let used = self.kept.take().and_then(Conn::if_clean);
+            let is_used = used.is_some();
+            let mut up = match used {
+                Some(up) => up,
+                None => match deliver::connect(&self.config, &self.account.about.unit, &port, self.account.about.client).await
+                {
+                    Ok(application) => Conn::new(Stream::Tcp(application)),
+                    Err(error) => {
+                        let message = error.to_string();
+                        self.record(Entry { status: 503, error: &message, ..entry }, &upload, &tally);
+                        return reply(down, request, Fault::Connect, &Fault::Connect.to_string(), last).await;
+                    }
+                },
+            };
+            match exchange.run(down, &mut up, &mut upload, |_| None).await {
+                // The application had closed it just now: that is nobody's failure, if nothing can happen twice.
+                Ended::Failed(Fault::Reset) if is_used && replayable.get() && is_idempotent(request.method()) => continue,
+                Ended::Answered { status, upstream_clean, downstream_clean } => {
+                    entry.status = status;
+                    self.kept = Some(up).filter(|_| upstream_clean);
+                    self.record(entry, &upload, &tally);
+                    return if downstream_clean { Next::Keep } else { Next::Close };
+                }
+                Ended::Upgraded => {
+                    self.record(Entry { status: 101, ..entry }, &upload, &tally);
+                    return Next::Tunnel(up);
+                }
+                Ended::Broken { status, by_client } => {
+                    let error = if by_client { "the client broke off" } else { "the application broke off its response" };
+                    self.record(Entry { status, error, ..entry }, &upload, &tally);
+                    up.abort();
+                    return Next::Abort;
+                }
+                Ended::Failed(Fault::Gone) => {
+                    self.record(Entry { error: "the client broke off", ..entry }, &upload, &tally);
+                    up.abort();
+                    return Next::Abort;
+                }
+                Ended::Failed(fault) => {
+                    up.abort();
+                    let message = fault.to_string();
+                    self.record(Entry { status: fault.status(), error: &message, ..entry }, &upload, &tally);
+                    return reply(down, request, fault, &message, last).await;
+                }
+                // Nothing here asks for another try.
+                Ended::Refused(_) => return Next::Abort,
+            }
+        }
+    }
+
+    fn record(&self, entry: Entry<'_>, upload: &Upload<'_>, tally: &Tally) {
+        let sent = tally.sent.get() + upload.length() as u64;
+        self.account.ended(&self.worker, &Entry { sent, received: tally.received.get(), ..entry });
+    }
+}

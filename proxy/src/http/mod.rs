@@ -1,0 +1,25 @@
+//! Relays HTTP/1.1: every message is read once by `hostmesh_proxy_core::http1`, its body passes as it came.
+//!
+//! Law: what is passed on is what was judged. A connection is used again only after both sides ended their messages; a
+//! response that breaks off is never made to look whole.
+
+mod conn;
+mod exchange;
+pub mod inbound;
+mod observe;
+mod session;
+pub mod outbound;
+mod route;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+/// Body bytes kept for another try at most; a longer body is sent once.
+const REPLAY: usize = 64 * 1024;
+/// Body bytes that are copied behind a head so that both leave in one send.
+const COALESCE: usize = 16 * 1024;
+/// A head must be there so long after its first byte.
+const HEAD_TIME: Duration = Duration::from_secs(30);
+/// After the last response a client may send so long before its connection is cut.
+const LINGER: Duration = Duration::from_secs(1);

@@ -1,0 +1,106 @@
+//! Counts and records requests: one row of counters, and by the unit's access log one line.
+
+use std::sync::Arc;
+
+use hostmesh_proxy_core::authorize::{Decision, Verdict};
+use hostmesh_proxy_core::config::AccessLog;
+use hostmesh_proxy_core::http1::RequestHead;
+use hostmesh_proxy_core::trace::Span;
+use tokio::time::Instant;
+
+use crate::events::Event;
+use crate::stats::{CodeClass, Row};
+use crate::worker::{About, Worker, micros};
+
+/// Requests of one kind: from whom to whom.
+pub struct Account {
+    pub about: About,
+    row: Arc<Row>,
+}
+
+/// One request, as far as it is known.
+pub struct Entry<'a> {
+    pub request: &'a RequestHead,
+    pub rule: &'a str,
+    pub span: Span,
+    pub begun: Instant,
+    pub tries: u32,
+    /// 0: the client got none.
+    pub status: u16,
+    pub sent: u64,
+    pub received: u64,
+    /// What went wrong, for a person; empty if nothing did.
+    pub error: &'a str,
+}
+
+impl Account {
+    pub fn new(worker: &Worker, about: About) -> Self {
+        Self { row: about.row(worker), about }
+    }
+
+    /// The request is over.
+    pub fn ended(&self, worker: &Worker, entry: &Entry<'_>) {
+        let duration = micros(entry.begun);
+        let retries = u64::from(entry.tries.saturating_sub(1));
+        self.row.record(CodeClass::of_status(entry.status), duration, entry.sent, entry.received, retries);
+        let is_error = entry.status == 0 || entry.status >= 500 || !entry.error.is_empty();
+        let wanted = match self.about.unit.access_log {
+            AccessLog::All => true,
+            AccessLog::Errors => is_error,
+            AccessLog::None => false,
+        };
+        if wanted {
+            let kind = if entry.error.is_empty() { "request" } else { "error" };
+            let event = self.event(entry, kind, "allow", entry.error.to_owned());
+            worker.shared.events.emit(Event { duration_us: duration, ..event });
+        }
+    }
+
+    /// A try failed, and there will be another.
+    pub fn retried(&self, worker: &Worker, entry: &Entry<'_>) {
+        if self.about.unit.access_log != AccessLog::None {
+            let event = self.event(entry, "retry", "allow", entry.error.to_owned());
+            worker.shared.events.emit(Event { duration_us: micros(entry.begun), ..event });
+        }
+    }
+
+    /// Policy refused, or would have.
+    pub fn denied(&self, worker: &Worker, entry: &Entry<'_>, decision: &Decision) {
+        let about = &self.about;
+        worker.stats.denied(&decision.rule);
+        let what = format!("{} {}", entry.request.method(), entry.request.path());
+        let (verdict, message) = match decision.verdict {
+            Verdict::Allow => return,
+            Verdict::AuditDeny => ("audit-deny", format!("{} would be refused {what} (audit)", about.peer)),
+            Verdict::BadPath => ("deny", format!("{}: {what}: the path is ambiguous and a path rule applies", about.peer)),
+            Verdict::Deny => ("deny", format!("{} may not {what} at {}:{}", about.peer, about.service, about.port)),
+        };
+        if !decision.verdict.passes() {
+            self.row.record(CodeClass::Denied, micros(entry.begun), 0, 0, 0);
+        }
+        let event = self.event(entry, "denied", verdict, message);
+        worker.shared.events.emit(Event { rule: decision.rule.to_string(), ..event });
+    }
+
+    fn event(&self, entry: &Entry<'_>, kind: &'static str, verdict: &'static str, message: String) -> Event {
+        Event {
+            method: entry.request.method().to_owned(),
+            path: entry.request.path().to_owned(),
+            status: entry.status,
+            tries: entry.tries,
+            bytes_in: entry.sent,
+            bytes_out: entry.received,
+            trace_id: entry.span.trace_hex(),
+            span_id: entry.span.span_hex(),
+            ..self.about.event(kind, verdict, entry.rule, message)
+        }
+    }
+}
+
+/// The span of a request that arrived: below its caller's, or the root of a trace that begins here.
+pub fn span(worker: &Worker, request: &RequestHead, share: f64) -> Span {
+    match request.single("traceparent").and_then(Span::parse) {
+        Some(caller) => caller.child(worker.random()),
+        None => Span::root((worker.random(), worker.random()), worker.random(), share),
+    }
+}

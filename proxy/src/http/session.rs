@@ -1,0 +1,115 @@
+//! Serves one client's connection, request by request, in their order.
+
+use bytes::Bytes;
+use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::http1::{Framing, RequestHead, local_reply};
+use tokio::sync::watch;
+
+use super::conn::{Conn, NoHead};
+use crate::stream::Stream;
+use crate::tcp::{self, Relayed};
+
+/// What becomes of the client's connection.
+pub enum Next {
+    /// Another request may come.
+    Keep,
+    /// It ends in order.
+    Close,
+    /// It is broken off: what was sent is not whole.
+    Abort,
+    /// It is a tunnel to this upstream from now on.
+    Tunnel(Conn),
+}
+
+/// What is done with requests.
+pub trait Handler {
+    /// Carries one request and its response. `last`: the connection ends after it in any case.
+    async fn request(&mut self, down: &mut Conn, request: RequestHead, last: bool) -> Next;
+
+    /// A head could not be read; the client is told so.
+    fn unreadable(&mut self, fault: Fault);
+
+    /// A tunnel has ended.
+    fn tunnelled(&mut self, relayed: &Relayed);
+}
+
+/// Serves the connection to its end, or, when the process drains, to the end of its request.
+pub async fn serve(stream: Stream, mut draining: watch::Receiver<bool>, handler: &mut impl Handler) {
+    let mut down = Conn::new(stream);
+    loop {
+        let waited = tokio::select! {
+            biased;
+            waited = down.wait() => waited,
+            _ = draining.wait_for(|draining| *draining) => return down.linger().await,
+        };
+        match waited {
+            Ok(true) => {}
+            Ok(false) => return down.linger().await,
+            Err(_) => return down.abort(),
+        }
+        let request = match head(&mut down).await {
+            Ok(request) => request,
+            Err(None) => return down.abort(),
+            Err(Some(fault)) => {
+                handler.unreadable(fault);
+                let reply = local_reply(fault.status(), fault.word(), &fault.to_string(), true, false);
+                if down.send(reply).await.is_err() {
+                    return down.abort();
+                }
+                return down.linger().await;
+            }
+        };
+        let last = *draining.borrow();
+        match handler.request(&mut down, request, last).await {
+            Next::Keep => {}
+            Next::Close => return down.linger().await,
+            Next::Abort => return down.abort(),
+            Next::Tunnel(up) => return handler.tunnelled(&tunnel(down, up).await),
+        }
+    }
+}
+
+async fn head(down: &mut Conn) -> Result<RequestHead, Option<Fault>> {
+    let bytes: Bytes = match down.split().0.head().await {
+        Ok(bytes) => bytes,
+        Err(NoHead::End | NoHead::Broken) => return Err(None),
+        Err(NoHead::Refused(refused)) => return Err(Some(Fault::BadRequest(refused))),
+    };
+    RequestHead::parse(bytes).map_err(|refused| Some(Fault::BadRequest(refused)))
+}
+
+/// Answers in place of the application. A client that has a body under way loses its connection.
+pub async fn reply(down: &mut Conn, request: &RequestHead, fault: Fault, message: &str, last: bool) -> Next {
+    let close = last || !request.keep_alive || request.framing != Framing::Empty;
+    let reply = local_reply(fault.status(), fault.word(), message, close, request.method() == "HEAD");
+    match down.send(reply).await {
+        Err(_) => Next::Abort,
+        Ok(()) if close => Next::Close,
+        Ok(()) => Next::Keep,
+    }
+}
+
+async fn tunnel(down: Conn, up: Conn) -> Relayed {
+    let ((mut down, early_up), (mut up, early_down)) = (down.into_parts(), up.into_parts());
+    let early = (early_up.len() as u64, early_down.len() as u64);
+    let result = async {
+        up.write_chunk(early_up).await?;
+        down.write_chunk(early_down).await
+    };
+    if let Err(error) = result.await {
+        down.abort();
+        up.abort();
+        return Relayed { sent: early.0, received: early.1, result: Err(error) };
+    }
+    let relayed = match (down, up) {
+        (Stream::Tcp(down), up) => tcp::relay(down, up).await,
+        (down, Stream::Tcp(up)) => tcp::relay(up, down).await.reversed(),
+        (down, up) => {
+            // A wire stream ends at this host: nothing leads from one to another.
+            down.abort();
+            up.abort();
+            Relayed { sent: 0, received: 0, result: Err(std::io::ErrorKind::Unsupported.into()) }
+        }
+    };
+    Relayed { sent: relayed.sent + early.0, received: relayed.received + early.1, ..relayed }
+}
