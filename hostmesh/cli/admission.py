@@ -27,6 +27,8 @@ def objections(fact: UnitFact) -> tuple[Remark, ...]:
     if fact.load_state != "loaded":
         words = f"did you mean {' or '.join(fact.similar)}?" if fact.similar else "units of users cannot be meshed"
         return (Remark(f"systemd does not know this unit ({fact.load_state})", words),)
+    if fact.alias_of:
+        return (Remark(f"{unit} is another name of {fact.alias_of}", f"hostmesh enable {fact.alias_of}"),)
     if not unit.full.endswith(".service"):
         return (Remark(f"only services can be meshed, not a {unit.full.rpartition('.')[2]}", "name its service"),)
     found = []

@@ -77,6 +77,10 @@ class Bus:
         """Start with the machine from now on, as ``systemctl enable`` does."""
         await self.call("EnableUnitFiles", "asbb", list(units), False, True)
 
+    async def disable(self, *units: str) -> None:
+        """Not with the machine any more, as ``systemctl disable`` does."""
+        await self.call("DisableUnitFiles", "asb", list(units), False)
+
     async def follow(self, path: str, heard: Callable[[], None]) -> None:
         """Have ``heard`` called whenever an object says that a property changed, and when it is gone."""
         watched = f"type='signal',sender='{SYSTEMD}',path='{path}',interface='{PROPERTIES}'"

@@ -106,11 +106,17 @@ async def _drop_in(known: Settings, doors: "HostDoors", bus: "Bus", fact: "UnitF
 
 
 def _tell(fact: "UnitFact", draft: str, path: Path) -> None:
-    from hostmesh.cli import admission  # noqa: PLC0415
+    from hostmesh.cli import admission, removal  # noqa: PLC0415
 
-    for loophole in admission.loopholes(fact):
-        print(f"note    {loophole.what}.\n        If it needs none of that: systemctl edit {fact.unit}")
-        print(f"            [Service]\n            {loophole.remedy}")
+    loopholes = admission.loopholes(fact)
+    for loophole in loopholes:
+        print(f"note    {loophole.what}.")
+    if loopholes:
+        lines = "".join(f"\n            {loophole.remedy}" for loophole in loopholes)
+        print(f"        What it does not need can be closed: systemctl edit {fact.unit}\n            [Service]{lines}")
+    aside = path.with_name(path.name + removal.DISABLED)
+    if draft and aside.exists():
+        print(f"note    its policy of before is still there: {aside}")
     if draft:
         print(f"look    at {path}: are the ports and protocols right?")
     names = " ".join((*fact.sockets, fact.unit.full))

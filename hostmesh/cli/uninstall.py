@@ -27,6 +27,7 @@ def uninstall(_: argparse.Namespace) -> int:
 
 async def _uninstall() -> int:
     from hostmesh.cli import removal  # noqa: PLC0415
+    from hostmesh.cli.bus import Bus  # noqa: PLC0415
     from hostmesh.cli.disable import leave  # noqa: PLC0415
     from hostmesh.cli.doors import open_doors  # noqa: PLC0415
 
@@ -36,7 +37,7 @@ async def _uninstall() -> int:
     print(f"stopped {_SERVICES[0]}")
     for name in _meshed(known.paths.policies):
         unit = UnitName(name)
-        removal.set_policy_aside(host.policy_path(known, name))
+        print(f"kept    {removal.set_policy_aside(host.policy_path(known, name))}: the policy, out of force")
         dropins = removal.dropins_of(known, doors, unit)
         removal.remove_dropins(doors, dropins)
         await doors.systemd.reload()
@@ -47,6 +48,9 @@ async def _uninstall() -> int:
         await doors.systemd.stop(service)
         print(f"stopped {service}")
     await doors.systemd.stop("mesh.slice")
+    async with Bus() as bus:
+        await bus.disable(*_SERVICES)
+    await doors.systemd.reload()
     await doors.systemd.close()
     return 0
 

@@ -13,7 +13,7 @@ class UnitFact:
 
     load_state, active_state: systemd's words. capabilities: bits of the bounding set; ambient: of AmbientCapabilities.
     sockets: ``.socket`` units that start it and are enabled or running. similar: units that there are, where this one
-    is not found.
+    is not found. alias_of: the unit's own name, where ``unit`` is another one for it.
     """
 
     unit: UnitName
@@ -31,6 +31,7 @@ class UnitFact:
     sockets: tuple[str, ...] = ()
     need_reload: bool = False
     similar: tuple[str, ...] = ()
+    alias_of: str = ""
 
 
 def read(units: tuple[UnitName, ...]) -> dict[UnitName, UnitFact]:
@@ -65,6 +66,7 @@ async def look(bus: Bus, unit: UnitName) -> UnitFact:
         service.get("ControlGroup", ""),
         await _sockets(bus, base["TriggeredBy"]),
         base["NeedDaemonReload"],
+        alias_of=base["Id"] if base["Id"] != unit.full else "",
     )
 
 
