@@ -48,6 +48,15 @@ def test_a_host_is_debian_12_with_systemd_running(h1: Host) -> None:
     assert h1.failed_units() == []
 
 
+@pytest.mark.parametrize("tool", ["psql", "pgbench", "redis-cli", "redis-benchmark", "curl", "wrk", "nft", "openssl"])
+def test_stock_tools_are_there(h1: Host, tool: str) -> None:
+    assert h1.exec(["which", tool]).must().stdout.startswith("/usr/")
+
+
+def test_the_demos_services_find_their_library(h1: Host) -> None:
+    assert h1.exec(["/usr/bin/python3", "-c", "import httpx; print(httpx.get.__name__)"]).must().stdout == "get\n"
+
+
 def test_hosts_are_told_apart(h1: Host, h2: Host) -> None:
     for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
         assert h1.read(path), path
