@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{self, Caller, Decision, RULE_UNKNOWN_UNIT, Verdict};
 use hostmesh_proxy_core::config::{Config, Port, Protocol, Unit};
-use http::StatusCode;
+use ::http::StatusCode;
 use tokio::time::Instant;
 
 use crate::deliver;
 use crate::events::Event;
+use crate::http::{self, inbound::Who};
 use crate::stream::Stream;
 use crate::tcp;
 use crate::wire::server::Call;
@@ -33,6 +34,9 @@ pub async fn answer(worker: &Rc<Worker>, call: Call) {
         return call.refuse(StatusCode::NOT_FOUND);
     };
     let about = about(&call, &unit, port.port, port.protocol.as_str());
+    if port.protocol == Protocol::Http {
+        return http(worker, call, about, begun).await;
+    }
     let decision = authorize::connection(&unit, &Caller::Identity(&about.peer), port.port);
     match decision.filter(|decision| is_let_in(worker, &about, decision)) {
         Some(decision) => deliver(worker, &config, call, about, port, decision, begun).await,
@@ -63,6 +67,17 @@ pub fn is_let_in(worker: &Worker, about: &About, decision: &Decision) -> bool {
         }
     }
     decision.verdict.passes()
+}
+
+/// Judged request by request.
+async fn http(worker: &Rc<Worker>, call: Call, about: About, begun: Instant) {
+    match call.accept(worker) {
+        Ok(stream) => {
+            let who = Who::Identity(about.peer.clone());
+            http::inbound::serve(worker.clone(), about, who, Stream::Wire(Box::new(stream))).await;
+        }
+        Err(error) => about.failed(worker, begun, error.to_string()),
+    }
 }
 
 async fn deliver(

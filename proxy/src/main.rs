@@ -1,2 +1,187 @@
-//! The data plane of hostmesh.
-fn main() {}
+//! `hostmesh-proxy`: starts the control side and the workers, tells the service manager, ends in order.
+//!
+//! Ready means: the control socket listens, and, where a snapshot is known from before, the listeners are open. Without a
+//! snapshot nothing else can be done than to wait for an agent, so that is ready too.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::{env, io};
+
+use hostmesh_proxy::control::{self, Control};
+use hostmesh_proxy::events::{self, EventSource};
+use hostmesh_proxy::fdstore::Inherited;
+use hostmesh_proxy::identity::SvidStore;
+use hostmesh_proxy::listener;
+use hostmesh_proxy::persist::Persist;
+use hostmesh_proxy::shared::Shared;
+use hostmesh_proxy::stats::Stats;
+use hostmesh_proxy::{dns, dns_socket, worker};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+
+const USAGE: &str = "usage: hostmesh-proxy [--control PATH] [--state FOLDER] [--workers N] [--drain SECONDS]";
+
+/// The agent is root (unix(7), SO_PEERCRED).
+const AGENT_UID: u32 = 0;
+
+struct Options {
+    control: PathBuf,
+    state: PathBuf,
+    workers: usize,
+    drain: Duration,
+}
+
+impl Options {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut options = Self {
+            control: "/run/hostmesh-proxy/control.sock".into(),
+            state: "/var/lib/hostmesh-proxy".into(),
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            drain: Duration::from_secs(5),
+        };
+        while let Some(name) = arguments.next() {
+            let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
+            let number = || value.parse::<u64>().map_err(|_| format!("{name}: {value:?} is not a number"));
+            match &*name {
+                "--control" => options.control = value.into(),
+                "--state" => options.state = value.into(),
+                "--workers" => options.workers = number()?.clamp(1, 1024) as usize,
+                "--drain" => options.drain = Duration::from_secs(number()?),
+                _ => return Err(format!("{name} is not known")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn main() -> ExitCode {
+    // SAFETY: nothing in this process has opened a descriptor yet.
+    let inherited = unsafe { Inherited::from_environment() };
+    let options = match Options::parse(env::args().skip(1)) {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("<3>{error}; {USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match inherited.and_then(|inherited| run(options, &inherited)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("<3>hostmesh-proxy ends: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options, inherited: &Inherited) -> io::Result<()> {
+    let (sink, source) = events::queue();
+    let shared = Arc::new(Shared::new(sink, Stats::new(), options.workers));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = LocalSet::new().block_on(&runtime, serve(&options, inherited, shared, source));
+    // A worker that hangs is not waited for: its connections are cut by the end of the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(options: &Options, inherited: &Inherited, shared: Arc<Shared>, source: EventSource) -> io::Result<()> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let persist = Persist::new(&options.state);
+    let known = persist.restore(&shared);
+    let mut svids = SvidStore::new(shared.clone());
+    svids.restore(inherited);
+    let socket = control::listen(&options.control)?;
+    let control = Control::new(shared.clone(), svids, persist, source);
+    let mut control = tokio::task::spawn_local(control.serve(socket, AGENT_UID));
+    let mut changes = shared.changes();
+    let mut workers = if known { start(options, inherited, &shared)? } else { Vec::new() };
+    tell(&[NotifyState::Ready]);
+    let mut watch = Watch::new(shared.clone());
+    loop {
+        tokio::select! {
+            Some(()) = terminated.recv() => break,
+            Some(()) = interrupted.recv() => break,
+            ended = &mut control => return ended?,
+            Ok(()) = changes.changed(), if workers.is_empty() => {
+                if shared.config().is_some() {
+                    workers = start(options, inherited, &shared)?;
+                }
+            }
+            () = watch.beat() => {
+                if let Some(dead) = workers.iter().find(|worker| worker.is_finished()) {
+                    return Err(io::Error::other(format!("{} ended by itself", dead.thread().name().unwrap_or("a worker"))));
+                }
+            }
+        }
+    }
+    tell(&[NotifyState::Stopping]);
+    shared.drain();
+    finish(workers).await
+}
+
+/// Opens the listeners and starts what serves them.
+fn start(options: &Options, inherited: &Inherited, shared: &Arc<Shared>) -> io::Result<Vec<JoinHandle<io::Result<usize>>>> {
+    let Some(config) = shared.config() else { return Ok(Vec::new()) };
+    let ports = &config.listeners;
+    for socket in dns_socket::open(&config, inherited)? {
+        let dns = dns::serve_udp(socket, shared.clone(), shared.stats.worker());
+        tokio::task::spawn_local(async move {
+            if let Err(error) = dns.await {
+                eprintln!("<3>names are not answered any more: {error}");
+            }
+        });
+    }
+    let sets = listener::open(ports, options.workers, inherited)?;
+    let started = sets.into_iter().enumerate();
+    let workers = started.map(|(index, set)| worker::start(shared.clone(), index, set, options.drain)).collect::<Result<_, _>>()?;
+    eprintln!(
+        "<6>{} workers listen on ports {} (outbound), {} (plain text), {} (wire)",
+        options.workers, ports.outbound, ports.plaintext, ports.wire
+    );
+    Ok(workers)
+}
+
+/// Waits for the workers; each ends by itself when its time is over.
+async fn finish(workers: Vec<JoinHandle<io::Result<usize>>>) -> io::Result<()> {
+    let joined = tokio::task::spawn_blocking(|| workers.into_iter().map(JoinHandle::join).collect::<Vec<_>>()).await?;
+    let mut cut = 0;
+    for worker in joined {
+        cut += worker.map_err(|_| io::Error::other("a worker panicked"))??;
+    }
+    if cut > 0 {
+        eprintln!("<5>{cut} connections were cut off: their time was over");
+    }
+    Ok(())
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        eprintln!("<4>the service manager was not told: {error}");
+    }
+}
+
+/// Feeds the service manager's watchdog (sd_watchdog_enabled(3)) as long as every worker moves.
+struct Watch {
+    shared: Arc<Shared>,
+    wanted: bool,
+    ticks: tokio::time::Interval,
+}
+
+impl Watch {
+    fn new(shared: Arc<Shared>) -> Self {
+        let limit = sd_notify::watchdog_enabled();
+        let ticks = tokio::time::interval(limit.map_or(worker::SWEEP, |limit| limit / 3));
+        Self { shared, wanted: limit.is_some(), ticks }
+    }
+
+    async fn beat(&mut self) {
+        self.ticks.tick().await;
+        if self.wanted && self.shared.all_move(worker::SWEEP * 3) {
+            tell(&[NotifyState::Watchdog]);
+        }
+    }
+}

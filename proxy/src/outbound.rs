@@ -3,17 +3,19 @@
 //! Law: the kernel says who calls (SO_MARK) and whom (the socket's own address); the unit's policy says whether. What is
 //! refused or cannot be reached is reset at once.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{self, Caller, RULE_UNKNOWN_UNIT, Target, Verdict};
-use hostmesh_proxy_core::config::{Config, Destination, Endpoint, Port, Protocol, Service, ServicePort, Unit};
+use hostmesh_proxy_core::config::{Destination, Endpoint, Port, Protocol, Service, ServicePort, Unit};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use crate::connect::{ConnectError, Connector};
+use crate::dns;
 use crate::events::Event;
+use crate::http;
 use crate::sockopt;
 use crate::stream::Stream;
 use crate::tcp;
@@ -21,6 +23,9 @@ use crate::worker::{About, Worker};
 
 /// A passed-through destination gets as long as Linux itself would give it (tcp_syn_retries 6), near enough.
 const PASSTHROUGH: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// Names over TCP (RFC 7766).
+const DNS: u16 = 53;
 
 /// Where no service is called.
 const NO_SERVICE: &str = "";
@@ -43,6 +48,10 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
     let connector = Connector { worker, config: config.clone(), unit, client };
     let call = Outgoing { connector, called, begun: Instant::now() };
     match config.destination(called.ip(), called.port()) {
+        Destination::Service { port, .. } | Destination::Endpoint { port, .. } if port.protocol == Protocol::Http => {
+            call.http(tcp).await;
+        }
+        Destination::LocalUnit { port, .. } if port.protocol == Protocol::Http => call.http(tcp).await,
         Destination::Service { service, port } => call.service(tcp, service, *port, None).await,
         Destination::Endpoint { service, port, endpoint } => call.service(tcp, service, *port, Some(endpoint)).await,
         Destination::LocalUnit { unit, port } => call.local_unit(tcp, unit, port).await,
@@ -51,6 +60,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
             call.about("", &service.name, called.port(), "tcp").failed(&call.connector.worker, call.begun, message);
             sockopt::abort(tcp);
         }
+        Destination::Passthrough if called.port() == DNS => call.names(tcp).await,
         Destination::Passthrough => call.passthrough(tcp).await,
     }
 }
@@ -178,6 +188,21 @@ impl Outgoing {
                 about.failed(worker, self.begun, error.to_string());
                 sockopt::abort(tcp);
             }
+        }
+    }
+
+    /// Judged request by request.
+    async fn http(self, tcp: TcpStream) {
+        let Connector { worker, unit, client, .. } = self.connector;
+        http::outbound::serve(worker, unit, self.called, client, Stream::Tcp(tcp)).await;
+    }
+
+    /// Names are part of the mesh: no policy hides them.
+    async fn names(self, tcp: TcpStream) {
+        let worker = &self.connector.worker;
+        if let Err(error) = dns::serve_tcp(tcp, self.called, &worker.shared, &worker.stats).await {
+            let about = self.about("passthrough", NO_SERVICE, DNS, "dns");
+            about.failed(worker, self.begun, format!("names from {}: {error}", self.called));
         }
     }
 

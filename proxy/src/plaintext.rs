@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::deliver;
+use crate::http::{self, inbound::Who};
 use crate::inbound::is_let_in;
 use crate::sockopt;
 use crate::stream::Stream;
@@ -37,6 +38,10 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
     };
     let caller = Caller::Plaintext { address: client, local: config.is_own_address(client) };
     let decision = authorize::connection(&about.unit, &caller, port.port);
+    if port.protocol == Protocol::Http && decision.as_ref().is_none_or(|decision| decision.verdict.passes()) {
+        let who = Who::Plaintext { address: client, local: config.is_own_address(client) };
+        return http::inbound::serve(worker, about, who, Stream::Tcp(tcp)).await;
+    }
     let Some(decision) = decision.filter(|decision| is_let_in(&worker, &about, decision)) else {
         return sockopt::abort(tcp);
     };

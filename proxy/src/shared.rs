@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use hostmesh_proxy_core::config::Config;
@@ -101,6 +102,9 @@ pub struct Shared {
     pub started: SystemTime,
     /// How many workers carry traffic.
     pub workers: usize,
+    /// When each worker was last seen to move, ms after the start; 0: it has not begun.
+    beats: Vec<AtomicU64>,
+    clock: Instant,
 }
 
 impl Shared {
@@ -116,6 +120,8 @@ impl Shared {
             stats,
             started: SystemTime::now(),
             workers,
+            beats: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            clock: Instant::now(),
         }
     }
 
@@ -157,6 +163,18 @@ impl Shared {
     /// Counts changes of config or SVIDs.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// A worker says that it moves.
+    pub fn beat(&self, worker: usize) {
+        let now = u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.beats[worker].store(now.max(1), Relaxed);
+    }
+
+    /// Has every worker that began moved within this time?
+    pub fn all_move(&self, within: Duration) -> bool {
+        let now = self.clock.elapsed();
+        self.beats.iter().map(|beat| beat.load(Relaxed)).all(|beat| beat == 0 || now <= Duration::from_millis(beat) + within)
     }
 
     /// Turns true once, when the process is told to end.

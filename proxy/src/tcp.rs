@@ -91,7 +91,7 @@ async fn carry(from: &TcpStream, to: &TcpStream, count: &Cell<u64>) -> io::Resul
 }
 
 /// The next bytes of a socket; `None` at its end. Owns no buffer while it waits.
-async fn read(tcp: &TcpStream) -> io::Result<Option<Bytes>> {
+pub async fn read(tcp: &TcpStream) -> io::Result<Option<Bytes>> {
     loop {
         tcp.readable().await?;
         let read = BLOCK.with_borrow_mut(|block| {
@@ -109,7 +109,8 @@ async fn read(tcp: &TcpStream) -> io::Result<Option<Bytes>> {
     }
 }
 
-async fn write(tcp: &TcpStream, mut data: &[u8]) -> io::Result<()> {
+/// Sends all of it.
+pub async fn write(tcp: &TcpStream, mut data: &[u8]) -> io::Result<()> {
     while !data.is_empty() {
         match tcp.try_write(data) {
             Ok(written) => data = &data[written..],
@@ -121,7 +122,7 @@ async fn write(tcp: &TcpStream, mut data: &[u8]) -> io::Result<()> {
 }
 
 /// Says the end. A side that is gone already needs no end.
-fn shut(tcp: &TcpStream) -> io::Result<()> {
+pub fn shut(tcp: &TcpStream) -> io::Result<()> {
     match socket2::SockRef::from(tcp).shutdown(std::net::Shutdown::Write) {
         Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
         _ => Ok(()),

@@ -29,8 +29,8 @@ use crate::wire::client::Pool;
 use crate::wire::idle::IdleStreams;
 use crate::wire::server::{self, ServerLink};
 
-/// Pools are looked through this often.
-const SWEEP: Duration = Duration::from_secs(5);
+/// Pools are looked through this often, and the watchdog is shown that the worker moves.
+pub const SWEEP: Duration = Duration::from_secs(5);
 
 /// One per thread, behind an `Rc`.
 pub struct Worker {
@@ -109,13 +109,16 @@ impl Worker {
     }
 
     /// Keeps the pools as the config, the SVIDs and the time want them, until the process ends.
-    pub async fn tend(self: Rc<Self>) {
+    pub async fn tend(self: Rc<Self>, index: usize) {
         let mut changes = self.shared.changes();
         let mut draining = self.shared.draining();
         let mut beats = tokio::time::interval(SWEEP);
         loop {
             tokio::select! {
-                _ = beats.tick() => self.pool.sweep(),
+                _ = beats.tick() => {
+                    self.shared.beat(index);
+                    self.pool.sweep();
+                }
                 Ok(()) = changes.changed() => {
                     self.pool.refresh();
                     self.recheck();
@@ -178,7 +181,7 @@ async fn run(shared: Arc<Shared>, index: usize, set: listener::Set, limit: Durat
         let (worker, draining) = (worker.clone(), draining.clone());
         tokio::task::spawn_local(listener::accept(socket, draining, move |tcp, client| worker.serve(kind, tcp, client)));
     }
-    tokio::task::spawn_local(worker.clone().tend());
+    tokio::task::spawn_local(worker.clone().tend(index));
     // The sender lives in `Shared`, which this worker holds.
     let _told = draining.wait_for(|draining| *draining).await;
     Ok(drain::wait(&worker, limit).await)
@@ -204,7 +207,8 @@ pub struct About {
 }
 
 impl About {
-    fn row(&self, worker: &Worker) -> Arc<Row> {
+    /// Its counters.
+    pub fn row(&self, worker: &Worker) -> Arc<Row> {
         worker.stats.handle(Key {
             unit: self.unit.unit.to_string(),
             direction: self.direction,
@@ -215,7 +219,8 @@ impl About {
         })
     }
 
-    fn event(&self, kind: &'static str, verdict: &'static str, rule: &str, message: String) -> Event {
+    /// An event of now about it.
+    pub fn event(&self, kind: &'static str, verdict: &'static str, rule: &str, message: String) -> Event {
         Event {
             rule: rule.to_owned(),
             peer: self.peer.to_string(),
