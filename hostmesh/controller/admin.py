@@ -7,6 +7,7 @@ import base64
 import os
 import pwd
 import secrets
+import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -44,7 +45,7 @@ class HostRow:
 def init(config: Config, path: Path = PATH, user: str | None = USER) -> list[Path]:
     """Makes the CA, the store and the configuration, all owned by ``user`` (None: by the caller). What was written.
 
-    The configuration comes last: when it is there, all is there.
+    All is made aside and put in place at the end, the configuration last: when it is there, all is there.
     """
     owner = _owner(user)
     parse(_table(config), str(path))
@@ -55,18 +56,20 @@ def init(config: Config, path: Path = PATH, user: str | None = USER) -> list[Pat
             f"{config.state} holds a CA or a store, but {path} is missing",
             "restore the file from its backup; or remove the folder, and every host must join again",
         )
-    written = [*_folder(config.state, 0o700), *_folder(path.parent, 0o755)]
+    staging = config.state.with_name(config.state.name + ".new")
+    if staging.exists():  # an init that was cut short; nothing has used it
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True, mode=0o700)
     first = int(ca.clock().timestamp() * 1000)
-    with closing(Store(config.state / "controller.db", create_at=first)) as store:
-        made = ca.make(config.state, store, config.trust_domain)
-        for name in ("controller.db", "controller.db-wal", "controller.db-shm"):
-            (config.state / name).chmod(0o600)
-            _give(config.state / name, owner)
-    config.state.chmod(0o700)
-    for item in (config.state, *made):
-        _give(item, owner)
-    written += [config.state / "controller.db", *made, ca.write_new(path, dump(config).encode(), 0o644)]
-    return written
+    with closing(Store(staging / "controller.db", create_at=first)) as store:
+        ca.make(staging, store, config.trust_domain)
+    (staging / "controller.db").chmod(0o600)
+    for item in (staging, *staging.rglob("*")):
+        if owner:
+            os.chown(item, *owner)
+    staging.replace(config.state)  # takes the place of an empty folder, too
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return [config.state, *sorted(config.state.rglob("*")), ca.write_new(path, dump(config).encode(), 0o644)]
 
 
 def make_token(
@@ -152,15 +155,3 @@ def _owner(user: str | None) -> tuple[int, int] | None:
     except KeyError as error:
         raise AdminError(f"there is no user {user}", "systemd-sysusers makes it: sysusers.d/hostmesh.conf") from error
     return entry.pw_uid, entry.pw_gid
-
-
-def _folder(path: Path, mode: int) -> list[Path]:
-    if path.is_dir():
-        return []
-    path.mkdir(parents=True, mode=mode)
-    return [path]
-
-
-def _give(path: Path, owner: tuple[int, int] | None) -> None:
-    if owner:
-        os.chown(path, *owner)

@@ -15,7 +15,7 @@ import msgspec
 
 from hostmesh.errors import HostmeshError
 from hostmesh.names import UnitName
-from hostmesh.registry.catalog import Catalog, Claim, Host, Workload
+from hostmesh.registry.catalog import Catalog, Claim, Host, Workload, where_published
 from hostmesh.registry.events import Claimed
 from hostmesh.wire.snapshot import Traffic
 
@@ -197,7 +197,7 @@ class Store:
             if silent_at is not None:
                 silent[name] = silent_at
         claims = {name: Claim(place, owner) for name, place, owner in self._db.execute("SELECT * FROM vips")}
-        return Catalog(trust_domain, vip_ranges, hosts, claims, silent)
+        return Catalog(trust_domain, vip_ranges, hosts, claims, silent, where=where_published(hosts.values()))
 
     def put_word(self, host: Host, claims: list[Claimed]) -> None:
         """Keep what a host published, with the names that it needs.

@@ -64,7 +64,7 @@ class Catalog:
     """All hosts and all names.
 
     silent: hosts not heard of for too long, whose endpoints are withdrawn. gone: hosts taken out. Both with the
-    revision, so that an older word does not bring them back.
+    revision, so that an older word does not bring them back. where: which hosts publish a service; follows from hosts.
     """
 
     trust_domain: str
@@ -73,6 +73,7 @@ class Catalog:
     claims: Mapping[str, Claim] = field(default_factory=dict)
     silent: Mapping[str, int] = field(default_factory=dict)
     gone: Mapping[str, int] = field(default_factory=dict)
+    where: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 def owner_of(unit: UnitName) -> str:
@@ -108,13 +109,22 @@ def vips_of(vip_ranges: Iterable[str], index: int) -> list[str]:
     return [str(ip_network(text)[index]) for text in vip_ranges]
 
 
+def where_published(hosts: Iterable[Host]) -> dict[str, frozenset[str]]:
+    """Which hosts publish each service."""
+    found: dict[str, set[str]] = {}
+    for host in hosts:
+        for workload in host.workloads:
+            found.setdefault(workload.service, set()).add(host.name)
+    return {service: frozenset(names) for service, names in found.items()}
+
+
 def serving(catalog: Catalog, service: str) -> list[tuple[Host, Workload]]:
     """Who serves it now: the youngest definition first."""
     found = [
-        (host, workload)
-        for host in catalog.hosts.values()
-        if host.name not in catalog.silent
-        for workload in host.workloads
+        (catalog.hosts[name], workload)
+        for name in catalog.where.get(service, ())
+        if name not in catalog.silent
+        for workload in catalog.hosts[name].workloads
         if workload.service == service
     ]
     return sorted(found, key=lambda pair: (-pair[1].since, pair[0].name, pair[1].unit))

@@ -4,7 +4,7 @@ Law: every event carries the revision at which it happened, and a host's younges
 the same catalog in whatever order they come, and coming twice changes nothing. Pure.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from hostmesh.names import UnitName
@@ -77,13 +77,25 @@ def apply(catalog: Catalog, event: Event) -> Catalog:
     if isinstance(event, FellSilent):
         at = max(revision, catalog.silent.get(name, 0))
         return replace(catalog, silent={**catalog.silent, name: at})
-    hosts = {key: host for key, host in catalog.hosts.items() if key != name}
-    gone = dict(catalog.gone)
+    hosts, gone, old = dict(catalog.hosts), dict(catalog.gone), catalog.hosts.get(name)
     if isinstance(event, Published):
         hosts[name] = event.host
     else:
+        hosts.pop(name, None)
         gone[name] = revision
-    return _without_older(replace(catalog, hosts=hosts, gone=gone), name, revision)
+    where = _moved(catalog.where, old, hosts.get(name))
+    return _without_older(replace(catalog, hosts=hosts, gone=gone, where=where), name, revision)
+
+
+def _moved(where: Mapping[str, frozenset[str]], old: Host | None, new: Host | None) -> dict[str, frozenset[str]]:
+    moved = dict(where)
+    for host, add in ((old, False), (new, True)):
+        if host is None:
+            continue
+        for load in host.workloads:
+            names = moved.get(load.service, frozenset()) - {host.name}
+            moved[load.service] = names | {host.name} if add else names
+    return {service: names for service, names in moved.items() if names}
 
 
 def _last_word(catalog: Catalog, name: str) -> int:
@@ -153,7 +165,7 @@ def changed_services(before: Catalog, after: Catalog) -> frozenset[str]:
     names: set[str] = set()
     for host in before.hosts.keys() | after.hosts.keys():
         old, new = before.hosts.get(host), after.hosts.get(host)
-        if old != new or (host in before.silent) != (host in after.silent):
+        if (old is not new and old != new) or (host in before.silent) != (host in after.silent):
             names |= {load.service for known in (old, new) if known for load in known.workloads}
     return frozenset(
         name

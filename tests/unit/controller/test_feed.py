@@ -34,6 +34,7 @@ def test_a_change_while_the_watcher_is_busy_is_not_missed(mesh: Mesh) -> None:
             assert event.revision == store.revision()
             assert [(s.name, s.ports[-1].port) for s in event.services] == [("s8004", 8004), ("web", 8004)]
             assert event.removed == ["s8000", "s8001", "s8002", "s8003"]
+            assert store.load(mesh.config.trust_domain, mesh.config.vip_ranges) == feed.catalog
             feed.close()
             assert [event async for event in events] == []
 

@@ -48,6 +48,24 @@ def test_init_gives_everything_to_the_controllers_user(tmp_path: Path) -> None:
         admin.init(config, path, user="nobody")
 
 
+def test_an_init_that_was_cut_short_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, path = Config(state=tmp_path / "state"), tmp_path / "controller.toml"
+    config.state.mkdir()  # as systemd or tmpfiles leave it
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("hostmesh.controller.store.Store.put_slot", killed)
+        with pytest.raises(KeyboardInterrupt):
+            admin.init(config, path, user=None)
+    assert list(config.state.iterdir()) == []
+    assert not path.exists()
+    admin.init(config, path, user=None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["controller.toml", "state"]
+    assert admin.make_token("h1", ("web",), config_path=path).startswith("hostmesh1.")
+
+
 def test_init_without_the_user_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(admin.AdminError, match="there is no user"):
         admin.init(Config(state=tmp_path / "state"), tmp_path / "c.toml", user="hostmesh-nobody-has-this")

@@ -176,10 +176,16 @@ def test_a_removed_host_is_out_within_a_second(mesh: Mesh) -> None:
         await h1.publish(word(("web", 80)))
         events = h2.watch()
         assert (await next_event(events)).services[0].name == "web"
+        own = h1.watch()
+        await next_event(own)
         began = time.monotonic()
+        listening = asyncio.ensure_future(anext(own))
         admin.remove("h1", config_path=mesh.path)
         assert (await next_event(events)).removed == ["web"]
         assert time.monotonic() - began < 1.0
+        await until(lambda: "PERMISSION_DENIED: host h1 is not enrolled" in mesh.log(), "its own watch ended")
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
         _, csr = new_request()
         with pytest.raises(ControllerError, match="not enrolled, or was removed"):
             await h1.sign("web.service", csr)

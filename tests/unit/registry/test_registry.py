@@ -18,6 +18,7 @@ from hostmesh.registry.catalog import (
     conflict_of,
     service_of,
     vips_of,
+    where_published,
 )
 from hostmesh.registry.events import (
     Claimed,
@@ -188,6 +189,7 @@ def test_order_and_repetition_do_not_matter(events: list[Event], random: object,
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     straight, mixed = replay(EMPTY, events), replay(EMPTY, shuffled)
     assert straight == mixed
+    assert straight.where == where_published(straight.hosts.values())
     assert [service_of(straight, name) for name in "ab"] == [service_of(mixed, name) for name in "ab"]
 
 
