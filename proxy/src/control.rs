@@ -126,10 +126,17 @@ pub fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 impl Control {
     /// Of these parts.
     pub fn new(shared: Arc<Shared>, svids: SvidStore, persist: Persist, source: EventSource) -> Self {
-        Self { shared, svids, persist, source, waiting: Vec::new(), dropped: 0 }
+        Self {
+            shared,
+            svids,
+            persist,
+            source,
+            waiting: Vec::new(),
+            dropped: 0,
+        }
     }
 
-    /// Serves one agent after the other for ever; the newest that may (`agent_uid`, SO_PEERCRED of unix(7)) takes over.
+    /// Serves one agent after the other for ever; the newest that is of `agent_uid` (SO_PEERCRED of unix(7)) takes over.
     pub async fn serve(mut self, listener: std::os::unix::net::UnixListener, agent_uid: u32) -> io::Result<()> {
         let listener = UnixListener::from_std(listener)?;
         let mut agent = accept(&listener, agent_uid).await;
@@ -148,7 +155,10 @@ impl Control {
     /// carried out between awaits, and events stay in `waiting` until they are written.
     async fn attend(&mut self, mut agent: UnixStream) -> io::Error {
         let (reading, mut writing) = agent.split();
-        let mut frames = Frames { stream: reading, buffer: Vec::new() };
+        let mut frames = Frames {
+            stream: reading,
+            buffer: Vec::new(),
+        };
         let mut pace = interval(PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -171,7 +181,14 @@ impl Control {
 
     async fn tell(&mut self, agent: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
         self.dropped += self.source.take_dropped();
-        write(agent, &frame(&Answer::Events { events: &self.waiting, dropped: self.dropped })?).await?;
+        write(
+            agent,
+            &frame(&Answer::Events {
+                events: &self.waiting,
+                dropped: self.dropped,
+            })?,
+        )
+        .await?;
         self.waiting.clear();
         self.dropped = 0;
         Ok(())
@@ -182,8 +199,16 @@ impl Control {
         let answer = match serde_json::from_slice(request) {
             Ok(request) => self.carry_out(request),
             Err(error) => match serde_json::from_slice(request) {
-                Ok(OnlyId { id }) => Answer::Nack { id, reason: format!("not understood: {error}") },
-                Err(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("not understood: {error}"))),
+                Ok(OnlyId { id }) => Answer::Nack {
+                    id,
+                    reason: format!("not understood: {error}"),
+                },
+                Err(_) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("not understood: {error}"),
+                    ));
+                }
             },
         };
         if let Answer::Nack { reason, .. } = &answer {
@@ -195,9 +220,15 @@ impl Control {
     fn carry_out(&mut self, request: Request) -> Answer<'static> {
         let nack = |id, reason: String| Answer::Nack { id, reason };
         match request {
-            Request::Snapshot { id, snapshot } => self.put(*snapshot).map_or_else(|why| nack(id, why), |()| Answer::Ack { id }),
+            Request::Snapshot { id, snapshot } => self
+                .put(*snapshot)
+                .map_or_else(|why| nack(id, why), |()| Answer::Ack { id }),
             Request::GetCsr { id, unit } => match self.svids.request(&unit) {
-                Ok(csr) => Answer::Csr { id, unit, csr: BASE64.encode(csr) },
+                Ok(csr) => Answer::Csr {
+                    id,
+                    unit,
+                    csr: BASE64.encode(csr),
+                },
                 Err(why) => nack(id, why.to_string()),
             },
             Request::SetSvid { id, unit, chain } => {
@@ -223,7 +254,10 @@ impl Control {
             }
         };
         if let Err(error) = self.persist.save(&snapshot) {
-            eprintln!("<3>snapshot {} will not outlive this process: {error}", snapshot.revision);
+            eprintln!(
+                "<3>snapshot {} will not outlive this process: {error}",
+                snapshot.revision
+            );
         }
         refused.map_or(Ok(()), Err)
     }
@@ -244,8 +278,17 @@ impl Control {
         Answer::Status {
             id,
             version: env!("CARGO_PKG_VERSION"),
-            revision: self.shared.config().map(|config| config.revision.clone()).unwrap_or_default(),
-            started: self.shared.started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            revision: self
+                .shared
+                .config()
+                .map(|config| config.revision.clone())
+                .unwrap_or_default(),
+            started: self
+                .shared
+                .started
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs(),
             workers: self.shared.workers,
             connections: self.shared.stats.gauge(Gauge::Connections),
             svids,
@@ -254,9 +297,19 @@ impl Control {
 
     fn stats(&self, id: i64) -> Answer<'static> {
         let mut all = self.shared.stats.collect();
-        all.gauges.insert("events_dropped".into(), i64::try_from(self.shared.events.dropped_total()).unwrap_or(i64::MAX));
-        all.gauges.insert("workers".into(), i64::try_from(self.shared.workers).unwrap_or(i64::MAX));
-        Answer::Stats { id, bounds_us: &BOUNDS_US, traffic: all.traffic, denied: all.denied, gauges: all.gauges }
+        all.gauges.insert(
+            "events_dropped".into(),
+            i64::try_from(self.shared.events.dropped_total()).unwrap_or(i64::MAX),
+        );
+        all.gauges
+            .insert("workers".into(), i64::try_from(self.shared.workers).unwrap_or(i64::MAX));
+        Answer::Stats {
+            id,
+            bounds_us: &BOUNDS_US,
+            traffic: all.traffic,
+            denied: all.denied,
+            gauges: all.gauges,
+        }
     }
 }
 
@@ -265,7 +318,7 @@ async fn accept(listener: &UnixListener, agent_uid: u32) -> UnixStream {
     loop {
         let refused = match listener.accept().await {
             Ok((stream, _)) => match stream.peer_cred() {
-                Ok(who) if who.uid() == 0 || who.uid() == agent_uid => return stream,
+                Ok(who) if who.uid() == agent_uid => return stream,
                 Ok(who) => format!("uid {} is not the agent", who.uid()),
                 Err(error) => error.to_string(),
             },
@@ -292,7 +345,9 @@ fn frame(answer: &Answer<'_>) -> io::Result<Vec<u8>> {
 
 async fn write(agent: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) -> io::Result<()> {
     for part in bytes.chunks(64 * 1024) {
-        timeout(PATIENCE, agent.write_all(part)).await.map_err(|_| io::Error::other("the agent does not read"))??;
+        timeout(PATIENCE, agent.write_all(part))
+            .await
+            .map_err(|_| io::Error::other("the agent does not read"))??;
     }
     Ok(())
 }
@@ -309,7 +364,10 @@ impl<R: AsyncReadExt + Unpin> Frames<R> {
             if let Some(length) = self.buffer.first_chunk::<4>() {
                 let length = u32::from_be_bytes(*length) as usize;
                 if length > MAX_FRAME {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {length} bytes")));
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("a frame of {length} bytes"),
+                    ));
                 }
                 if self.buffer.len() >= 4 + length {
                     let rest = self.buffer.split_off(4 + length);
@@ -324,3 +382,7 @@ impl<R: AsyncReadExt + Unpin> Frames<R> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "control_tests.rs"]
+mod tests;

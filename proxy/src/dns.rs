@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hostmesh_proxy_core::dns::{Answer, answer};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
@@ -48,7 +48,9 @@ pub async fn serve_udp(socket: Socket, shared: Arc<Shared>, stats: WorkerStats) 
             }
         };
         let config = shared.config();
-        let judged = config.as_ref().and_then(|config| config.unit_by_mark(query.mark).map(|_| answer(config, &query.bytes)));
+        let judged = config
+            .as_ref()
+            .and_then(|config| config.unit_by_mark(query.mark).map(|_| answer(config, &query.bytes)));
         let (gauge, bytes) = match (judged, config) {
             (Some(Answer::Reply(bytes)), _) => (Gauge::DnsAnswered, Some(bytes)),
             (Some(Answer::Forward), Some(config)) if in_flight.get() < MAX_IN_FLIGHT => {
@@ -119,13 +121,22 @@ async fn exchange(query: &Query, mark: u32) -> io::Result<Vec<u8>> {
     let socket = Socket::new(Domain::for_address(query.to), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
     socket.set_mark(mark)?;
-    let any: IpAddr = if query.to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if query.to.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     socket.bind(&SocketAddr::new(any, 0).into())?;
     let socket = UdpSocket::from_std(socket.into())?;
     socket.connect(query.to).await?;
     socket.send(&query.bytes).await?;
     loop {
-        socket.readable().await?;
+        // A refusal (ICMP) is shown as an error alone, which readiness for reading doesn't cover.
+        if socket.ready(Interest::READABLE | Interest::ERROR).await?.is_error()
+            && let Some(error) = socket.take_error()?
+        {
+            return Err(error);
+        }
         let mut bytes = Vec::with_capacity(usize::from(u16::MAX));
         match socket.try_recv_buf(&mut bytes) {
             Ok(_) if bytes.get(..2) == query.bytes.get(..2) => return Ok(bytes),
@@ -169,8 +180,14 @@ fn question(query: &[u8]) -> Option<&[u8]> {
 /// the other queries go to `to` on one connection, and its answers come back as they are.
 pub async fn serve_tcp(client: TcpStream, to: SocketAddr, shared: &Shared, stats: &WorkerStats) -> io::Result<()> {
     let (reading, mut writing) = client.into_split();
-    let mut queries = Messages { stream: Some(reading), buffer: Vec::new() };
-    let mut answers = Messages { stream: None, buffer: Vec::new() };
+    let mut queries = Messages {
+        stream: Some(reading),
+        buffer: Vec::new(),
+    };
+    let mut answers = Messages {
+        stream: None,
+        buffer: Vec::new(),
+    };
     let mut upstream = None;
     loop {
         let next = tokio::select! {
@@ -187,7 +204,9 @@ pub async fn serve_tcp(client: TcpStream, to: SocketAddr, shared: &Shared, stats
                 writing.write_all(&bytes).await?;
             }
             Some(Ok(query)) => {
-                let config = shared.config().ok_or_else(|| io::Error::other("no snapshot is in force"))?;
+                let config = shared
+                    .config()
+                    .ok_or_else(|| io::Error::other("no snapshot is in force"))?;
                 if let Answer::Reply(bytes) = answer(&config, &query[2..]) {
                     stats.add(Gauge::DnsAnswered, 1);
                     writing.write_all(&framed(&bytes)?).await?;
@@ -221,7 +240,9 @@ struct Messages<R> {
 impl<R: AsyncReadExt + Unpin> Messages<R> {
     /// None at the end; without a stream it waits for ever.
     async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let Some(stream) = &mut self.stream else { return std::future::pending().await };
+        let Some(stream) = &mut self.stream else {
+            return std::future::pending().await;
+        };
         loop {
             if let Some(length) = self.buffer.first_chunk::<2>() {
                 let end = 2 + usize::from(u16::from_be_bytes(*length));

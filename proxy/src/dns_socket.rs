@@ -5,6 +5,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use hostmesh_proxy_core::config::Config;
 use nix::cmsg_space;
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt as option,
@@ -45,12 +46,15 @@ pub struct DnsSocket {
 }
 
 /// Opens the sockets on both loopback addresses, or takes them back from systemd: a query that comes while no proxy
-/// runs then waits in the socket. Answers carry `mark`. A host without IPv6 has one socket.
-pub fn open(port: u16, mark: u32, inherited: &Inherited) -> io::Result<Vec<Socket>> {
+/// runs then waits in the socket. Answers carry the inbound mark. A host without IPv6 has one socket.
+pub fn open(config: &Config, inherited: &Inherited) -> io::Result<Vec<Socket>> {
     let mut kept = inherited.take(FD_PREFIX);
     let mut sockets = Vec::new();
-    for (name, ip) in [("dns-v4", IpAddr::V4(Ipv4Addr::LOCALHOST)), ("dns-v6", IpAddr::V6(Ipv6Addr::LOCALHOST))] {
-        let address = SocketAddr::new(ip, port);
+    for (name, ip) in [
+        ("dns-v4", IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        ("dns-v6", IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    ] {
+        let address = SocketAddr::new(ip, config.listeners.dns);
         let found = kept.iter().position(|(kept, fd)| kept == name && is_bound(fd, address));
         let socket = match found.map(|index| Socket::from(kept.swap_remove(index).1)) {
             Some(socket) => socket,
@@ -65,7 +69,7 @@ pub fn open(port: u16, mark: u32, inherited: &Inherited) -> io::Result<Vec<Socke
                 Err(error) => return Err(io::Error::new(error.kind(), format!("{address}/udp: {error}"))),
             },
         };
-        socket.set_mark(mark)?;
+        socket.set_mark(config.marks.inbound)?;
         sockets.push(socket);
     }
     Ok(sockets)
@@ -73,7 +77,10 @@ pub fn open(port: u16, mark: u32, inherited: &Inherited) -> io::Result<Vec<Socke
 
 fn is_bound(fd: &OwnedFd, address: SocketAddr) -> bool {
     let socket = socket2::SockRef::from(fd);
-    socket.local_addr().is_ok_and(|local| local.as_socket() == Some(address)) && socket.r#type().is_ok_and(|kind| kind == Type::DGRAM)
+    socket
+        .local_addr()
+        .is_ok_and(|local| local.as_socket() == Some(address))
+        && socket.r#type().is_ok_and(|kind| kind == Type::DGRAM)
 }
 
 fn bind(address: SocketAddr) -> io::Result<Socket> {
@@ -95,14 +102,29 @@ fn show_mark(socket: &Socket) -> io::Result<()> {
     let on: libc::c_int = 1;
     let size = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the kernel reads one int from a live reference; the descriptor is borrowed for the call.
-    let done = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, SO_RCVMARK, (&raw const on).cast(), size) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_RCVMARK,
+            (&raw const on).cast(),
+            size,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 impl DnsSocket {
     /// On the runtime of the calling thread.
     pub fn new(socket: Socket) -> io::Result<Self> {
-        Ok(Self { socket: UdpSocket::from_std(socket.into())?, buffer: vec![0; DATAGRAM] })
+        Ok(Self {
+            socket: UdpSocket::from_std(socket.into())?,
+            buffer: vec![0; DATAGRAM],
+        })
     }
 
     /// The next query. Datagrams that do not show whom they were for are skipped.
@@ -120,12 +142,21 @@ impl DnsSocket {
         let (v4, v6);
         let source = match query.to.ip() {
             IpAddr::V4(ip) => {
-                let address = libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) };
-                v4 = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: address, ipi_addr: libc::in_addr { s_addr: 0 } };
+                let address = libc::in_addr {
+                    s_addr: u32::from_ne_bytes(ip.octets()),
+                };
+                v4 = libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: address,
+                    ipi_addr: libc::in_addr { s_addr: 0 },
+                };
                 ControlMessage::Ipv4PacketInfo(&v4)
             }
             IpAddr::V6(ip) => {
-                v6 = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: ip.octets() }, ipi6_ifindex: 0 };
+                v6 = libc::in6_pktinfo {
+                    ipi6_addr: libc::in6_addr { s6_addr: ip.octets() },
+                    ipi6_ifindex: 0,
+                };
                 ControlMessage::Ipv6PacketInfo(&v6)
             }
         };
@@ -140,8 +171,14 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Query>> {
     let (length, from, mut to, mut mark);
     {
         let mut parts = [IoSliceMut::new(buffer)];
-        let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_DONTWAIT)?;
-        (length, from, to, mark) = (message.bytes, message.address.and_then(|address| socket_addr(&address)), None, 0);
+        let message =
+            recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_DONTWAIT)?;
+        (length, from, to, mark) = (
+            message.bytes,
+            message.address.and_then(|address| socket_addr(&address)),
+            None,
+            0,
+        );
         for shown in message.cmsgs()? {
             match shown {
                 ControlMessageOwned::Ipv4OrigDstAddr(address) => {
@@ -153,18 +190,29 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Query>> {
                     to = Some(SocketAddr::from((ip, u16::from_be(address.sin6_port))));
                 }
                 ControlMessageOwned::Unknown(other)
-                    if (other.cmsg_header.cmsg_level, other.cmsg_header.cmsg_type) == (libc::SOL_SOCKET, libc::SO_MARK) =>
+                    if (other.cmsg_header.cmsg_level, other.cmsg_header.cmsg_type)
+                        == (libc::SOL_SOCKET, libc::SO_MARK) =>
                 {
-                    mark = other.data_bytes.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+                    mark = other
+                        .data_bytes
+                        .first_chunk()
+                        .map_or(0, |bytes| u32::from_ne_bytes(*bytes));
                 }
                 _ => {}
             }
         }
     }
-    Ok(from.zip(to).map(|(from, to)| Query { bytes: buffer[..length].to_vec(), from, to, mark }))
+    Ok(from.zip(to).map(|(from, to)| Query {
+        bytes: buffer[..length].to_vec(),
+        from,
+        to,
+        mark,
+    }))
 }
 
 fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::from((v4.ip(), v4.port())));
+    let v4 = address
+        .as_sockaddr_in()
+        .map(|v4| SocketAddr::from((v4.ip(), v4.port())));
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
 }

@@ -1,1 +1,208 @@
-//
+//! Over real sockets on loopback. The interception in front of it is tried by the kernel tests of the project.
+
+use std::net::UdpSocket as StdSocket;
+use std::time::Instant;
+
+use tokio::net::TcpListener;
+use tokio::task::LocalSet;
+
+use super::*;
+use crate::dns_socket;
+use crate::fdstore::Inherited;
+use crate::fixture::{Authority, snapshot, with};
+use crate::stats::Stats;
+
+/// A question for type A in class IN.
+fn query(id: u16, name: &str) -> Vec<u8> {
+    let mut bytes = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
+    for label in name.split('.') {
+        bytes.push(label.len() as u8);
+        bytes.extend_from_slice(label.as_bytes());
+    }
+    bytes.extend_from_slice(&[0, 0, 1, 0, 1]);
+    bytes
+}
+
+/// Serves what [`dns_socket::open`] opened on a free port, as the process does.
+fn server() -> (Arc<Shared>, SocketAddr, WorkerStats) {
+    let mut snapshot = snapshot(&Authority::new());
+    snapshot.listeners.dns = StdSocket::bind("127.0.0.1:0")
+        .expect("a port")
+        .local_addr()
+        .expect("its address")
+        .port();
+    let shared = with(snapshot);
+    let config = shared.config().expect("in force");
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, config.listeners.dns));
+    (shared.clone(), address, shared.stats.worker())
+}
+
+fn run<F: Future<Output = T>, T>(body: F) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    LocalSet::new().block_on(&runtime, async {
+        timeout(Duration::from_secs(20), body).await.expect("in time")
+    })
+}
+
+async fn marked(mark: u32) -> UdpSocket {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).expect("a socket");
+    socket.set_nonblocking(true).expect("non-blocking");
+    socket.set_mark(mark).expect("root, or CAP_NET_RAW");
+    socket
+        .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+        .expect("bound");
+    UdpSocket::from_std(socket.into()).expect("on the runtime")
+}
+
+async fn ask(socket: &UdpSocket, to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut answer = vec![0; 4096];
+    socket.send_to(bytes, to).await.expect("sent");
+    let (length, from) = timeout(Duration::from_secs(5), socket.recv_from(&mut answer))
+        .await
+        .expect("an answer")
+        .expect("received");
+    assert_eq!(from, to, "the answer comes from where the query went");
+    answer.truncate(length);
+    answer
+}
+
+#[test]
+fn a_unit_that_is_known_by_its_mark_is_answered_and_others_are_refused() {
+    let (shared, address, stats) = server();
+    let config = shared.config().expect("in force");
+    run(async move {
+        for socket in dns_socket::open(&config, &Inherited::none()).expect("CAP_NET_RAW") {
+            tokio::task::spawn_local(serve_udp(socket, shared.clone(), stats.clone()));
+        }
+        let question = query(0xbeef, "inventory.mesh");
+        let answer = ask(&marked(0x0100_0001).await, address, &question).await;
+        assert_eq!(&answer[..2], &question[..2]);
+        assert_eq!(answer[3] & 0x0f, 0, "NOERROR");
+        assert!(answer.ends_with(&[240, 240, 0, 11]), "{answer:?}");
+        for stranger in [0, 0x0100_0fff, 0x0000_0001] {
+            let answer = ask(&marked(stranger).await, address, &query(7, "inventory.mesh")).await;
+            assert_eq!(
+                (answer[3] & 0x0f, &answer[4..8]),
+                (REFUSED, &[0, 1, 0, 0][..]),
+                "mark {stranger:#x}"
+            );
+        }
+        assert_eq!(shared.stats.gauge(Gauge::DnsAnswered), 1);
+        assert_eq!(shared.stats.gauge(Gauge::DnsFailed), 3);
+    });
+}
+
+#[test]
+fn what_is_passed_on_comes_back_unchanged_and_forged_answers_do_not() {
+    run(async {
+        let (_, _, stats) = server();
+        let server = UdpSocket::bind("127.0.0.1:0").await.expect("a server");
+        let to = server.local_addr().expect("its address");
+        let question = Query {
+            bytes: query(0x1234, "example.org"),
+            from: to,
+            to,
+            mark: 0,
+        };
+        let expected = [&[0x12, 0x34][..], b"an answer that nobody parses \xff\x00"].concat();
+        let good = expected.clone();
+        tokio::task::spawn_local(async move {
+            let mut bytes = [0; 512];
+            let (length, from) = server.recv_from(&mut bytes).await.expect("the query");
+            assert_eq!(&bytes[..length], &query(0x1234, "example.org")[..]);
+            server.send_to(b"\x99\x99 another id", from).await.expect("sent");
+            let other = UdpSocket::bind("127.0.0.1:0").await.expect("another server");
+            other.send_to(b"\x12\x34 forged", from).await.expect("sent");
+            server.send_to(&good, from).await.expect("sent");
+        });
+        assert_eq!(pass_on(&question, 0x0200_0000, &stats).await, Some(expected));
+    });
+}
+
+#[test]
+fn a_closed_port_is_a_failure_at_once() {
+    run(async {
+        let (_, _, stats) = server();
+        let to = StdSocket::bind("127.0.0.1:0")
+            .expect("a port")
+            .local_addr()
+            .expect("its address");
+        let question = Query {
+            bytes: query(5, "example.org"),
+            from: to,
+            to,
+            mark: 0,
+        };
+        let begun = Instant::now();
+        let answer = pass_on(&question, 0, &stats).await.expect("an answer");
+        assert_eq!((answer[3] & 0x0f, &answer[12..]), (SERVFAIL, &question.bytes[12..]));
+        assert!(begun.elapsed() < Duration::from_secs(2));
+    });
+}
+
+#[test]
+fn tcp_answers_names_of_the_mesh_and_passes_the_others_on() {
+    let (shared, _, stats) = server();
+    run(async move {
+        let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a server");
+        let to = upstream.local_addr().expect("its address");
+        let front = TcpListener::bind("127.0.0.1:0").await.expect("the front");
+        let mut client = TcpStream::connect(front.local_addr().expect("its address"))
+            .await
+            .expect("connected");
+        let (accepted, _) = front.accept().await.expect("accepted");
+        let served = tokio::task::spawn_local(async move { serve_tcp(accepted, to, &shared, &stats).await });
+        let both = [
+            framed(&query(1, "example.org")).expect("short"),
+            framed(&query(2, "nginx")).expect("short"),
+        ]
+        .concat();
+        client.write_all(&both[..20]).await.expect("sent");
+        client.write_all(&both[20..]).await.expect("sent");
+        let (mut theirs, _) = upstream.accept().await.expect("passed on");
+        let mut asked = vec![0; framed(&query(1, "example.org")).expect("short").len()];
+        theirs.read_exact(&mut asked).await.expect("the query");
+        assert_eq!(asked, framed(&query(1, "example.org")).expect("short"));
+        let mut client = Messages {
+            stream: Some(client),
+            buffer: Vec::new(),
+        };
+        let own = client.next().await.expect("read").expect("the own answer first");
+        assert!(own[2..4] == [0, 2] && own.ends_with(&[240, 240, 0, 12]), "{own:?}");
+        client
+            .stream
+            .as_mut()
+            .expect("open")
+            .shutdown()
+            .await
+            .expect("no more questions");
+        assert_eq!(theirs.read(&mut [0; 1]).await.expect("the end is passed on"), 0);
+        theirs.write_all(b"\x00\x05\x00\x01abc").await.expect("sent");
+        assert_eq!(
+            client.next().await.expect("read").expect("their answer"),
+            b"\x00\x05\x00\x01abc"
+        );
+        drop(theirs);
+        assert_eq!(client.next().await.expect("read"), None);
+        served.await.expect("no panic").expect("a good end");
+    });
+}
+
+#[test]
+fn what_is_no_query_gets_no_failure() {
+    assert_eq!(failure(b"short", SERVFAIL), None);
+    let mut answer = query(1, "a");
+    answer[2] |= 0x80;
+    assert_eq!(failure(&answer, SERVFAIL), None, "an answer is not answered");
+    let mut looping = query(1, "a");
+    looping[12] = 0xc0;
+    let answer = failure(&looping, REFUSED).expect("an answer");
+    assert_eq!(
+        (answer.len(), &answer[4..6]),
+        (12, &[0, 0][..]),
+        "a question that does not parse is left out"
+    );
+}

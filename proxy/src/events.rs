@@ -62,18 +62,34 @@ pub struct Event {
 impl Event {
     /// An event of now; fill in the rest with struct update syntax.
     pub fn now(kind: &'static str, unit: &str, direction: &'static str, verdict: &'static str) -> Self {
-        let time_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-        Self { time_ns, kind, unit: unit.to_owned(), direction, verdict, ..Self::default() }
+        let time_ns = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_nanos() as u64);
+        Self {
+            time_ns,
+            kind,
+            unit: unit.to_owned(),
+            direction,
+            verdict,
+            ..Self::default()
+        }
     }
 
     /// A refusal, with the rule that refused.
     pub fn denied(unit: &str, direction: &'static str, rule: &str, message: String) -> Self {
-        Self { rule: rule.to_owned(), message, ..Self::now("denied", unit, direction, "deny") }
+        Self {
+            rule: rule.to_owned(),
+            message,
+            ..Self::now("denied", unit, direction, "deny")
+        }
     }
 
     /// A failure that no policy asked for.
     pub fn error(unit: &str, direction: &'static str, message: String) -> Self {
-        Self { message, ..Self::now("error", unit, direction, "allow") }
+        Self {
+            message,
+            ..Self::now("error", unit, direction, "allow")
+        }
     }
 }
 
@@ -100,7 +116,16 @@ struct Drops {
 pub fn queue() -> (EventSink, EventSource) {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let dropped = Arc::new(Drops::default());
-    (EventSink { queue: sender, dropped: dropped.clone() }, EventSource { queue: receiver, dropped })
+    (
+        EventSink {
+            queue: sender,
+            dropped: dropped.clone(),
+        },
+        EventSource {
+            queue: receiver,
+            dropped,
+        },
+    )
 }
 
 impl EventSink {

@@ -25,7 +25,9 @@ impl Inherited {
         if text("LISTEN_PID").parse() != Ok(std::process::id()) {
             return Ok(Self(Mutex::default()));
         }
-        let count: RawFd = text("LISTEN_FDS").parse().map_err(|_| io::Error::other("LISTEN_FDS is not a number"))?;
+        let count: RawFd = text("LISTEN_FDS")
+            .parse()
+            .map_err(|_| io::Error::other("LISTEN_FDS is not a number"))?;
         let names = text("LISTEN_FDNAMES");
         let mut names = names.split(':');
         let mut fds = Vec::new();

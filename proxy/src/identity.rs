@@ -49,7 +49,10 @@ struct Key {
 impl Key {
     fn read(pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, Refused> {
         let pair = KeyPair::try_from(&pkcs8[..]).map_err(refused)?;
-        Ok(Self { public: pair.subject_public_key_info(), private: pkcs8 })
+        Ok(Self {
+            public: pair.subject_public_key_info(),
+            private: pkcs8,
+        })
     }
 }
 
@@ -70,7 +73,12 @@ pub struct SvidStore {
 impl SvidStore {
     /// No keys yet.
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, pending: HashMap::new(), current: HashMap::new(), unproved: Vec::new() }
+        Self {
+            shared,
+            pending: HashMap::new(),
+            current: HashMap::new(),
+            unproved: Vec::new(),
+        }
     }
 
     /// Takes back what systemd kept. What proves itself against the config in force is in force afterwards; without a
@@ -88,12 +96,19 @@ impl SvidStore {
     /// Makes the SVIDs fit the config in force: units that are gone lose theirs, kept ones prove themselves.
     pub fn reconcile(&mut self) {
         let Some(config) = self.shared.config() else { return };
-        let fits = |unit: &str, spiffe_id: &str| config.unit_by_name(unit).is_some_and(|unit| *unit.spiffe_id == *spiffe_id);
+        let fits = |unit: &str, spiffe_id: &str| {
+            config
+                .unit_by_name(unit)
+                .is_some_and(|unit| *unit.spiffe_id == *spiffe_id)
+        };
         self.pending.retain(|unit, _| config.unit_by_name(unit).is_some());
         self.current.retain(|unit, current| {
             let stays = fits(unit, &current.svid.spiffe_id);
             if !stays {
-                forget(&current.fd_name, &format!("{unit} is no longer {}", current.svid.spiffe_id));
+                forget(
+                    &current.fd_name,
+                    &format!("{unit} is no longer {}", current.svid.spiffe_id),
+                );
             }
             stays
         });
@@ -109,7 +124,11 @@ impl SvidStore {
         let unit = known(config, &kept.unit)?;
         let key = Key::read(kept.key)?;
         let svid = self.certify(config, unit, &key, kept.chain)?;
-        let current = Current { key, fd_name: name.to_owned(), svid: Arc::new(svid) };
+        let current = Current {
+            key,
+            fd_name: name.to_owned(),
+            svid: Arc::new(svid),
+        };
         match self.current.get(&kept.unit) {
             Some(other) if other.svid.not_before >= current.svid.not_before => {
                 return Err(refused(format!("{}: a newer one is in force", kept.unit)));
@@ -129,13 +148,16 @@ impl SvidStore {
         let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(refused)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, unit.unit.get(..64).unwrap_or(&unit.unit));
+        params
+            .distinguished_name
+            .push(DnType::CommonName, unit.unit.get(..64).unwrap_or(&unit.unit));
         params.subject_alt_names = vec![
             SanType::URI(unit.spiffe_id.to_string().try_into().map_err(refused)?),
             SanType::DnsName(config.host.to_string().try_into().map_err(refused)?),
         ];
         let csr = params.serialize_request(&pair).map_err(refused)?;
-        self.pending.insert(unit.unit.to_string(), Key::read(Zeroizing::new(pair.serialize_der()))?);
+        self.pending
+            .insert(unit.unit.to_string(), Key::read(Zeroizing::new(pair.serialize_der()))?);
         Ok(csr.der().to_vec())
     }
 
@@ -144,13 +166,25 @@ impl SvidStore {
         let config = self.config()?;
         let of = known(&config, unit)?;
         let public = leaf_key(&chain)?;
-        let ours = [self.pending.get(unit), self.current.get(unit).map(|current| &current.key)];
+        let ours = [
+            self.pending.get(unit),
+            self.current.get(unit).map(|current| &current.key),
+        ];
         let key = ours.into_iter().flatten().find(|key| key.public == public).cloned();
-        let key = key.ok_or_else(|| refused(format!("{unit}: the leaf is for another key than the one of the last request")))?;
+        let key = key.ok_or_else(|| {
+            refused(format!(
+                "{unit}: the leaf is for another key than the one of the last request"
+            ))
+        })?;
         let svid = self.certify(&config, of, &key, chain)?;
         let fd_name = self.keep(&svid, &key);
-        self.pending.retain(|name, pending| name != unit || pending.public != public);
-        let fresh = Current { key, fd_name: fd_name.clone(), svid: Arc::new(svid) };
+        self.pending
+            .retain(|name, pending| name != unit || pending.public != public);
+        let fresh = Current {
+            key,
+            fd_name: fd_name.clone(),
+            svid: Arc::new(svid),
+        };
         if let Some(old) = self.current.insert(unit.to_owned(), fresh)
             && old.fd_name != fd_name
         {
@@ -172,13 +206,21 @@ impl SvidStore {
         let peer = trust.server(&chain, now).map_err(|error| at(&error))?;
         trust.client(&chain, now).map_err(|error| at(&error))?;
         if *peer.spiffe_id != *unit.spiffe_id {
-            return Err(at(&format!("the leaf is {}, expected {}", peer.spiffe_id, unit.spiffe_id)));
+            return Err(at(&format!(
+                "the leaf is {}, expected {}",
+                peer.spiffe_id, unit.spiffe_id
+            )));
         }
         if !peer.hosts.iter().any(|host| host.eq_ignore_ascii_case(&config.host)) {
-            return Err(at(&format!("the leaf is for host {}, this is {}", peer.hosts.join(", "), config.host)));
+            return Err(at(&format!(
+                "the leaf is for host {}, this is {}",
+                peer.hosts.join(", "),
+                config.host
+            )));
         }
         let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.private.to_vec()));
-        let certified = CertifiedKey::from_der(chain, private, &provider::default_provider()).map_err(|error| at(&error))?;
+        let certified =
+            CertifiedKey::from_der(chain, private, &provider::default_provider()).map_err(|error| at(&error))?;
         Ok(Svid {
             unit: name.to_string(),
             spiffe_id: unit.spiffe_id.to_string(),
@@ -194,10 +236,18 @@ impl SvidStore {
     fn keep(&self, svid: &Svid, key: &Key) -> String {
         let chain: Vec<Vec<u8>> = svid.key.cert.iter().map(|der| der.to_vec()).collect();
         let name = fd_name(&svid.unit, &chain);
-        if self.current.get(&svid.unit).is_some_and(|current| current.fd_name == name) {
+        if self
+            .current
+            .get(&svid.unit)
+            .is_some_and(|current| current.fd_name == name)
+        {
             return name;
         }
-        let kept = Sealed { unit: svid.unit.clone(), key: key.private.clone(), chain };
+        let kept = Sealed {
+            unit: svid.unit.clone(),
+            key: key.private.clone(),
+            chain,
+        };
         if let Err(error) = sealed::seal(&kept).and_then(|fd| fdstore::store(&name, fd)) {
             eprintln!("<3>{}: its key will not outlive this process: {error}", svid.unit);
         }
@@ -221,21 +271,27 @@ impl SvidStore {
                 });
             }
         }
-        self.shared.set_svids(Svids::new(self.current.values().map(|current| current.svid.clone())));
+        self.shared
+            .set_svids(Svids::new(self.current.values().map(|current| current.svid.clone())));
     }
 
     fn config(&self) -> Result<Arc<Config>, Refused> {
-        self.shared.config().ok_or_else(|| refused("no snapshot is in force yet"))
+        self.shared
+            .config()
+            .ok_or_else(|| refused("no snapshot is in force yet"))
     }
 }
 
 fn known<'a>(config: &'a Config, unit: &str) -> Result<&'a Arc<Unit>, Refused> {
-    config.unit_by_name(unit).ok_or_else(|| refused(format!("{unit} is not a unit of the snapshot")))
+    config
+        .unit_by_name(unit)
+        .ok_or_else(|| refused(format!("{unit} is not a unit of the snapshot")))
 }
 
 fn leaf_key(chain: &[Vec<u8>]) -> Result<Vec<u8>, Refused> {
     let leaf = chain.first().ok_or_else(|| refused("the chain is empty"))?;
-    let (rest, leaf) = X509Certificate::from_der(leaf).map_err(|error| refused(format!("the leaf does not parse: {error}")))?;
+    let (rest, leaf) =
+        X509Certificate::from_der(leaf).map_err(|error| refused(format!("the leaf does not parse: {error}")))?;
     if !rest.is_empty() {
         return Err(refused("the leaf does not parse: bytes after its end"));
     }

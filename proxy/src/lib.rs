@@ -10,6 +10,7 @@ pub mod dns_socket;
 pub mod drain;
 pub mod events;
 pub mod fdstore;
+pub mod http;
 pub mod identity;
 pub mod inbound;
 pub mod listener;
@@ -25,3 +26,6 @@ pub mod tcp;
 pub mod tls;
 pub mod wire;
 pub mod worker;
+
+#[cfg(test)]
+mod fixture;

@@ -21,7 +21,9 @@ pub struct Persist {
 impl Persist {
     /// In this folder, which must be there.
     pub fn new(folder: impl AsRef<Path>) -> Self {
-        Self { folder: folder.as_ref().to_owned() }
+        Self {
+            folder: folder.as_ref().to_owned(),
+        }
     }
 
     fn path(&self) -> PathBuf {
@@ -31,7 +33,12 @@ impl Persist {
     /// Replaces the file.
     pub fn save(&self, snapshot: &Snapshot) -> io::Result<()> {
         let new = self.folder.join("snapshot.json.new");
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
         let mut writer = BufWriter::new(file);
         serde_json::to_writer(&mut writer, snapshot)?;
         writer.flush()?;
@@ -57,7 +64,11 @@ impl Persist {
             Ok(revision)
         };
         let path = self.path();
-        match self.load().map_err(Into::into).and_then(|found| found.map(put).transpose()) {
+        match self
+            .load()
+            .map_err(Into::into)
+            .and_then(|found| found.map(put).transpose())
+        {
             Ok(Some(revision)) => {
                 eprintln!("<6>in force from the last run: snapshot {revision}");
                 true

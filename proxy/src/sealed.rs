@@ -38,7 +38,10 @@ fn seals() -> SealFlag {
 pub fn seal(what: &Sealed) -> io::Result<OwnedFd> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SIZE as usize));
     bytes.extend_from_slice(MAGIC);
-    for part in [what.unit.as_bytes(), &what.key].into_iter().chain(what.chain.iter().map(Vec::as_slice)) {
+    for part in [what.unit.as_bytes(), &what.key]
+        .into_iter()
+        .chain(what.chain.iter().map(Vec::as_slice))
+    {
         bytes.extend_from_slice(&u32::try_from(part.len()).map_err(io::Error::other)?.to_be_bytes());
         bytes.extend_from_slice(part);
         if bytes.len() as u64 > MAX_SIZE {
@@ -66,7 +69,9 @@ pub fn open(fd: OwnedFd) -> io::Result<Sealed> {
     }
     let mut bytes = Zeroizing::new(vec![0; size as usize]);
     file.read_exact_at(&mut bytes, 0)?;
-    let mut rest = bytes.strip_prefix(MAGIC).ok_or_else(|| bad("not an SVID of this version"))?;
+    let mut rest = bytes
+        .strip_prefix(MAGIC)
+        .ok_or_else(|| bad("not an SVID of this version"))?;
     let mut parts = Vec::new();
     while let Some((length, after)) = rest.split_first_chunk::<4>() {
         let length = u32::from_be_bytes(*length) as usize;
@@ -74,7 +79,9 @@ pub fn open(fd: OwnedFd) -> io::Result<Sealed> {
         parts.push(part);
         rest = after;
     }
-    let [unit, key, chain @ ..] = &parts[..] else { return Err(bad("a part is missing")) };
+    let [unit, key, chain @ ..] = &parts[..] else {
+        return Err(bad("a part is missing"));
+    };
     if !rest.is_empty() || chain.is_empty() {
         return Err(bad("a part is missing"));
     }
@@ -90,7 +97,11 @@ mod tests {
     use super::*;
 
     fn sample() -> Sealed {
-        Sealed { unit: "a.service".into(), key: Zeroizing::new(vec![1, 2, 3]), chain: vec![vec![4; 900], vec![5; 700]] }
+        Sealed {
+            unit: "a.service".into(),
+            key: Zeroizing::new(vec![1, 2, 3]),
+            chain: vec![vec![4; 900], vec![5; 700]],
+        }
     }
 
     #[test]
@@ -98,9 +109,15 @@ mod tests {
         let fd = seal(&sample()).expect("seal");
         let file = File::from(fd.try_clone().expect("dup"));
         assert!(file.write_at(b"x", 0).is_err(), "written to a sealed file");
-        assert!(file.set_len(0).is_err() && file.set_len(9999).is_err(), "resized a sealed file");
+        assert!(
+            file.set_len(0).is_err() && file.set_len(9999).is_err(),
+            "resized a sealed file"
+        );
         let back = open(fd).expect("open");
-        assert_eq!((back.unit.as_str(), &back.key[..], back.chain), ("a.service", &[1, 2, 3][..], sample().chain));
+        assert_eq!(
+            (back.unit.as_str(), &back.key[..], back.chain),
+            ("a.service", &[1, 2, 3][..], sample().chain)
+        );
     }
 
     #[test]

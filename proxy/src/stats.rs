@@ -11,8 +11,8 @@ use serde::Serialize;
 
 /// Upper bounds of the histogram's buckets in microseconds, 100 us to 60 s; one more bucket counts the rest.
 pub const BOUNDS_US: [u64; 16] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000, 20_000_000,
-    60_000_000,
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000,
+    20_000_000, 60_000_000,
 ];
 
 /// Rows (without their code classes) at most; what comes later counts in a row whose names are `other`.
@@ -41,7 +41,14 @@ pub struct Key {
 impl Key {
     fn other(direction: &'static str) -> Self {
         let other = || "other".to_owned();
-        Self { unit: other(), direction, peer: other(), service: other(), port: 0, protocol: "other" }
+        Self {
+            unit: other(),
+            direction,
+            peer: other(),
+            service: other(),
+            port: 0,
+            protocol: "other",
+        }
     }
 }
 
@@ -101,7 +108,10 @@ pub struct Row {
 
 impl Row {
     fn new(key: Key) -> Self {
-        Self { key, cells: Default::default() }
+        Self {
+            key,
+            cells: Default::default(),
+        }
     }
 
     /// Counts one request or connection.
@@ -110,7 +120,11 @@ impl Row {
         cell.count.fetch_add(1, Relaxed);
         cell.duration_us_sum.fetch_add(duration_us, Relaxed);
         cell.buckets[BOUNDS_US.partition_point(|&bound| bound < duration_us)].fetch_add(1, Relaxed);
-        for (counter, by) in [(&cell.bytes_in, bytes_in), (&cell.bytes_out, bytes_out), (&cell.retries, retries)] {
+        for (counter, by) in [
+            (&cell.bytes_in, bytes_in),
+            (&cell.bytes_out, bytes_out),
+            (&cell.retries, retries),
+        ] {
             if by != 0 {
                 counter.fetch_add(by, Relaxed);
             }
@@ -138,8 +152,15 @@ pub enum Gauge {
     DnsFailed,
 }
 
-const GAUGES: [&str; 7] =
-    ["connections", "streams", "pooled", "tls_handshakes", "dns_answered", "dns_forwarded", "dns_failed"];
+const GAUGES: [&str; 7] = [
+    "connections",
+    "streams",
+    "pooled",
+    "tls_handshakes",
+    "dns_answered",
+    "dns_forwarded",
+    "dns_failed",
+];
 
 /// One worker's counters.
 #[derive(Default)]
@@ -187,12 +208,18 @@ impl Stats {
     pub fn worker(self: &Arc<Self>) -> WorkerStats {
         let shard = Arc::<Shard>::default();
         lock(&self.shards).push(shard.clone());
-        WorkerStats { all: self.clone(), shard }
+        WorkerStats {
+            all: self.clone(),
+            shard,
+        }
     }
 
     /// One gauge, summed over the workers.
     pub fn gauge(&self, gauge: Gauge) -> i64 {
-        lock(&self.shards).iter().map(|shard| shard.gauges[gauge as usize].load(Relaxed)).sum()
+        lock(&self.shards)
+            .iter()
+            .map(|shard| shard.gauges[gauge as usize].load(Relaxed))
+            .sum()
     }
 
     /// All counters: rows sorted by key, refusals by rule, gauges by name.
@@ -215,7 +242,11 @@ impl Stats {
                 *gauges.entry((*name).to_owned()).or_default() += value.load(Relaxed);
             }
         }
-        Collected { traffic: traffic.into_values().collect(), denied, gauges }
+        Collected {
+            traffic: traffic.into_values().collect(),
+            denied,
+            gauges,
+        }
     }
 }
 
@@ -244,7 +275,9 @@ impl WorkerStats {
             return row.clone();
         }
         let key = self.all.admit(key);
-        rows.entry(key).or_insert_with_key(|key| Arc::new(Row::new(key.clone()))).clone()
+        rows.entry(key)
+            .or_insert_with_key(|key| Arc::new(Row::new(key.clone())))
+            .clone()
     }
 
     /// Counts a refusal by the rule that refused.
@@ -256,7 +289,9 @@ impl WorkerStats {
         }
         let mut rules = lock(&self.all.rules);
         let known = rules.contains(rule) || (rules.len() < MAX_RULES && rules.insert(rule.to_owned()));
-        *denied.entry(if known { rule.to_owned() } else { "other".to_owned() }).or_default() += 1;
+        *denied
+            .entry(if known { rule.to_owned() } else { "other".to_owned() })
+            .or_default() += 1;
     }
 
     /// Counts a failed TLS handshake or verification by a reason of a fixed set.
@@ -272,7 +307,10 @@ impl WorkerStats {
     /// Moves a gauge up until the returned value is dropped.
     pub fn hold(&self, gauge: Gauge) -> Held {
         self.add(gauge, 1);
-        Held { shard: self.shard.clone(), gauge }
+        Held {
+            shard: self.shard.clone(),
+            gauge,
+        }
     }
 }
 
@@ -345,74 +383,5 @@ impl TrafficCount {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(peer: &str) -> Key {
-        Key {
-            unit: "inventory.service".into(),
-            direction: "inbound",
-            peer: peer.into(),
-            service: "inventory".into(),
-            port: 8080,
-            protocol: "http",
-        }
-    }
-
-    #[test]
-    fn four_threads_count_exactly() {
-        let stats = Stats::new();
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                let worker = stats.worker();
-                scope.spawn(move || {
-                    let row = worker.handle(key("a"));
-                    for i in 0..10_000u64 {
-                        row.record(CodeClass::of_status(200), i, 2, 3, i % 2);
-                        worker.denied("inventory.service.toml:7");
-                    }
-                });
-            }
-        });
-        let all = stats.collect();
-        assert_eq!(all.traffic.len(), 1);
-        let row = &all.traffic[0];
-        assert_eq!((row.count, row.bytes_in, row.bytes_out, row.retries), (40_000, 80_000, 120_000, 20_000));
-        assert_eq!(row.code_class, "2xx");
-        assert_eq!(row.buckets.iter().sum::<u64>(), 40_000);
-        assert_eq!(row.buckets[0], 4 * 101, "0..=100 us belong to the first bucket");
-        assert_eq!(row.duration_us_sum, 4 * (10_000 * 9_999 / 2));
-        assert_eq!(all.denied["inventory.service.toml:7"], 40_000);
-    }
-
-    #[test]
-    fn too_many_names_count_as_other() {
-        let stats = Stats::new();
-        let worker = stats.worker();
-        for i in 0..MAX_SERIES + 100 {
-            worker.handle(key(&i.to_string())).record(CodeClass::Ok, 1, 1, 1, 0);
-            worker.denied(&i.to_string());
-        }
-        let all = stats.collect();
-        assert_eq!(all.traffic.len(), MAX_SERIES + 1);
-        let other = all.traffic.iter().find(|row| row.peer == "other").expect("an overflow row");
-        assert_eq!(other.count, 100);
-        assert_eq!(all.traffic.iter().map(|row| row.count).sum::<u64>(), (MAX_SERIES + 100) as u64);
-        assert_eq!(all.denied["other"], 100);
-    }
-
-    #[test]
-    fn durations_beyond_the_last_bound_and_gauges() {
-        let stats = Stats::new();
-        let (one, two) = (stats.worker(), stats.worker());
-        one.handle(key("a")).record(CodeClass::Error, 60_000_001, 0, 0, 0);
-        assert_eq!(stats.collect().traffic[0].buckets[BOUNDS_US.len()], 1);
-        let held = one.hold(Gauge::Connections);
-        two.add(Gauge::Connections, 2);
-        two.tls_failure("expired");
-        assert_eq!(stats.gauge(Gauge::Connections), 3);
-        drop(held);
-        let gauges = stats.collect().gauges;
-        assert_eq!((gauges["connections"], gauges["tls_failures_expired"]), (2, 1));
-    }
-}
+#[path = "stats_tests.rs"]
+mod tests;
