@@ -15,8 +15,9 @@ class NotRoot(HostmeshError):
     """The verb changes the host."""
 
 
-def settings(file: Path = Path(PLACE)) -> Settings:
-    """The host's settings; the defaults while there is no file."""
+def settings() -> Settings:
+    """The host's settings, the defaults while there is no file; HOSTMESH_SETTINGS names another file."""
+    file = Path(os.environ.get("HOSTMESH_SETTINGS", PLACE))
     try:
         text = file.read_text()
     except FileNotFoundError:

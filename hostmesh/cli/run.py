@@ -133,7 +133,7 @@ def _properties(unit: UnitName, command: list[str], user: str | None) -> list[li
         ["AddRef", Variant("b", True)],
         ["CollectMode", Variant("s", "inactive-or-failed")],
         ["Type", Variant("s", "exec")],
-        ["ExecStart", Variant("a(sasb)", [[command[0], command, False]])],
+        ["ExecStartEx", Variant("a(sasas)", [[command[0], command, ["no-env-expand"]]])],
         ["WorkingDirectory", Variant("s", str(Path.cwd()))],
         ["Environment", Variant("as", environment)],
         ["InaccessiblePaths", Variant("as", [f"-{path}" for path in RESOLVERS])],
