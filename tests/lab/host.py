@@ -227,9 +227,11 @@ class Host:
             *(f"{k}={v}" for k, v in fields.items()),
         ]
         command += [f"--unit={unit}"] if unit else []
-        command += [f"--after-cursor={after}"] if after else []
+        # Not --after-cursor: it skips the first entry found, which with fields is not the one at the cursor (systemd 252).
+        command += [f"--cursor={after}"] if after else []
         self.exec(["journalctl", "--sync"]).must()
-        return [json.loads(line) for line in self.exec(command).must().stdout.splitlines()]
+        entries = [json.loads(line) for line in self.exec(command).must().stdout.splitlines()]
+        return [entry for entry in entries if entry["__CURSOR"] != after]
 
     def journal_cursor(self) -> str:
         """The place in the journal that is now its end."""
