@@ -1,4 +1,4 @@
-"""Each example policy compiles to what is committed beside this file: made by ``python -m tests.golden``, read by people."""
+"""Each example policy compiles to what is committed here: made by ``python -m tests.golden``, read by people."""
 
 from pathlib import Path
 
