@@ -19,6 +19,7 @@ PROTOCOL = 73
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _TYPES = {"unicast": 1, "local": 2}  # RTN_UNICAST, RTN_LOCAL
 _LOOPBACK = 1
+_RUNNING = ("UP", "UNKNOWN")  # RFC 2863; links without carrier detection say UNKNOWN
 _EXACT = 0xFFFFFFFF
 
 
@@ -50,13 +51,15 @@ class Netlink:
         return frozenset(found)
 
     async def addresses(self) -> tuple[str, ...]:
-        """Global unicast addresses of links that are up, IPv4 first, in the kernel's order; no temporary IPv6 ones."""
+        """Global unicast addresses of links that run, IPv4 first, in the kernel's order; no temporary IPv6 ones."""
         found: dict[int, list[str]] = {4: [], 6: []}
         async with AsyncIPRoute() as ip:
+            links = await ip.get_links()
+            up = {link["index"] async for link in links if link.get("IFLA_OPERSTATE") in _RUNNING} - {_LOOPBACK}
             async for address in await ip.get_addr():
                 flags = address.get("IFA_FLAGS") or address["flags"]
                 temporary, tentative = flags & 0x01 and address["family"] == socket.AF_INET6, flags & 0x48
-                if address["scope"] == 0 and address["index"] != _LOOPBACK and not temporary and not tentative:
+                if address["scope"] == 0 and address["index"] in up and not temporary and not tentative:
                     version = 4 if address["family"] == socket.AF_INET else 6
                     found[version].append(address.get("IFA_LOCAL") or address.get("IFA_ADDRESS"))
         return (*found[4], *found[6])
