@@ -24,7 +24,7 @@ def certs(arguments: argparse.Namespace) -> int:
         for unit in answer.units:
             svid = unit.svid
             if svid is None:
-                rows.append((unit.unit, unit.refused or "none yet", "", "", ""))
+                rows.append((unit.unit, unit.refused.partition("\n")[0] or "none yet", "", "", ""))
             else:
                 rows.append(
                     (unit.unit, svid.spiffe_id, svid.serial, show.moment(svid.not_before), show.moment(svid.not_after))

@@ -49,33 +49,30 @@ def _port_line(port: int, addresses: Sequence[str]) -> str:
     return f'{port} = "{guess}"  # {doubt}{where}'
 
 
-def suggested_rules(seen: Sequence[Suggestion]) -> str:
-    """Rules that let in exactly the callers seen, a rule a caller."""
-    return "\n".join(map(_rule, _grouped(seen)))
-
-
-def _grouped(seen: Sequence[Suggestion]) -> list[list[Suggestion]]:
+def suggested_rules(seen: Sequence[Suggestion], own: Iterable[str] = ()) -> str:
+    """Rules that let in exactly the callers seen, a rule a caller. own: addresses of this host: who has them is local."""
     groups: dict[tuple[str, str], list[Suggestion]] = {}
     for one in seen:
-        groups.setdefault((one.peer, one.client if one.peer == PLAINTEXT else ""), []).append(one)
-    return list(groups.values())
+        source = _source(one.client, frozenset(own)) if one.peer == PLAINTEXT else ""
+        groups.setdefault((one.peer, source), []).append(one)
+    return "\n".join(_rule(group, source) for (_, source), group in groups.items())
 
 
-def _rule(group: Sequence[Suggestion]) -> str:
+def _rule(group: Sequence[Suggestion], source: str) -> str:
     first, count = group[0], sum(one.count for one in group)
     ports = ", ".join(map(str, sorted({one.port for one in group})))
     methods = sorted({method for one in group for method in one.methods})
     times = f"seen {count} time{'s' if count != 1 else ''}"
-    if first.peer == PLAINTEXT:
-        return f'[[inbound.plaintext]]  # {times}\nfrom  = ["{_source(first.client)}"]\nports = [{ports}]\n'
+    if source:
+        return f'[[inbound.plaintext]]  # {times}\nfrom  = ["{source}"]\nports = [{ports}]\n'
     head = f"[[inbound.allow]]  # {times}, last from {first.client or '?'}\n"
     only = f"# methods = {json.dumps(methods)}\n" if methods else ""
     return f'{head}from  = ["{first.caller}"]\nports = [{ports}]\n{only}'
 
 
-def _source(client: str) -> str:
+def _source(client: str, own: frozenset[str]) -> str:
     address = ipaddress.ip_address(client)
-    return "local" if address.is_loopback else str(ipaddress.ip_network(address))
+    return "local" if address.is_loopback or client in own else str(ipaddress.ip_network(address))
 
 
 def enforced(file: str, text: str, rules: str = "") -> str:

@@ -55,7 +55,7 @@ async def _enable(unit: UnitName, *, enforce: bool) -> int:
         name = host.host_name(known)
         if not founding.joined(known):
             await founding.found(bus, doors.systemd, name, unit.full)
-        founding.grant_here(name, unit.full)
+        await founding.grant_here(bus, doors.systemd, name, unit.full)
         path = host.policy_path(known, unit.full)
         if draft:
             doors.files.write(str(path), draft)

@@ -10,7 +10,7 @@ from hostmesh.errors import HostmeshError
 from hostmesh.names import UnitName
 from hostmesh.policy.settings import Settings
 from hostmesh.policy.validate import load
-from hostmesh.wire.agent_control import GetStatus, Status, Suggestion
+from hostmesh.wire.agent_control import GetPlan, GetStatus, PlanInForce, Status
 
 
 class Undecided(HostmeshError):
@@ -36,22 +36,24 @@ def enforce(arguments: argparse.Namespace) -> int:
     except FileNotFoundError as error:
         raise HostmeshError(f"{unit} has no policy: {path} is not there", f"hostmesh enable {unit}") from error
     changed = drafts.enforced(str(path), text)
-    seen = [] if arguments.refuse_seen else _seen(known, unit)
-    if seen and not arguments.allow_seen:
+    rules = "" if arguments.refuse_seen else _rules_for_seen(known, unit)
+    if rules and not arguments.allow_seen:
         hint = f"hostmesh enforce {unit} --allow-seen writes these rules; --refuse-seen enforces without them"
-        raise Undecided(f"enforcing would refuse callers that were seen:\n\n{drafts.suggested_rules(seen)}", hint)
-    if seen:
-        changed = drafts.enforced(str(path), text, drafts.suggested_rules(seen))
+        raise Undecided(f"enforcing would refuse callers that were seen:\n\n{rules}", hint)
+    if rules:
+        changed = drafts.enforced(str(path), text, rules)
     load({**host.policy_texts([path.parent]), str(path): changed})
     Files().write(str(path), changed)
-    print(f"wrote   {path}: enforced{f', {len(seen)} callers let in' if seen else ''}")
+    print(f"wrote   {path}: enforced{', with rules for the callers seen' if rules else ''}")
     return 0
 
 
-def _seen(known: Settings, unit: UnitName) -> list[Suggestion]:
+def _rules_for_seen(known: Settings, unit: UnitName) -> str:
     try:
         status = ask(known, GetStatus(1), Status)
+        own = ask(known, GetPlan(2), PlanInForce).snapshot.addresses
     except AgentAway as error:
         print(f"hostmesh enforce: nobody can tell who called so far: {error}", file=sys.stderr)
-        return []
-    return next((row.suggestions for row in status.units if row.unit == unit.full), [])
+        return ""
+    seen = next((row.suggestions for row in status.units if row.unit == unit.full), [])
+    return drafts.suggested_rules(seen, own)

@@ -47,10 +47,11 @@ async def found(bus: Bus, systemd: Systemd, host_name: str, unit: str) -> None:
     say(f"joined  {done.trust_domain} as {done.host}; settings in {PLACE}")
 
 
-def grant_here(host_name: str, unit: str) -> None:
+async def grant_here(bus: Bus, systemd: Systemd, host_name: str, unit: str) -> None:
     """Let this host run one more unit, where the controller is on this host too; elsewhere its administrator does."""
     if not CONTROLLER.exists():
         return
+    await start_units(bus, systemd, (CONTROLLER_UNIT,))
     from hostmesh.controller import admin  # noqa: PLC0415
 
     grants = {row.name: row.grants for row in admin.hosts()}.get(host_name)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hostmesh.cli.bus import Bus
 
 _READY_SECONDS = 15.0
+_REFUSED_SECONDS = 3.0  # what was refused a moment ago may have been granted since
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _EXITED = 1  # CLD_EXITED of waitid(2); all else is death by a signal
 _EMPTY = "# Written by `hostmesh run --create`: serves nothing, may call whatever answers.\n"
@@ -53,8 +54,20 @@ def run(arguments: argparse.Namespace) -> int:
         from hostmesh.apply.files import Files  # noqa: PLC0415
 
         Files().write(str(path), _EMPTY)
+        finish(_grant(host.host_name(known), unit.full))
     _wait_until_ready(known, unit)
     return finish(_run(unit, [str(Path(program).absolute()), *arguments.command[1:]], arguments.user))
+
+
+async def _grant(host_name: str, unit: str) -> None:
+    from hostmesh.apply.systemd import Systemd  # noqa: PLC0415
+    from hostmesh.cli import founding  # noqa: PLC0415
+    from hostmesh.cli.bus import Bus  # noqa: PLC0415
+
+    systemd = Systemd()
+    async with Bus() as bus:
+        await founding.grant_here(bus, systemd, host_name, unit)
+    await systemd.close()
 
 
 def _wait_until_ready(known: Settings, unit: UnitName) -> None:
@@ -64,16 +77,14 @@ def _wait_until_ready(known: Settings, unit: UnitName) -> None:
     from hostmesh.cli.agent_link import ask  # noqa: PLC0415
     from hostmesh.wire.agent_control import Done, GetStatus, Reconcile, Status  # noqa: PLC0415
 
-    deadline = time.monotonic() + _READY_SECONDS
+    deadline, patience = time.monotonic() + _READY_SECONDS, time.monotonic() + _REFUSED_SECONDS
     while True:
         status = ask(known, GetStatus(1), Status)
         mine = next((row for row in status.units if row.unit == unit.full), None)
         if mine and mine.number and mine.svid and Path("/sys/fs/cgroup", unit.cgroup).is_dir():
             return
-        if mine and mine.refused:
-            raise NotReady(
-                f"{unit} gets no identity: {mine.refused}", f"hostmesh controller grant {status.host} {unit}"
-            )
+        if mine and mine.refused and time.monotonic() > patience:
+            raise NotReady(f"{unit} gets no identity: {mine.refused}")
         if time.monotonic() > deadline:
             why = "; ".join([*(f.message for f in status.findings), *status.failures]) or "hostmesh status"
             raise NotReady(f"{unit} is not carried by the mesh after {_READY_SECONDS:.0f} s", why)

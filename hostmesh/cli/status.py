@@ -5,7 +5,7 @@ import argparse
 from hostmesh.cli import drafts, host, show
 from hostmesh.cli.agent_link import ask
 from hostmesh.names import UnitName
-from hostmesh.wire.agent_control import Finding, GetStatus, Status, UnitStatus
+from hostmesh.wire.agent_control import Finding, GetPlan, GetStatus, PlanInForce, Status, UnitStatus
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +30,9 @@ def status(arguments: argparse.Namespace) -> int:
         print(f"{name} has no policy in force: hostmesh enable {name}")
         return 1
     if arguments.suggest:
-        print(
-            "\n".join(
-                f"# {unit.file}\n\n{drafts.suggested_rules(unit.suggestions)}" for unit in units if unit.suggestions
-            )
-        )
+        own = ask(host.settings(), GetPlan(2), PlanInForce).snapshot.addresses
+        rules = [(unit.file, drafts.suggested_rules(unit.suggestions, own)) for unit in units if unit.suggestions]
+        print("\n".join(f"# {file}\n\n{text}" for file, text in rules))
         return 0
     print(_head(answer))
     print(_trouble(answer))
@@ -44,6 +42,8 @@ def status(arguments: argparse.Namespace) -> int:
     else:
         print("no unit is meshed: hostmesh enable UNIT")
     for unit in units:
+        if unit.refused:
+            print(f"\n{unit.unit} is not served by the mesh: {unit.refused}")
         if unit.suggestions:
             print(_seen(unit))
     return 0
@@ -83,7 +83,7 @@ def _finding(found: Finding) -> str:
 def _row(unit: UnitStatus) -> tuple[str, ...]:
     ports = " ".join(f"{p.port}/{p.protocol}{'' if p.listening else '(nobody listens)'}" for p in unit.ports)
     mode = "AUDIT: nothing is enforced yet" if unit.mode == "audit" else unit.mode
-    until = show.moment(unit.svid.not_after) if unit.svid else unit.refused or "none yet"
+    until = show.moment(unit.svid.not_after) if unit.svid else "none yet"
     return (unit.unit, unit.state or "not there", mode, unit.service, ports or "-", _meshed(unit), until)
 
 

@@ -60,13 +60,18 @@ def test_suggested_rules_let_in_exactly_those_seen() -> None:
             Suggestion("orders", "spiffe://mesh.local/unit/orders", "198.18.0.1", 5432, [], 1),
             Suggestion("plaintext", "plaintext", "198.18.0.9", 8080, ["GET"], 3),
             Suggestion("plaintext", "plaintext", "127.0.0.1", 8080, [], 1),
+            Suggestion("plaintext", "plaintext", "198.18.0.2", 5432, [], 1),
             Suggestion("plaintext", "plaintext", "2001:2::9", 8080, [], 1),
-        ]
+        ],
+        own=["198.18.0.2"],
     )
     text = '[service.ports]\n8080 = "http"\n5432 = "tcp"\n[inbound]\nmode = "audit"\n'
     policy = one(enforced(FILE, text, rules))
     assert [(rule.callers, rule.ports, rule.methods) for rule in policy.allow] == [(("orders",), (5432, 8080), ())]
-    assert [rule.sources for rule in policy.plaintext] == [("198.18.0.9/32",), ("local",), ("2001:2::9/128",)]
-    assert all(rule.ports == (8080,) for rule in policy.plaintext)
+    assert [(rule.sources, rule.ports) for rule in policy.plaintext] == [
+        (("198.18.0.9/32",), (8080,)),
+        (("local",), (5432, 8080)),
+        (("2001:2::9/128",), (8080,)),
+    ]
     assert "# seen 13 times, last from 198.18.0.1" in rules
     assert '# methods = ["GET", "POST"]' in rules
