@@ -7,20 +7,21 @@ from typing import Protocol
 
 from hostmesh.agent.policies import SUFFIX
 from hostmesh.agent.reports import Reports
-from hostmesh.agent.wakeups import Wakeups
+from hostmesh.agent.wakeups import DEBOUNCE, Wakeups
 from hostmesh.errors import HostmeshError
-from hostmesh.observe.folder import FolderWatch
+from hostmesh.observe.folder import FolderWatch, Seen
 from hostmesh.observe.kernel_events import NftWatch, RouteWatch
 from hostmesh.observe.nflog import NflogReader
 from hostmesh.plan.redirect import TABLE
 from hostmesh.policy.settings import Settings
 
 _TICK = 1.0
+_GONE = 0.2  # a file that is gone may be on its way back: `install` and some editors write so
 
 
 class _Watch(Protocol):
     def fileno(self) -> int: ...
-    def read(self) -> bool: ...
+    def read(self) -> int: ...
 
 
 class Watches:
@@ -42,14 +43,16 @@ class Watches:
         self._settings, self._reports, self._units = settings, reports, units
         self._nflog: NflogReader | None = None
         self._lost = 0
+        self._settings_timer: asyncio.TimerHandle | None = None
         self._policies = FolderWatch(Path(settings.paths.policies), SUFFIX)
         self._settings_file = FolderWatch(settings_file.parent, settings_file.name)
         routes, ruleset = RouteWatch(settings.route_table), NftWatch(TABLE)
-        self._watches: tuple[tuple[_Watch, Callable[[], None]], ...] = (
-            (self._policies, lambda: wakeups.request("policies")),
-            (self._settings_file, settings_changed),
-            (routes, lambda: wakeups.request("network")),
-            (ruleset, lambda: wakeups.request("ruleset", 0.0)),
+        self._settings_changed = settings_changed
+        self._watches: tuple[tuple[_Watch, Callable[[int], None]], ...] = (
+            (self._policies, lambda seen: wakeups.request("policies", DEBOUNCE if seen == Seen.WRITTEN else _GONE)),
+            (self._settings_file, lambda _: self._settings_soon()),
+            (routes, lambda _: wakeups.request("network")),
+            (ruleset, lambda _: wakeups.request("ruleset", 0.0)),
         )
         self._closers = (self._policies.close, self._settings_file.close, routes.close, ruleset.close)
 
@@ -72,6 +75,8 @@ class Watches:
                 self._reports.tick()
                 await asyncio.sleep(_TICK)
         finally:
+            if self._settings_timer is not None:
+                self._settings_timer.cancel()
             for watch, _ in self._watches:
                 loop.remove_reader(watch.fileno())
             if self._nflog is not None:
@@ -80,10 +85,16 @@ class Watches:
             for close in self._closers:
                 close()
 
-    def _on_readable(self, watch: _Watch, wake: Callable[[], None]) -> None:
-        if watch.read():
+    def _on_readable(self, watch: _Watch, wake: Callable[[int], None]) -> None:
+        seen = watch.read()
+        if seen:
             self._policies.attach()
-            wake()
+            wake(seen)
+
+    def _settings_soon(self) -> None:
+        if self._settings_timer is not None:
+            self._settings_timer.cancel()
+        self._settings_timer = asyncio.get_running_loop().call_later(_GONE, self._settings_changed)
 
     def _open_nflog(self, loop: asyncio.AbstractEventLoop) -> None:
         try:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterator
+from enum import IntEnum
 from pathlib import Path
 
 _EVENT = struct.Struct("iIII")  # struct inotify_event: watch, mask, cookie, length of the name
@@ -21,6 +22,14 @@ def parse(data: bytes) -> Iterator[tuple[int, int, str]]:
         at += _EVENT.size
         yield watch, mask, os.fsdecode(data[at : at + length].rstrip(b"\0"))
         at += length
+
+
+class Seen(IntEnum):
+    """What is worth a look. gone: perhaps only for a moment, many tools remove a file and write it anew."""
+
+    NOTHING = 0
+    GONE = 1
+    WRITTEN = 2
 
 
 class FolderWatch:
@@ -42,29 +51,32 @@ class FolderWatch:
             self._attached = True
         return self._attached
 
-    def read(self) -> bool:
+    def read(self) -> Seen:
         """Take what is there, without waiting: did anything happen that is worth a look?"""
-        worth = False
+        worth = Seen.NOTHING
         while True:
             try:
                 data = os.read(self._fd, 65536)
             except BlockingIOError:
                 return worth
             for watch, mask, name in parse(data):
-                worth |= self._matters(watch, mask, name)
+                worth = max(worth, self._matters(watch, mask, name))
 
-    def _matters(self, watch: int, mask: int, name: str) -> bool:
+    def _matters(self, watch: int, mask: int, name: str) -> Seen:
         if mask & _IGNORED:
             self._attached = False
         if mask & _MOVE_SELF:
             # The watch would follow the folder to its new name. IN_IGNORED follows, and `attach` begins anew.
             _checked(_libc.inotify_rm_watch(self._fd, watch), str(self._folder))
         if mask & (_IGNORED | _OVERFLOW | _DELETE_SELF | _MOVE_SELF):
-            return True
+            return Seen.GONE
         if not name.endswith(self._suffix):
-            return False
+            return Seen.NOTHING
+        if mask & (_DELETE | _MOVED_FROM):
+            return Seen.GONE
         # A file is complete when it is closed; a symbolic link is when it is made.
-        return not mask & _CREATE or (self._folder / name).is_symlink()
+        complete = not mask & _CREATE or (self._folder / name).is_symlink()
+        return Seen.WRITTEN if complete else Seen.NOTHING
 
     def close(self) -> None:
         """Give the descriptor back."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh.observe.folder import FolderWatch
+from hostmesh.observe.folder import FolderWatch, Seen
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def watch(policies: Path) -> Iterator[FolderWatch]:
     watch.close()
 
 
-def told(watch: FolderWatch) -> bool:
+def told(watch: FolderWatch) -> Seen:
     readable, _, _ = select.select([watch], [], [], 0)  # inotify queues its events before the system call returns
-    return bool(readable) and watch.read()
+    return watch.read() if readable else Seen.NOTHING
 
 
 def test_a_file_counts_when_it_is_complete(watch: FolderWatch, policies: Path) -> None:
@@ -42,13 +42,13 @@ def test_moved_in_moved_out_removed(watch: FolderWatch, policies: Path) -> None:
     (policies / ".new").write_text("x")
     assert not told(watch)
     (policies / ".new").rename(policies / "web.service.toml")
-    assert told(watch)
+    assert told(watch) is Seen.WRITTEN
     (policies / "web.service.toml").rename(policies.parent / "away.toml")
-    assert told(watch)
+    assert told(watch) is Seen.GONE
     (policies.parent / "away.toml").rename(policies / "web.service.toml")
-    assert told(watch)
+    assert told(watch) is Seen.WRITTEN
     (policies / "web.service.toml").unlink()
-    assert told(watch)
+    assert told(watch) is Seen.GONE
 
 
 def test_a_symbolic_link_counts_at_once(watch: FolderWatch, policies: Path) -> None:
