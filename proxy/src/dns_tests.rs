@@ -10,7 +10,6 @@ use super::*;
 use crate::dns_socket;
 use crate::fdstore::Inherited;
 use crate::fixture::{Authority, snapshot, with};
-use crate::stats::Stats;
 
 /// A question for type A in class IN.
 fn query(id: u16, name: &str) -> Vec<u8> {
