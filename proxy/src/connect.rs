@@ -67,9 +67,15 @@ impl Connector {
     pub async fn connect(&self, endpoint: &Endpoint, target: u16, fresh: bool) -> Result<Stream, ConnectError> {
         if let Some(unit) = &endpoint.local {
             let Some(port) = unit.port(target) else {
-                return Err(ConnectError::Unreachable(format!("{} does not serve port {target}", unit.unit)));
+                return Err(ConnectError::Unreachable(format!(
+                    "{} does not serve port {target}",
+                    unit.unit
+                )));
             };
-            return self.deliver(unit, port).await.map_err(|error| ConnectError::Unreachable(error.to_string()));
+            return self
+                .deliver(unit, port)
+                .await
+                .map_err(|error| ConnectError::Unreachable(error.to_string()));
         }
         if !fresh && let Some(stream) = self.worker.idle.take(&Key::new(&self.unit.unit, endpoint, target)) {
             return Ok(Stream::Wire(Box::new(stream)));
@@ -82,12 +88,16 @@ impl Connector {
     /// to keep while its own connection lasts, since it may carry the client's address.
     pub fn release(&self, endpoint: &Endpoint, target: u16, stream: Stream) {
         if let Stream::Wire(stream) = stream {
-            self.worker.idle.put(Key::new(&self.unit.unit, endpoint, target), *stream);
+            self.worker
+                .idle
+                .put(Key::new(&self.unit.unit, endpoint, target), *stream);
         }
     }
 
     /// A socket to the application of a unit of this host.
     pub async fn deliver(&self, unit: &Unit, port: &Port) -> io::Result<Stream> {
-        deliver::connect(&self.config, unit, port, self.client).await.map(Stream::Tcp)
+        deliver::connect(&self.config, unit, port, self.client)
+            .await
+            .map(Stream::Tcp)
     }
 }

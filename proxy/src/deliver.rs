@@ -21,7 +21,10 @@ const CONNECT: Duration = Duration::from_secs(3);
 pub async fn connect(config: &Config, unit: &Unit, port: &Port, client: IpAddr) -> io::Result<TcpStream> {
     let mark = config.marks.inbound | unit.number;
     let client = client.to_canonical();
-    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, format!("{} has no address to deliver to", unit.unit));
+    let mut last = io::Error::new(
+        io::ErrorKind::AddrNotAvailable,
+        format!("{} has no address to deliver to", unit.unit),
+    );
     for candidate in candidates(config, unit, client) {
         let to = SocketAddr::new(candidate, port.port);
         let from = source(config, port.client_address, candidate, client);
@@ -55,7 +58,11 @@ fn listening(config: &Config, address: IpAddr) -> IpAddr {
 }
 
 fn loopback(like: IpAddr) -> IpAddr {
-    if like.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() }
+    if like.is_ipv4() {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        Ipv6Addr::LOCALHOST.into()
+    }
 }
 
 /// The address to connect from; `None`: whatever the route says.

@@ -3,9 +3,9 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ::http::StatusCode;
 use hostmesh_proxy_core::authorize::{self, Caller, Decision, RULE_UNKNOWN_UNIT, Verdict};
 use hostmesh_proxy_core::config::{Config, Port, Protocol, Unit};
-use ::http::StatusCode;
 use tokio::time::Instant;
 
 use crate::deliver;
@@ -19,17 +19,29 @@ use crate::worker::{About, Worker};
 /// Answers one CONNECT, to its end.
 pub async fn answer(worker: &Rc<Worker>, call: Call) {
     let begun = Instant::now();
-    let Some(config) = worker.shared.config() else { return call.refuse(StatusCode::SERVICE_UNAVAILABLE) };
+    let Some(config) = worker.shared.config() else {
+        return call.refuse(StatusCode::SERVICE_UNAVAILABLE);
+    };
     let Some(unit) = config.unit_by_sni(&call.link.sni).cloned() else {
-        let message = format!("{} calls {}, which is no unit of this host", call.link.peer.spiffe_id, call.link.sni);
+        let message = format!(
+            "{} calls {}, which is no unit of this host",
+            call.link.peer.spiffe_id, call.link.sni
+        );
         worker.stats.denied(RULE_UNKNOWN_UNIT);
-        worker.shared.events.emit(Event::denied("", "inbound", RULE_UNKNOWN_UNIT, message));
+        worker
+            .shared
+            .events
+            .emit(Event::denied("", "inbound", RULE_UNKNOWN_UNIT, message));
         return call.refuse(StatusCode::NOT_FOUND);
     };
     let called = call.port(|address| config.is_own_address(address));
     let Some(port) = called.and_then(|number| unit.port(number)).copied() else {
         let about = about(&call, &unit, called.unwrap_or_default(), "tcp");
-        let message = format!("{} calls a port that the unit does not declare: {}", about.peer, call.asked());
+        let message = format!(
+            "{} calls a port that the unit does not declare: {}",
+            about.peer,
+            call.asked()
+        );
         about.denied(worker, &unit.rule_default, message);
         return call.refuse(StatusCode::NOT_FOUND);
     };

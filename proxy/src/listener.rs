@@ -91,7 +91,9 @@ pub async fn accept(
         match accepted {
             Ok((stream, client)) => each(stream, client),
             // accept(2): EMFILE, ENFILE, ENOBUFS, ENOMEM pass; errors of one connection are its own.
-            Err(error) if error.raw_os_error().is_some_and(is_shortage) => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(error) if error.raw_os_error().is_some_and(is_shortage) => {
+                tokio::time::sleep(Duration::from_millis(50)).await
+            }
             Err(_) => {}
         }
     }

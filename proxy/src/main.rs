@@ -45,7 +45,11 @@ impl Options {
         };
         while let Some(name) = arguments.next() {
             let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
-            let number = || value.parse::<u64>().map_err(|_| format!("{name}: {value:?} is not a number"));
+            let number = || {
+                value
+                    .parse::<u64>()
+                    .map_err(|_| format!("{name}: {value:?} is not a number"))
+            };
             match &*name {
                 "--control" => options.control = value.into(),
                 "--state" => options.state = value.into(),
@@ -98,7 +102,11 @@ async fn serve(options: &Options, inherited: &Inherited, shared: Arc<Shared>, so
     let control = Control::new(shared.clone(), svids, persist, source);
     let mut control = tokio::task::spawn_local(control.serve(socket, AGENT_UID));
     let mut changes = shared.changes();
-    let mut workers = if known { start(options, inherited, &shared)? } else { Vec::new() };
+    let mut workers = if known {
+        start(options, inherited, &shared)?
+    } else {
+        Vec::new()
+    };
     tell(&[NotifyState::Ready]);
     let mut watch = Watch::new(shared.clone());
     loop {
@@ -124,8 +132,14 @@ async fn serve(options: &Options, inherited: &Inherited, shared: Arc<Shared>, so
 }
 
 /// Opens the listeners and starts what serves them.
-fn start(options: &Options, inherited: &Inherited, shared: &Arc<Shared>) -> io::Result<Vec<JoinHandle<io::Result<usize>>>> {
-    let Some(config) = shared.config() else { return Ok(Vec::new()) };
+fn start(
+    options: &Options,
+    inherited: &Inherited,
+    shared: &Arc<Shared>,
+) -> io::Result<Vec<JoinHandle<io::Result<usize>>>> {
+    let Some(config) = shared.config() else {
+        return Ok(Vec::new());
+    };
     let ports = &config.listeners;
     for socket in dns_socket::open(&config, inherited)? {
         let dns = dns::serve_udp(socket, shared.clone(), shared.stats.worker());
@@ -137,7 +151,9 @@ fn start(options: &Options, inherited: &Inherited, shared: &Arc<Shared>) -> io::
     }
     let sets = listener::open(ports, options.workers, inherited)?;
     let started = sets.into_iter().enumerate();
-    let workers = started.map(|(index, set)| worker::start(shared.clone(), index, set, options.drain)).collect::<Result<_, _>>()?;
+    let workers = started
+        .map(|(index, set)| worker::start(shared.clone(), index, set, options.drain))
+        .collect::<Result<_, _>>()?;
     eprintln!(
         "<6>{} workers listen on ports {} (outbound), {} (plain text), {} (wire)",
         options.workers, ports.outbound, ports.plaintext, ports.wire
@@ -175,7 +191,11 @@ impl Watch {
     fn new(shared: Arc<Shared>) -> Self {
         let limit = sd_notify::watchdog_enabled();
         let ticks = tokio::time::interval(limit.map_or(worker::SWEEP, |limit| limit / 3));
-        Self { shared, wanted: limit.is_some(), ticks }
+        Self {
+            shared,
+            wanted: limit.is_some(),
+            ticks,
+        }
     }
 
     async fn beat(&mut self) {

@@ -32,32 +32,53 @@ const NO_SERVICE: &str = "";
 
 /// Serves an accepted connection to its end.
 pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
-    let Some(config) = worker.shared.config() else { return sockopt::abort(tcp) };
-    let (Ok(mark), Ok(called)) = (sockopt::mark(&tcp), tcp.local_addr()) else { return sockopt::abort(tcp) };
+    let Some(config) = worker.shared.config() else {
+        return sockopt::abort(tcp);
+    };
+    let (Ok(mark), Ok(called)) = (sockopt::mark(&tcp), tcp.local_addr()) else {
+        return sockopt::abort(tcp);
+    };
     let called = SocketAddr::new(called.ip().to_canonical(), called.port());
     let Some(unit) = config.unit_by_mark(mark).cloned() else {
         worker.stats.denied(RULE_UNKNOWN_UNIT);
         let message = format!("connection to {called} with mark {mark:#x}, which is no unit's");
-        worker.shared.events.emit(Event::denied("", "outbound", RULE_UNKNOWN_UNIT, message));
+        worker
+            .shared
+            .events
+            .emit(Event::denied("", "outbound", RULE_UNKNOWN_UNIT, message));
         return sockopt::abort(tcp);
     };
     if called.ip().is_loopback() && called.port() == config.listeners.outbound || sockopt::relayed(&tcp).is_err() {
         return sockopt::abort(tcp);
     }
     let client = client.ip().to_canonical();
-    let connector = Connector { worker, config: config.clone(), unit, client };
-    let call = Outgoing { connector, called, begun: Instant::now() };
+    let connector = Connector {
+        worker,
+        config: config.clone(),
+        unit,
+        client,
+    };
+    let call = Outgoing {
+        connector,
+        called,
+        begun: Instant::now(),
+    };
     match config.destination(called.ip(), called.port()) {
         Destination::Service { port, .. } | Destination::Endpoint { port, .. } if port.protocol == Protocol::Http => {
             call.http(tcp).await;
         }
         Destination::LocalUnit { port, .. } if port.protocol == Protocol::Http => call.http(tcp).await,
         Destination::Service { service, port } => call.service(tcp, service, *port, None).await,
-        Destination::Endpoint { service, port, endpoint } => call.service(tcp, service, *port, Some(endpoint)).await,
+        Destination::Endpoint {
+            service,
+            port,
+            endpoint,
+        } => call.service(tcp, service, *port, Some(endpoint)).await,
         Destination::LocalUnit { unit, port } => call.local_unit(tcp, unit, port).await,
         Destination::UndeclaredPort(service) => {
             let message = format!("{} has no port {}", service.name, called.port());
-            call.about("", &service.name, called.port(), "tcp").failed(&call.connector.worker, call.begun, message);
+            call.about("", &service.name, called.port(), "tcp")
+                .failed(&call.connector.worker, call.begun, message);
             sockopt::abort(tcp);
         }
         Destination::Passthrough if called.port() == DNS => call.names(tcp).await,
@@ -87,7 +108,12 @@ impl Outgoing {
 
     /// The rule that lets the unit call this, or `None` when it was refused, counted and recorded.
     fn judge(&self, about: &About, service: Option<&str>) -> Option<Arc<str>> {
-        let target = Target { port: about.port, service, host: None, address: Some(self.called.ip()) };
+        let target = Target {
+            port: about.port,
+            service,
+            host: None,
+            address: Some(self.called.ip()),
+        };
         let decision = authorize::outbound(&self.connector.unit, &target);
         if decision.verdict.passes() {
             return Some(decision.rule);
@@ -100,10 +126,15 @@ impl Outgoing {
 
     async fn service(self, tcp: TcpStream, service: &Arc<Service>, port: ServicePort, only: Option<&Arc<Endpoint>>) {
         let about = self.about("", &service.name, port.port, port.protocol.as_str());
-        let Some(rule) = self.judge(&about, Some(&service.name)) else { return sockopt::abort(tcp) };
+        let Some(rule) = self.judge(&about, Some(&service.name)) else {
+            return sockopt::abort(tcp);
+        };
         match self.first_reached(service, port, only).await {
             Ok((endpoint, stream)) => {
-                let about = About { peer: endpoint.spiffe_id.clone(), ..about };
+                let about = About {
+                    peer: endpoint.spiffe_id.clone(),
+                    ..about
+                };
                 let worker = &self.connector.worker;
                 worker.loads.borrow_mut().begin(&endpoint);
                 let relayed = tcp::relay(tcp, stream).await;
@@ -132,8 +163,12 @@ impl Outgoing {
         let mut last = ConnectError::Unreachable("the service has no endpoint".into());
         for _ in 0..service.endpoints.len() {
             let random = worker.random();
-            let picked = only.cloned().or_else(|| worker.loads.borrow_mut().pick(service, &tried, random).cloned());
-            let Some(endpoint) = picked.filter(|endpoint| !tried.contains(&endpoint.id)) else { break };
+            let picked = only
+                .cloned()
+                .or_else(|| worker.loads.borrow_mut().pick(service, &tried, random).cloned());
+            let Some(endpoint) = picked.filter(|endpoint| !tried.contains(&endpoint.id)) else {
+                break;
+            };
             if let Some(unit) = &endpoint.local
                 && !self.is_let_in(unit, &service.name, port.target)
             {
@@ -152,7 +187,9 @@ impl Outgoing {
     /// The other side's policy, where the other side is a unit of this host: one pass, both policies.
     fn is_let_in(&self, unit: &Arc<Unit>, service: &str, port: u16) -> bool {
         let caller = &self.connector.unit.spiffe_id;
-        let Some(decision) = authorize::connection(unit, &Caller::Identity(caller), port) else { return false };
+        let Some(decision) = authorize::connection(unit, &Caller::Identity(caller), port) else {
+            return false;
+        };
         let protocol = unit.port(port).map_or("tcp", |port| port.protocol.as_str());
         let about = About {
             unit: unit.clone(),
@@ -176,8 +213,13 @@ impl Outgoing {
     }
 
     async fn local_unit(self, tcp: TcpStream, unit: &Arc<Unit>, port: &Port) {
-        let about = About { direction: "local", ..self.about(&unit.spiffe_id, &unit.service, port.port, port.protocol.as_str()) };
-        let Some(rule) = self.judge(&about, Some(&unit.service)) else { return sockopt::abort(tcp) };
+        let about = About {
+            direction: "local",
+            ..self.about(&unit.spiffe_id, &unit.service, port.port, port.protocol.as_str())
+        };
+        let Some(rule) = self.judge(&about, Some(&unit.service)) else {
+            return sockopt::abort(tcp);
+        };
         if !self.is_let_in(unit, &unit.service, port.port) {
             return sockopt::abort(tcp);
         }
@@ -193,7 +235,9 @@ impl Outgoing {
 
     /// Judged request by request.
     async fn http(self, tcp: TcpStream) {
-        let Connector { worker, unit, client, .. } = self.connector;
+        let Connector {
+            worker, unit, client, ..
+        } = self.connector;
         http::outbound::serve(worker, unit, self.called, client, Stream::Tcp(tcp)).await;
     }
 
@@ -208,9 +252,15 @@ impl Outgoing {
 
     async fn passthrough(self, tcp: TcpStream) {
         let about = self.about("passthrough", NO_SERVICE, self.called.port(), "tcp");
-        let Some(rule) = self.judge(&about, None) else { return sockopt::abort(tcp) };
+        let Some(rule) = self.judge(&about, None) else {
+            return sockopt::abort(tcp);
+        };
         let worker = &self.connector.worker;
-        let reached = timeout(PASSTHROUGH, sockopt::connect(self.called, self.connector.config.marks.proxy, None)).await;
+        let reached = timeout(
+            PASSTHROUGH,
+            sockopt::connect(self.called, self.connector.config.marks.proxy, None),
+        )
+        .await;
         match reached.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             Ok(stream) => {
                 let relayed = tcp::relay(tcp, Stream::Tcp(stream)).await;

@@ -22,13 +22,25 @@ const PEER: &str = "plaintext";
 /// Serves an accepted connection to its end.
 pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
     let begun = Instant::now();
-    let Some(config) = worker.shared.config() else { return sockopt::abort(tcp) };
-    let Ok(called) = tcp.local_addr() else { return sockopt::abort(tcp) };
+    let Some(config) = worker.shared.config() else {
+        return sockopt::abort(tcp);
+    };
+    let Ok(called) = tcp.local_addr() else {
+        return sockopt::abort(tcp);
+    };
     let client: IpAddr = client.ip().to_canonical();
-    let found = config.unit_by_port(called.port()).and_then(|unit| Some((unit.clone(), *unit.port(called.port())?)));
-    let Some((unit, port)) = found.filter(|_| sockopt::relayed(&tcp).is_ok()) else { return sockopt::abort(tcp) };
+    let found = config
+        .unit_by_port(called.port())
+        .and_then(|unit| Some((unit.clone(), *unit.port(called.port())?)));
+    let Some((unit, port)) = found.filter(|_| sockopt::relayed(&tcp).is_ok()) else {
+        return sockopt::abort(tcp);
+    };
     let about = About {
-        direction: if config.is_own_address(client) { "local" } else { "inbound" },
+        direction: if config.is_own_address(client) {
+            "local"
+        } else {
+            "inbound"
+        },
         peer: PEER.into(),
         service: unit.service.clone(),
         port: port.port,
@@ -36,10 +48,16 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         client,
         unit,
     };
-    let caller = Caller::Plaintext { address: client, local: config.is_own_address(client) };
+    let caller = Caller::Plaintext {
+        address: client,
+        local: config.is_own_address(client),
+    };
     let decision = authorize::connection(&about.unit, &caller, port.port);
     if port.protocol == Protocol::Http && decision.as_ref().is_none_or(|decision| decision.verdict.passes()) {
-        let who = Who::Plaintext { address: client, local: config.is_own_address(client) };
+        let who = Who::Plaintext {
+            address: client,
+            local: config.is_own_address(client),
+        };
         return http::inbound::serve(worker, about, who, Stream::Tcp(tcp)).await;
     }
     let Some(decision) = decision.filter(|decision| is_let_in(&worker, &about, decision)) else {

@@ -174,7 +174,10 @@ impl Shared {
     /// Has every worker that began moved within this time?
     pub fn all_move(&self, within: Duration) -> bool {
         let now = self.clock.elapsed();
-        self.beats.iter().map(|beat| beat.load(Relaxed)).all(|beat| beat == 0 || now <= Duration::from_millis(beat) + within)
+        self.beats
+            .iter()
+            .map(|beat| beat.load(Relaxed))
+            .all(|beat| beat == 0 || now <= Duration::from_millis(beat) + within)
     }
 
     /// Turns true once, when the process is told to end.

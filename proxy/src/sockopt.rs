@@ -14,7 +14,11 @@ fn set(fd: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int
     let size = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the kernel reads one int from a live reference; the descriptor is borrowed for the call.
     let done = unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), size) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Lets the socket have addresses that are not this host's (IP_TRANSPARENT, IPV6_TRANSPARENT); needs CAP_NET_RAW.
@@ -77,7 +81,9 @@ pub async fn connect(to: SocketAddr, mark: u32, from: Option<IpAddr>) -> io::Res
 /// Settings of a relayed connection: nothing waits to be full, a dead peer is noticed though nobody speaks.
 pub fn relayed(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15));
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 

@@ -123,7 +123,15 @@ impl WireStream {
     /// Both directions of an accepted CONNECT.
     pub fn new(send: SendStream<Bytes>, receive: RecvStream, lease: Lease) -> Self {
         let sender = WireSender { send, finished: false };
-        Self { sender, receiver: WireReceiver { receive, pending: Bytes::new(), ended: false }, lease }
+        Self {
+            sender,
+            receiver: WireReceiver {
+                receive,
+                pending: Bytes::new(),
+                ended: false,
+            },
+            lease,
+        }
     }
 
     /// Both halves, to be used at the same time.
@@ -155,7 +163,8 @@ impl WireStream {
     /// True while nothing has arrived and nothing ended: an idle stream may be used again.
     pub fn is_idle(&mut self) -> bool {
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        if self.sender.finished || !self.receiver.pending.is_empty() || self.sender.send.poll_reset(&mut cx).is_ready() {
+        if self.sender.finished || !self.receiver.pending.is_empty() || self.sender.send.poll_reset(&mut cx).is_ready()
+        {
             return false;
         }
         self.receiver.poll_frame(&mut cx).is_pending()
@@ -218,7 +227,11 @@ fn broken(error: h2::Error) -> io::Error {
     if error.is_io() {
         return error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
     }
-    let kind = if error.is_reset() { io::ErrorKind::ConnectionReset } else { io::ErrorKind::ConnectionAborted };
+    let kind = if error.is_reset() {
+        io::ErrorKind::ConnectionReset
+    } else {
+        io::ErrorKind::ConnectionAborted
+    };
     io::Error::new(kind, error)
 }
 
@@ -247,7 +260,10 @@ impl AsyncWrite for Stream {
             Self::Wire(_) if buf.is_empty() => Poll::Ready(Ok(0)),
             Self::Wire(wire) => {
                 let room = ready!(wire.sender.poll_window(cx, buf.len()))?;
-                wire.sender.send.send_data(Bytes::copy_from_slice(&buf[..room]), false).map_err(broken)?;
+                wire.sender
+                    .send
+                    .send_data(Bytes::copy_from_slice(&buf[..room]), false)
+                    .map_err(broken)?;
                 Poll::Ready(Ok(room))
             }
         }

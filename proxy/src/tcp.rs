@@ -34,7 +34,11 @@ pub struct Relayed {
 impl Relayed {
     /// The same, seen from the other side.
     pub fn reversed(self) -> Self {
-        Self { sent: self.received, received: self.sent, result: self.result }
+        Self {
+            sent: self.received,
+            received: self.sent,
+            result: self.result,
+        }
     }
 }
 
@@ -69,7 +73,11 @@ async fn relay_wire(tcp: TcpStream, mut wire: WireStream) -> Relayed {
         wire.reset(h2::Reason::CONNECT_ERROR);
         sockopt::abort(tcp);
     }
-    Relayed { sent: sent.get(), received: received.get(), result }
+    Relayed {
+        sent: sent.get(),
+        received: received.get(),
+        result,
+    }
 }
 
 async fn relay_tcp(one: TcpStream, two: TcpStream) -> Relayed {
@@ -79,7 +87,11 @@ async fn relay_tcp(one: TcpStream, two: TcpStream) -> Relayed {
         sockopt::abort(one);
         sockopt::abort(two);
     }
-    Relayed { sent: sent.get(), received: received.get(), result }
+    Relayed {
+        sent: sent.get(),
+        received: received.get(),
+        result,
+    }
 }
 
 async fn carry(from: &TcpStream, to: &TcpStream, count: &Cell<u64>) -> io::Result<()> {

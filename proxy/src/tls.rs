@@ -15,8 +15,8 @@ use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiC
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    ServerConfig, SignatureScheme,
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -77,14 +77,21 @@ fn algorithms() -> WebPkiSupportedAlgorithms {
 impl Trust {
     /// Trusts no one.
     pub fn nobody() -> Self {
-        Self { domain: String::new(), bundle: Vec::new(), roots: Arc::new(RootCertStore::empty()), clients: None }
+        Self {
+            domain: String::new(),
+            bundle: Vec::new(),
+            roots: Arc::new(RootCertStore::empty()),
+            clients: None,
+        }
     }
 
     /// Trusts the chains that end in a certificate (DER) of the bundle, for identities of one trust domain.
     pub fn new(domain: &str, bundle: &[Vec<u8>]) -> Result<Self, BadBundle> {
         let mut roots = RootCertStore::empty();
         for der in bundle {
-            roots.add(CertificateDer::from_slice(der)).map_err(|error| BadBundle(error.to_string()))?;
+            roots
+                .add(CertificateDer::from_slice(der))
+                .map_err(|error| BadBundle(error.to_string()))?;
         }
         let roots = Arc::new(roots);
         let clients = if bundle.is_empty() {
@@ -93,7 +100,12 @@ impl Trust {
             let built = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider()).build();
             Some(built.map_err(|error| BadBundle(error.to_string()))?)
         };
-        Ok(Self { domain: domain.to_owned(), bundle: bundle.to_vec(), roots, clients })
+        Ok(Self {
+            domain: domain.to_owned(),
+            bundle: bundle.to_vec(),
+            roots,
+            clients,
+        })
     }
 
     /// Is this the trust that these would make?
@@ -119,10 +131,16 @@ impl Trust {
 
     fn identity(&self, leaf: &CertificateDer<'_>) -> Result<Peer, Error> {
         let peer = read_leaf(leaf).map_err(wrong)?;
-        let path = peer.spiffe_id.strip_prefix("spiffe://").and_then(|rest| rest.strip_prefix(&*self.domain));
+        let path = peer
+            .spiffe_id
+            .strip_prefix("spiffe://")
+            .and_then(|rest| rest.strip_prefix(&*self.domain));
         match path {
             Some(path) if path.starts_with('/') => Ok(peer),
-            _ => Err(wrong(WrongPeer(format!("{} is not of trust domain {}", peer.spiffe_id, self.domain)))),
+            _ => Err(wrong(WrongPeer(format!(
+                "{} is not of trust domain {}",
+                peer.spiffe_id, self.domain
+            )))),
         }
     }
 }
@@ -131,17 +149,39 @@ impl Trust {
 pub fn read_leaf(der: &[u8]) -> Result<Peer, WrongPeer> {
     let bad = |why: &str| WrongPeer(format!("peer's certificate: {why}"));
     let (_, leaf) = X509Certificate::from_der(der).map_err(|error| bad(&error.to_string()))?;
-    let names = leaf.subject_alternative_name().map_err(|error| bad(&error.to_string()))?;
-    let names = names.map(|extension| &extension.value.general_names[..]).unwrap_or_default();
-    let uris: Vec<&str> = names.iter().filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None }).collect();
+    let names = leaf
+        .subject_alternative_name()
+        .map_err(|error| bad(&error.to_string()))?;
+    let names = names
+        .map(|extension| &extension.value.general_names[..])
+        .unwrap_or_default();
+    let uris: Vec<&str> = names
+        .iter()
+        .filter_map(|name| {
+            if let GeneralName::URI(uri) = name {
+                Some(*uri)
+            } else {
+                None
+            }
+        })
+        .collect();
     let &[spiffe_id] = &uris[..] else {
         return Err(bad(&format!("{} URI names, an SVID has exactly one", uris.len())));
     };
     if leaf.is_ca() {
         return Err(bad("is an authority's, not an SVID"));
     }
-    let hosts = names.iter().filter_map(|name| if let GeneralName::DNSName(host) = name { Some((*host).to_owned()) } else { None });
-    Ok(Peer { spiffe_id: spiffe_id.into(), hosts: hosts.collect() })
+    let hosts = names.iter().filter_map(|name| {
+        if let GeneralName::DNSName(host) = name {
+            Some((*host).to_owned())
+        } else {
+            None
+        }
+    });
+    Ok(Peer {
+        spiffe_id: spiffe_id.into(),
+        hosts: hosts.collect(),
+    })
 }
 
 fn wrong(error: WrongPeer) -> Error {
@@ -161,10 +201,18 @@ impl Expected {
     /// Is the peer exactly the one that is called?
     pub fn check(&self, peer: &Peer) -> Result<(), WrongPeer> {
         if peer.spiffe_id != self.spiffe_id {
-            return Err(WrongPeer(format!("{} answered, not {}", peer.spiffe_id, self.spiffe_id)));
+            return Err(WrongPeer(format!(
+                "{} answered, not {}",
+                peer.spiffe_id, self.spiffe_id
+            )));
         }
         if !peer.hosts.iter().any(|host| host.eq_ignore_ascii_case(&self.host)) {
-            return Err(WrongPeer(format!("{} answered from {}, not from {}", peer.spiffe_id, peer.hosts.join(", "), self.host)));
+            return Err(WrongPeer(format!(
+                "{} answered from {}, not from {}",
+                peer.spiffe_id,
+                peer.hosts.join(", "),
+                self.host
+            )));
         }
         Ok(())
     }
@@ -205,7 +253,9 @@ impl fmt::Debug for BySni {
 impl ResolvesServerCert for BySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let svids = self.0.svids();
-        svids.by_sni(&hello.server_name()?.to_ascii_lowercase()).map(|svid| svid.key.clone())
+        svids
+            .by_sni(&hello.server_name()?.to_ascii_lowercase())
+            .map(|svid| svid.key.clone())
     }
 }
 

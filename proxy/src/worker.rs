@@ -137,7 +137,11 @@ impl Worker {
     }
 
     fn each_link(&self, mut see: impl FnMut(&ServerLink)) {
-        self.links.borrow().iter().filter_map(Weak::upgrade).for_each(|link| see(&link));
+        self.links
+            .borrow()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .for_each(|link| see(&link));
     }
 }
 
@@ -164,7 +168,12 @@ impl Drop for Open {
 
 /// Starts a worker's thread with its listeners. It ends after [`Shared::drain`], `limit` later at most, and says how many
 /// connections it cut off.
-pub fn start(shared: Arc<Shared>, index: usize, set: listener::Set, limit: Duration) -> io::Result<thread::JoinHandle<io::Result<usize>>> {
+pub fn start(
+    shared: Arc<Shared>,
+    index: usize,
+    set: listener::Set,
+    limit: Duration,
+) -> io::Result<thread::JoinHandle<io::Result<usize>>> {
     thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         LocalSet::new().block_on(&runtime, run(shared, index, set, limit))
@@ -179,7 +188,9 @@ async fn run(shared: Arc<Shared>, index: usize, set: listener::Set, limit: Durat
         socket.set_nonblocking(true)?;
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let (worker, draining) = (worker.clone(), draining.clone());
-        tokio::task::spawn_local(listener::accept(socket, draining, move |tcp, client| worker.serve(kind, tcp, client)));
+        tokio::task::spawn_local(listener::accept(socket, draining, move |tcp, client| {
+            worker.serve(kind, tcp, client)
+        }));
     }
     tokio::task::spawn_local(worker.clone().tend(index));
     // The sender lives in `Shared`, which this worker holds.
@@ -244,20 +255,31 @@ impl About {
     pub fn audited(&self, worker: &Worker, rule: &str) {
         worker.stats.denied(rule);
         let message = format!("{} would be refused (audit)", self.peer);
-        worker.shared.events.emit(self.event("denied", "audit-deny", rule, message));
+        worker
+            .shared
+            .events
+            .emit(self.event("denied", "audit-deny", rule, message));
     }
 
     /// Counts and records a connection that came to nothing.
     pub fn failed(&self, worker: &Worker, begun: Instant, message: String) {
         self.row(worker).record(CodeClass::Error, micros(begun), 0, 0, 0);
         let event = self.event("error", "allow", "", message);
-        worker.shared.events.emit(Event { duration_us: micros(begun), ..event });
+        worker.shared.events.emit(Event {
+            duration_us: micros(begun),
+            ..event
+        });
     }
 
     /// Counts a connection that was carried, and records it where the access log wants that.
     pub fn relayed(&self, worker: &Worker, begun: Instant, rule: &str, relayed: &Relayed) {
-        let class = if relayed.result.is_ok() { CodeClass::Ok } else { CodeClass::Error };
-        self.row(worker).record(class, micros(begun), relayed.sent, relayed.received, 0);
+        let class = if relayed.result.is_ok() {
+            CodeClass::Ok
+        } else {
+            CodeClass::Error
+        };
+        self.row(worker)
+            .record(class, micros(begun), relayed.sent, relayed.received, 0);
         let wanted = match self.unit.access_log {
             AccessLog::All => true,
             AccessLog::Errors => relayed.result.is_err(),
@@ -270,7 +292,13 @@ impl About {
             };
             let event = self.event("connection", "allow", rule, message);
             let (bytes_in, bytes_out) = (relayed.sent, relayed.received);
-            worker.shared.events.emit(Event { duration_us: micros(begun), bytes_in, bytes_out, tries: 1, ..event });
+            worker.shared.events.emit(Event {
+                duration_us: micros(begun),
+                bytes_in,
+                bytes_out,
+                tries: 1,
+                ..event
+            });
         }
     }
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use ends::{Mesh, ORDERS, WEB_SNI, run, soon};
 use h2::client::SendRequest;
-use http::{Method, Request, StatusCode};
 use hostmesh_proxy::shared::Svid;
 use hostmesh_proxy::tls::{Expected, Trust, client_config};
+use http::{Method, Request, StatusCode};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::ServerName;
 use rustls::version::TLS12;
@@ -28,7 +28,10 @@ async fn tls(mesh: &Mesh, config: ClientConfig, sni: &str) -> std::io::Result<Tl
 
 fn ours(mesh: &Mesh, svid: &Svid) -> ClientConfig {
     let trust = Trust::new("mesh.example", &[mesh.ca.der.to_vec()]).expect("a bundle");
-    let expected = Expected { spiffe_id: ends::WEB.into(), host: "h2".into() };
+    let expected = Expected {
+        spiffe_id: ends::WEB.into(),
+        host: "h2".into(),
+    };
     client_config(Arc::new(trust), svid, expected).expect("a config")
 }
 
@@ -43,7 +46,12 @@ async fn client(mesh: &Mesh) -> SendRequest<Bytes> {
 async fn ask(mesh: &Mesh, method: Method, uri: &str) -> StatusCode {
     let requests = client(mesh).await;
     let request = Request::builder().method(method).uri(uri).body(()).expect("a request");
-    let (response, _send) = requests.ready().await.expect("ready").send_request(request, false).expect("sent");
+    let (response, _send) = requests
+        .ready()
+        .await
+        .expect("ready")
+        .send_request(request, false)
+        .expect("sent");
     soon(response).await.expect("a response").status()
 }
 
@@ -52,9 +60,18 @@ fn only_the_units_own_ports_can_be_called() {
     run(async {
         let mut mesh = Mesh::new().await;
         let [allowed, denied] = mesh.ports;
-        assert_eq!(ask(&mesh, Method::CONNECT, &format!("{WEB_SNI}:{allowed}")).await, StatusCode::OK);
-        assert_eq!(ask(&mesh, Method::CONNECT, &format!("198.18.0.9:{allowed}")).await, StatusCode::OK);
-        assert_eq!(ask(&mesh, Method::CONNECT, &format!("{WEB_SNI}:{denied}")).await, StatusCode::FORBIDDEN);
+        assert_eq!(
+            ask(&mesh, Method::CONNECT, &format!("{WEB_SNI}:{allowed}")).await,
+            StatusCode::OK
+        );
+        assert_eq!(
+            ask(&mesh, Method::CONNECT, &format!("198.18.0.9:{allowed}")).await,
+            StatusCode::OK
+        );
+        assert_eq!(
+            ask(&mesh, Method::CONNECT, &format!("{WEB_SNI}:{denied}")).await,
+            StatusCode::FORBIDDEN
+        );
         let _denied = mesh.h2.event().await;
         for wrong in [
             format!("{WEB_SNI}:1"), // another unit's of the same host
@@ -63,9 +80,16 @@ fn only_the_units_own_ports_can_be_called() {
             format!("other.unit.mesh.example:{allowed}"),
             format!("example.org:{allowed}"),
         ] {
-            assert_eq!(ask(&mesh, Method::CONNECT, &wrong).await, StatusCode::NOT_FOUND, "{wrong}");
+            assert_eq!(
+                ask(&mesh, Method::CONNECT, &wrong).await,
+                StatusCode::NOT_FOUND,
+                "{wrong}"
+            );
             let event = mesh.h2.event().await;
-            assert_eq!((event.kind, &*event.rule, &*event.peer), ("denied", "web.service.toml:no-allow", ORDERS));
+            assert_eq!(
+                (event.kind, &*event.rule, &*event.peer),
+                ("denied", "web.service.toml:no-allow", ORDERS)
+            );
             assert!(event.message.contains(&wrong), "{}", event.message);
         }
     });
@@ -85,9 +109,20 @@ fn a_name_that_no_unit_has_gets_no_handshake() {
     run(async {
         let mesh = Mesh::new().await;
         let orders = mesh.ca.orders();
-        assert!(tls(&mesh, ours(&mesh, &orders), "nobody.unit.mesh.example").await.is_err());
-        assert!(tls(&mesh, ours(&mesh, &orders), "orders.unit.mesh.example").await.is_err());
-        assert!(tls(&mesh, ours(&mesh, &orders), &WEB_SNI.to_uppercase()).await.is_ok(), "names know no case");
+        assert!(
+            tls(&mesh, ours(&mesh, &orders), "nobody.unit.mesh.example")
+                .await
+                .is_err()
+        );
+        assert!(
+            tls(&mesh, ours(&mesh, &orders), "orders.unit.mesh.example")
+                .await
+                .is_err()
+        );
+        assert!(
+            tls(&mesh, ours(&mesh, &orders), &WEB_SNI.to_uppercase()).await.is_ok(),
+            "names know no case"
+        );
     });
 }
 

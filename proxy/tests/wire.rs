@@ -13,7 +13,13 @@ use hostmesh_proxy::wire::idle::Key;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 async fn open(mesh: &Mesh) -> Result<Stream, OpenError> {
-    let opened = soon(mesh.h1.worker.pool.open(&"orders.service".into(), &mesh.endpoint(), mesh.ports[0])).await;
+    let opened = soon(
+        mesh.h1
+            .worker
+            .pool
+            .open(&"orders.service".into(), &mesh.endpoint(), mesh.ports[0]),
+    )
+    .await;
     opened.map(|stream| Stream::Wire(Box::new(stream)))
 }
 
@@ -50,7 +56,9 @@ fn a_reset_is_passed_on_as_one() {
         let mesh = Mesh::new().await;
         let (stream, application) = tokio::join!(open(&mesh), mesh.arrives());
         hostmesh_proxy::sockopt::abort(application);
-        let error = soon(stream.expect("a stream").read(&mut [0; 1])).await.expect_err("no orderly end");
+        let error = soon(stream.expect("a stream").read(&mut [0; 1]))
+            .await
+            .expect_err("no orderly end");
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     });
 }
@@ -61,7 +69,9 @@ fn megabytes_arrive_whole_though_the_reader_is_slow() {
         let mesh = Mesh::new().await;
         let (stream, mut application) = tokio::join!(open(&mesh), mesh.arrives());
         let mut stream = stream.expect("a stream");
-        let sent: Vec<u8> = (0..24 * 1024 * 1024u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let sent: Vec<u8> = (0..24 * 1024 * 1024u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
         let expected = sent.clone();
         let writer = tokio::task::spawn_local(async move {
             stream.write_all(&sent).await.expect("sent");
@@ -72,7 +82,13 @@ fn megabytes_arrive_whole_though_the_reader_is_slow() {
         until(|| mesh.h2.gauge("streams") == 1).await;
         assert!(!writer.is_finished());
         let mut received = Vec::new();
-        tokio::time::timeout(std::time::Duration::from_secs(20), application.read_to_end(&mut received)).await.expect("in time").expect("all");
+        tokio::time::timeout(
+            std::time::Duration::from_secs(20),
+            application.read_to_end(&mut received),
+        )
+        .await
+        .expect("in time")
+        .expect("all");
         assert!(received == expected, "{} bytes of {}", received.len(), expected.len());
     });
 }
@@ -84,7 +100,14 @@ fn one_tls_connection_carries_all_streams_of_a_pair() {
         let (one, two) = tokio::join!(open(&mesh), open(&mesh));
         let three = open(&mesh).await;
         assert!(one.is_ok() && two.is_ok() && three.is_ok());
-        assert_eq!((mesh.accepted.get(), mesh.h1.gauge("tls_handshakes"), mesh.h1.gauge("streams")), (1, 1, 3));
+        assert_eq!(
+            (
+                mesh.accepted.get(),
+                mesh.h1.gauge("tls_handshakes"),
+                mesh.h1.gauge("streams")
+            ),
+            (1, 1, 3)
+        );
         drop((one, two, three));
         until(|| mesh.h1.gauge("streams") == 0 && mesh.h2.gauge("streams") == 0).await;
     });
@@ -94,10 +117,16 @@ fn one_tls_connection_carries_all_streams_of_a_pair() {
 fn another_identity_at_the_address_is_refused() {
     run(async {
         let ca = Authority::new("mesh");
-        let (orders, impostor) = (ca.orders(), ca.svid(WEB_UNIT, WEB_SNI, "spiffe://mesh.example/unit/web2", "h2"));
+        let (orders, impostor) = (
+            ca.orders(),
+            ca.svid(WEB_UNIT, WEB_SNI, "spiffe://mesh.example/unit/web2", "h2"),
+        );
         let mesh = Mesh::with(ca, orders, impostor).await;
         let error = failure(open(&mesh).await).to_string();
-        assert!(error.contains("unit/web2 answered, not spiffe://mesh.example/unit/web"), "{error}");
+        assert!(
+            error.contains("unit/web2 answered, not spiffe://mesh.example/unit/web"),
+            "{error}"
+        );
     });
 }
 
@@ -128,7 +157,12 @@ fn a_client_of_another_authority_or_trust_domain_reaches_nothing() {
     run(async {
         let foreign = Authority::new("foreign").orders();
         let ca = Authority::new("mesh");
-        let strange = ca.svid("orders.service", "orders.unit.mesh.example", "spiffe://mesh.example.org/unit/orders", "h1");
+        let strange = ca.svid(
+            "orders.service",
+            "orders.unit.mesh.example",
+            "spiffe://mesh.example.org/unit/orders",
+            "h1",
+        );
         let web = ca.web();
         let mesh = Mesh::with(ca, foreign, web).await;
         assert!(matches!(failure(open(&mesh).await), OpenError::Unreachable(_)));
@@ -153,10 +187,18 @@ fn a_unit_without_a_certificate_calls_nobody() {
 fn policy_refuses_by_rule_and_the_caller_learns_it_at_once() {
     run(async {
         let mut mesh = Mesh::new().await;
-        let denied = mesh.h1.worker.pool.open(&"orders.service".into(), &mesh.endpoint(), mesh.ports[1]).await;
+        let denied = mesh
+            .h1
+            .worker
+            .pool
+            .open(&"orders.service".into(), &mesh.endpoint(), mesh.ports[1])
+            .await;
         assert!(matches!(denied.err(), Some(OpenError::Denied)));
         let event = mesh.h2.event().await;
-        assert_eq!((event.kind, &*event.rule, &*event.peer), ("denied", "web.service.toml:no-allow", ORDERS));
+        assert_eq!(
+            (event.kind, &*event.rule, &*event.peer),
+            ("denied", "web.service.toml:no-allow", ORDERS)
+        );
         assert_eq!(mesh.h2.shared().stats.collect().denied["web.service.toml:no-allow"], 1);
     });
 }
@@ -166,7 +208,12 @@ fn an_application_that_is_down_is_told_apart_from_a_refusal() {
     run(async {
         let mesh = Mesh::new().await;
         let (port, endpoint) = (mesh.ports[0], mesh.endpoint());
-        let Mesh { application, h1, h2: _h2, .. } = mesh;
+        let Mesh {
+            application,
+            h1,
+            h2: _h2,
+            ..
+        } = mesh;
         drop(application);
         let down = h1_open(&h1.worker, &endpoint, port).await;
         assert!(matches!(down.err(), Some(OpenError::Application)));
@@ -204,7 +251,13 @@ fn goaway_moves_new_streams_and_lets_old_ones_end() {
         let mesh = Mesh::new().await;
         let (old, mut application) = tokio::join!(open(&mesh), mesh.arrives());
         let mut old = old.expect("a stream");
-        mesh.h2.worker.links.borrow().iter().filter_map(std::rc::Weak::upgrade).for_each(|link| link.retire());
+        mesh.h2
+            .worker
+            .links
+            .borrow()
+            .iter()
+            .filter_map(std::rc::Weak::upgrade)
+            .for_each(|link| link.retire());
         let accepted = &mesh.accepted;
         soon(async {
             while accepted.get() < 2 {
@@ -227,7 +280,10 @@ fn a_bundle_that_does_not_carry_the_peer_ends_its_connections() {
         let (stream, _application) = tokio::join!(open(&mesh), mesh.arrives());
         let mut stream = stream.expect("a stream");
         let other = Authority::new("the next root");
-        mesh.h2.shared().set_config(config("h2", &[&other], mesh.wire.port(), mesh.ports)).expect("in force");
+        mesh.h2
+            .shared()
+            .set_config(config("h2", &[&other], mesh.wire.port(), mesh.ports))
+            .expect("in force");
         soon(stream.read(&mut [0; 1])).await.expect_err("cut off");
     });
 }
@@ -240,7 +296,9 @@ fn a_bundle_with_one_more_root_ends_nothing() {
         let mut stream = stream.expect("a stream");
         let next = Authority::new("the next root");
         for (end, host) in [(&mesh.h1, "h1"), (&mesh.h2, "h2")] {
-            end.shared().set_config(config(host, &[&mesh.ca, &next], mesh.wire.port(), mesh.ports)).expect("in force");
+            end.shared()
+                .set_config(config(host, &[&mesh.ca, &next], mesh.wire.port(), mesh.ports))
+                .expect("in force");
         }
         let _new = open(&mesh).await.expect("a new stream");
         application.write_all(b"x").await.expect("sent");
@@ -255,12 +313,17 @@ fn an_idle_stream_serves_again_and_a_dead_one_does_not() {
         let (idle, endpoint) = (&mesh.h1.worker.idle, mesh.endpoint());
         let key = Key::new(&Arc::from("orders.service"), &endpoint, mesh.ports[0]);
         assert!(idle.take(&key).is_none());
-        let (stream, mut application) = tokio::join!(h1_open(&mesh.h1.worker, &endpoint, mesh.ports[0]), mesh.arrives());
+        let (stream, mut application) =
+            tokio::join!(h1_open(&mesh.h1.worker, &endpoint, mesh.ports[0]), mesh.arrives());
         idle.put(key.clone(), stream.expect("a stream"));
         let mut again = Stream::Wire(Box::new(idle.take(&key).expect("the same stream")));
         again.write_all(b"GET").await.expect("sent");
-        soon(application.read_exact(&mut [0; 3])).await.expect("over the same connection");
-        let Stream::Wire(again) = again else { unreachable!("it was one") };
+        soon(application.read_exact(&mut [0; 3]))
+            .await
+            .expect("over the same connection");
+        let Stream::Wire(again) = again else {
+            unreachable!("it was one")
+        };
         idle.put(key.clone(), *again);
         assert_eq!(idle.len(), 1);
         drop(application);
@@ -273,7 +336,10 @@ fn an_idle_stream_serves_again_and_a_dead_one_does_not() {
 fn a_silent_unit_pair_keeps_its_own_connection() {
     run(async {
         let mesh = Mesh::new().await;
-        let other = End::new(config("h1", &[&mesh.ca], mesh.wire.port(), mesh.ports), [mesh.ca.orders()]);
+        let other = End::new(
+            config("h1", &[&mesh.ca], mesh.wire.port(), mesh.ports),
+            [mesh.ca.orders()],
+        );
         let endpoint = mesh.endpoint();
         let one = h1_open(&mesh.h1.worker, &endpoint, mesh.ports[0]).await;
         let two = h1_open(&other.worker, &endpoint, mesh.ports[0]).await;

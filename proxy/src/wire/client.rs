@@ -106,12 +106,21 @@ impl Pool {
     /// An empty pool.
     pub fn new(shared: Arc<Shared>, stats: WorkerStats) -> Self {
         let trust = RefCell::new(shared.trust());
-        Self { shared, stats, peers: RefCell::default(), trust }
+        Self {
+            shared,
+            stats,
+            peers: RefCell::default(),
+            trust,
+        }
     }
 
     /// Opens a stream from `unit` to a port of the endpoint.
     pub async fn open(&self, unit: &Arc<str>, endpoint: &Endpoint, port: u16) -> Result<WireStream, OpenError> {
-        let pair = Pair { unit: unit.clone(), spiffe_id: endpoint.spiffe_id.clone(), host: endpoint.host.clone() };
+        let pair = Pair {
+            unit: unit.clone(),
+            spiffe_id: endpoint.spiffe_id.clone(),
+            host: endpoint.host.clone(),
+        };
         let authority = format!("{}:{port}", endpoint.sni);
         let authority = Uri::from_maybe_shared(Bytes::from(authority))
             .map_err(|error| OpenError::Unreachable(io::Error::other(error)))?;
@@ -122,7 +131,9 @@ impl Pool {
                 Err(Stale) => connection.link.retire(),
             }
         }
-        Err(OpenError::Unreachable(io::Error::other("three connections ended before a stream was open")))
+        Err(OpenError::Unreachable(io::Error::other(
+            "three connections ended before a stream was open",
+        )))
     }
 
     async fn request(&self, connection: &Connection, authority: Uri) -> Result<Result<WireStream, OpenError>, Stale> {
@@ -156,7 +167,12 @@ impl Pool {
             return Ok(connection);
         }
         let connection = Rc::new(self.dial(pair, endpoint).await?);
-        self.peers.borrow_mut().entry(pair.clone()).or_default().connections.push(connection.clone());
+        self.peers
+            .borrow_mut()
+            .entry(pair.clone())
+            .or_default()
+            .connections
+            .push(connection.clone());
         Ok(connection)
     }
 
@@ -172,19 +188,25 @@ impl Pool {
         let svid = svids.by_unit(&pair.unit).ok_or(OpenError::NoIdentity)?;
         let config = self.shared.config().ok_or(OpenError::NoIdentity)?;
         let trust = self.shared.trust();
-        let expected = Expected { spiffe_id: endpoint.spiffe_id.clone(), host: endpoint.host.clone() };
-        let tls = client_config(trust, svid, expected.clone()).map_err(|e| OpenError::Unreachable(io::Error::other(e)))?;
+        let expected = Expected {
+            spiffe_id: endpoint.spiffe_id.clone(),
+            host: endpoint.host.clone(),
+        };
+        let tls =
+            client_config(trust, svid, expected.clone()).map_err(|e| OpenError::Unreachable(io::Error::other(e)))?;
         let name = ServerName::try_from(endpoint.sni.to_string())
             .map_err(|error| OpenError::Unreachable(io::Error::other(error)))?;
         let tcp = connect(&endpoint.addresses, endpoint.wire_port, config.marks.proxy).await?;
         sockopt::wire(&tcp, USER_TIMEOUT).map_err(OpenError::Unreachable)?;
         let handshake = self.handshake(tcp, TlsConnector::from(Arc::new(tls)), name, svid, expected);
         let ended = timeout(HANDSHAKE, handshake).await;
-        ended.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(|error| {
-            self.stats.tls_failure("client_handshake");
-            let text = format!("TLS with {} on {}: {error}", endpoint.unit, endpoint.host);
-            OpenError::Unreachable(io::Error::new(error.kind(), text))
-        })
+        ended
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|error| {
+                self.stats.tls_failure("client_handshake");
+                let text = format!("TLS with {} on {}: {error}", endpoint.unit, endpoint.host);
+                OpenError::Unreachable(io::Error::new(error.kind(), text))
+            })
     }
 
     async fn handshake(
@@ -217,7 +239,15 @@ impl Pool {
         link.idle_since.set(Some(Instant::now()));
         tokio::task::spawn_local(drive(connection, io, link.clone()));
         let held = self.stats.hold(Gauge::Pooled);
-        Ok(Connection { link, requests, serial: svid.serial.clone(), not_after: svid.not_after, expected, peer, _held: held })
+        Ok(Connection {
+            link,
+            requests,
+            serial: svid.serial.clone(),
+            not_after: svid.not_after,
+            expected,
+            peer,
+            _held: held,
+        })
     }
 
     /// Retires what is idle, and what was made with an SVID that is over.
@@ -244,7 +274,11 @@ impl Pool {
         self.each(|pair, connection| {
             if bundle_changed && !connection.is_trusted(&trust) {
                 connection.link.kill();
-            } else if bundle_changed || svids.by_unit(&pair.unit).is_none_or(|svid| svid.serial != connection.serial) {
+            } else if bundle_changed
+                || svids
+                    .by_unit(&pair.unit)
+                    .is_none_or(|svid| svid.serial != connection.serial)
+            {
                 connection.link.retire();
             }
         });
@@ -264,7 +298,9 @@ impl Connection {
     }
 
     fn is_trusted(&self, trust: &Trust) -> bool {
-        trust.server(&self.peer, UnixTime::now()).is_ok_and(|peer| self.expected.check(&peer).is_ok())
+        trust
+            .server(&self.peer, UnixTime::now())
+            .is_ok_and(|peer| self.expected.check(&peer).is_ok())
     }
 }
 

@@ -27,7 +27,10 @@ pub struct LargeReads {
 impl LargeReads {
     /// Reads `tcp` in large pieces.
     pub fn new(tcp: TcpStream) -> Self {
-        Self { tcp, buffer: BytesMut::new() }
+        Self {
+            tcp,
+            buffer: BytesMut::new(),
+        }
     }
 
     /// Whether bytes came in that nobody has read yet.
@@ -116,7 +119,11 @@ impl<S> Clone for Gathering<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Gathering<S> {
     /// Gathers before `below`.
     pub fn new(below: S) -> Self {
-        Self(Rc::new(RefCell::new(Inner { below, gathered: BytesMut::new(), received: false })))
+        Self(Rc::new(RefCell::new(Inner {
+            below,
+            gathered: BytesMut::new(),
+            received: false,
+        })))
     }
 
     /// Sends what has gathered. The driver calls it whenever its connection has nothing more to do.
@@ -152,7 +159,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
     /// Does not send: that is the driver's, in [`Gathering::poll_send`].
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.0.borrow_mut();
-        if inner.gathered.len() >= GATHER { inner.poll_drain(cx) } else { Poll::Ready(Ok(())) }
+        if inner.gathered.len() >= GATHER {
+            inner.poll_drain(cx)
+        } else {
+            Poll::Ready(Ok(()))
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -29,7 +29,12 @@ pub struct Key {
 impl Key {
     /// From a unit of this host to a port of an endpoint.
     pub fn new(unit: &Arc<str>, endpoint: &Endpoint, port: u16) -> Self {
-        Self { unit: unit.clone(), spiffe_id: endpoint.spiffe_id.clone(), host: endpoint.host.clone(), port }
+        Self {
+            unit: unit.clone(),
+            spiffe_id: endpoint.spiffe_id.clone(),
+            host: endpoint.host.clone(),
+            port,
+        }
     }
 }
 
@@ -69,7 +74,9 @@ impl IdleStreams {
     pub fn sweep(&self) {
         self.0.borrow_mut().retain(|_, streams| {
             for _ in 0..streams.len() {
-                let Some((since, mut stream)) = streams.pop_front() else { break };
+                let Some((since, mut stream)) = streams.pop_front() else {
+                    break;
+                };
                 if since.elapsed() < IDLE && !stream.is_retired() && stream.is_idle() {
                     streams.push_back((since, stream));
                 } else {

@@ -17,8 +17,8 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use crate::stats::{Gauge, Held, WorkerStats};
 
 pub mod client;
-pub mod idle;
 pub mod gather;
+pub mod idle;
 pub mod server;
 
 use gather::Gathering;
@@ -54,7 +54,10 @@ impl Link {
     /// Counts one more stream for as long as the lease lives.
     pub fn lease(self: &Rc<Self>, stats: &WorkerStats) -> Lease {
         self.streams.set(self.streams.get() + 1);
-        Lease { link: self.clone(), _held: stats.hold(Gauge::Streams) }
+        Lease {
+            link: self.clone(),
+            _held: stats.hold(Gauge::Streams),
+        }
     }
 
     /// Open streams.
@@ -133,7 +136,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Heart<S> {
     fn new(io: Gathering<S>, pings: PingPong) -> Self {
         let mut beats = interval_at(Instant::now() + BEAT, BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { io, pings, beats, silent: 0 }
+        Self {
+            io,
+            pings,
+            beats,
+            silent: 0,
+        }
     }
 
     /// Ready when the peer is given up.
@@ -148,7 +156,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Heart<S> {
                 return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the peer does not answer"));
             }
             // One that is still on its way asks as well as a second.
-            let _outstanding = if self.silent == 2 { self.pings.send_ping(Ping::opaque()) } else { Ok(()) };
+            let _outstanding = if self.silent == 2 {
+                self.pings.send_ping(Ping::opaque())
+            } else {
+                Ok(())
+            };
         }
         if let Poll::Ready(Err(error)) = self.pings.poll_pong(cx) {
             return Poll::Ready(io::Error::other(error));

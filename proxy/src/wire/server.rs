@@ -84,7 +84,16 @@ async fn handshake(worker: &Worker, tcp: TcpStream, client: IpAddr) -> io::Resul
     let chain = session.peer_certificates().unwrap_or_default().to_vec();
     let leaf = chain.first().ok_or_else(|| io::Error::other("no certificate"))?;
     let peer = read_leaf(leaf).map_err(io::Error::other)?;
-    Ok((tls, ServerLink { link: Rc::default(), peer, sni, client, chain }))
+    Ok((
+        tls,
+        ServerLink {
+            link: Rc::default(),
+            peer,
+            sni,
+            client,
+            chain,
+        },
+    ))
 }
 
 async fn run(worker: &Rc<Worker>, io: Gathering<Tls>, link: &Rc<ServerLink>) -> io::Result<()> {
@@ -119,7 +128,11 @@ async fn run(worker: &Rc<Worker>, io: Gathering<Tls>, link: &Rc<ServerLink>) -> 
         }
     };
     while let Some((request, respond)) = poll_fn(&mut poll).await? {
-        let call = Call { link: link.clone(), request, respond };
+        let call = Call {
+            link: link.clone(),
+            request,
+            respond,
+        };
         let worker = worker.clone();
         tokio::task::spawn_local(async move { inbound::answer(&worker, call).await });
     }
@@ -157,7 +170,10 @@ impl Call {
     /// Lets the stream begin.
     pub fn accept(mut self, worker: &Worker) -> io::Result<WireStream> {
         let lease = self.link.link.lease(&worker.stats);
-        let send = self.respond.send_response(Response::new(()), false).map_err(io::Error::other)?;
+        let send = self
+            .respond
+            .send_response(Response::new(()), false)
+            .map_err(io::Error::other)?;
         Ok(WireStream::new(send, self.request.into_body(), lease))
     }
 

@@ -17,7 +17,9 @@ use hostmesh_proxy::wire::server;
 use hostmesh_proxy::worker::Worker;
 use hostmesh_proxy_core::config::{Config, Endpoint};
 use hostmesh_proxy_core::snapshot::Snapshot;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -44,7 +46,10 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let key = KeyPair::generate().expect("a key");
         let certificate = params.self_signed(&key).expect("a root");
-        Self { der: certificate.der().clone(), issuer: Issuer::new(params, key) }
+        Self {
+            der: certificate.der().clone(),
+            issuer: Issuer::new(params, key),
+        }
     }
 
     /// An SVID; `sni` is where the tests put it, not part of it.
@@ -56,7 +61,9 @@ impl Authority {
     pub fn with_ids(&self, unit: &str, sni: &str, ids: &[&str], host: &str) -> Arc<Svid> {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::DnsName(host.try_into().expect("ascii"))];
-        params.subject_alt_names.extend(ids.iter().map(|id| SanType::URI((*id).try_into().expect("ascii"))));
+        params
+            .subject_alt_names
+            .extend(ids.iter().map(|id| SanType::URI((*id).try_into().expect("ascii"))));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate().expect("a key");
         let leaf = params.signed_by(&key, &self.issuer).expect("a leaf");
@@ -83,7 +90,10 @@ impl Authority {
 }
 
 fn unit(name: &str, number: u32, spiffe_id: &str, ports: &[u16], allow: &serde_json::Value) -> serde_json::Value {
-    let ports: Vec<_> = ports.iter().map(|port| json!({"port": port, "protocol": "tcp", "client_address": "auto"})).collect();
+    let ports: Vec<_> = ports
+        .iter()
+        .map(|port| json!({"port": port, "protocol": "tcp", "client_address": "auto"}))
+        .collect();
     json!({
         "unit": format!("{name}.service"), "number": number, "spiffe_id": spiffe_id, "service": name,
         "sni": format!("{name}.unit.mesh.example"), "ports": ports, "deliver": ["127.0.0.1"], "mode": "enforce",
@@ -95,7 +105,10 @@ fn unit(name: &str, number: u32, spiffe_id: &str, ports: &[u16], allow: &serde_j
 
 /// What one end knows: `web` on h2 with two ports, of which `orders` of h1 may call the first; `other` has port 1.
 pub fn config(host: &str, bundle: &[&Authority], wire: u16, ports: [u16; 2]) -> Config {
-    let bundle: Vec<_> = bundle.iter().map(|ca| base64::engine::general_purpose::STANDARD.encode(&ca.der)).collect();
+    let bundle: Vec<_> = bundle
+        .iter()
+        .map(|ca| base64::engine::general_purpose::STANDARD.encode(&ca.der))
+        .collect();
     let allow = json!([{"rule": "web.service.toml:3", "callers": [ORDERS], "ports": [ports[0]]}]);
     let units = match host {
         "h1" => vec![unit("orders", 7, ORDERS, &[], &json!([]))],
@@ -190,7 +203,15 @@ impl Mesh {
                 tokio::task::spawn_local(server::serve(worker.clone(), tcp, client));
             }
         });
-        Self { ca, h1, h2, wire, application, ports, accepted }
+        Self {
+            ca,
+            h1,
+            h2,
+            wire,
+            application,
+            ports,
+            accepted,
+        }
     }
 
     /// The service's only endpoint, as h1 knows it.
@@ -210,8 +231,15 @@ fn port(listener: &TcpListener) -> u16 {
 
 /// Runs a test on a thread of its own kind: a worker's.
 pub fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    LocalSet::new().block_on(&runtime, async { tokio::time::timeout(Duration::from_secs(30), test).await.expect("in time") });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    LocalSet::new().block_on(&runtime, async {
+        tokio::time::timeout(Duration::from_secs(30), test)
+            .await
+            .expect("in time")
+    });
 }
 
 /// What must happen within five seconds.
