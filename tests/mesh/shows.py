@@ -24,6 +24,7 @@ except TimeoutError:
     print("nothing")
 """
 GET = r"GET /products/7 HTTP/1.1\r\nHost: inventory\r\nConnection: close\r\n\r\n"
+PSQL, PGBENCH = (("env", "PGPASSWORD=shop", program, "-h", "postgres", "-U", "shop") for program in ("psql", "pgbench"))
 ORDERS = ["curl", "-sS", "--max-time", "10"]
 
 
@@ -40,7 +41,7 @@ def nothing_readable(w: World) -> str:
     with w.lab.capture("tcp or udp") as wire:
         assert order(w, marker)["inventory"] == 200
         w.shop("redis-cli", "-h", "redis", "set", marker, marker).must()
-        said = w.shop("psql", "-h", "postgres", "-U", "shop", "-Atc", f"select '{marker}'").must().stdout
+        said = w.shop(*PSQL, "-Atc", f"select '{marker}'").must().stdout
         assert said.strip() == marker
     assert not wire.contains(marker.encode())
     streams = wire.streams()
@@ -77,9 +78,9 @@ def wire_refuses_strangers(w: World) -> str:
 
 def stock_clients(w: World) -> str:
     """psql, pgbench, redis-cli, redis-benchmark and curl, unchanged, through the mesh"""
-    w.shop("psql", "-h", "postgres", "-U", "shop", "-c", "select 1").must()
-    bench = w.shop("pgbench", "-h", "postgres", "-U", "shop", "-i", "-q", "shop", timeout=60).must()
-    bench = w.shop("pgbench", "-h", "postgres", "-U", "shop", "-c", "4", "-t", "100", "shop", timeout=60).must()
+    w.shop(*PSQL, "-c", "select 1").must()
+    bench = w.shop(*PGBENCH, "-i", "-q", "shop", timeout=60).must()
+    bench = w.shop(*PGBENCH, "-c", "4", "-t", "100", "shop", timeout=60).must()
     tps = re.search(r"tps = (\d+)", bench.stdout)
     processed = re.search(r"actually processed: (\d+)/(\d+)", bench.stdout)
     assert tps and processed and processed[1] == processed[2] == "400", bench.stdout

@@ -135,6 +135,9 @@ def _services(the_world: World) -> None:
         host.systemctl("enable", "--now", f"{unit}.service")
     for unit in ("nginx.service", "redis-server.service", "postgresql@15-main.service"):
         the_world.h2.systemctl("enable", "--now", unit)
+    make = "create role shop login password 'shop'", "create database shop owner shop"
+    for statement in make:
+        the_world.h2.exec(["runuser", "-u", "postgres", "--", "psql", "-qc", statement]).must()
 
 
 def _enrol(the_world: World, tell: Tell) -> None:
