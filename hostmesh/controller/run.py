@@ -67,4 +67,4 @@ def _notify(message: str) -> None:
         try:
             sender.sendto(message.encode(), "\0" + path[1:] if path.startswith("@") else path)
         except OSError as error:
-            log.warning("systemd does not listen on %s: %s", path, error)
+            log.debug("systemd does not listen on %s: %s", path, error)

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import os
 import socket
 import subprocess
 import sys
@@ -31,9 +32,15 @@ from hostmesh.wire.snapshot import Traffic
 DEADLINE = 15.0
 
 
+def own_address() -> str:
+    """A loopback address of this test run's own: nobody else takes its ports while a controller is down."""
+    pid = os.getpid()
+    return f"127.{100 + (pid >> 16) % 100}.{pid >> 8 & 255}.{pid & 255 or 254}"
+
+
 def free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((own_address(), 0))
         return int(probe.getsockname()[1])
 
 
@@ -52,7 +59,8 @@ class Mesh:
         config = Config(
             trust_domain="mesh.test",
             state=folder / "controller",
-            listen=("127.0.0.1",),
+            listen=(own_address(),),
+            advertise=(own_address(),),
             port=free_port(),
             enrolment_port=free_port(),
         )
@@ -63,7 +71,7 @@ class Mesh:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.config.port}"
+        return f"{own_address()}:{self.config.port}"
 
     def start(self) -> None:
         """Start the real program; returns when it says READY to the socket that systemd would hold."""

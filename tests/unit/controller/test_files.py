@@ -17,7 +17,7 @@ from hostmesh.agent.host_identity import IdentityError, new_request
 from hostmesh.controller import admin
 from hostmesh.controller.config import Config, ConfigError, dump, load, parse
 from hostmesh.controller.store import Store, StoreError
-from tests.unit.controller.conftest import Mesh
+from tests.unit.controller.conftest import Mesh, own_address
 
 
 def modes(folder: Path) -> dict[str, str]:
@@ -161,7 +161,7 @@ def test_what_is_not_there_cannot_be_released_removed_or_granted(tmp_path: Path)
 
 
 def test_an_address_that_this_host_lacks(meshes: Callable[..., Mesh]) -> None:
-    mesh = meshes(listen=("127.0.0.1", "2001:2::dead"))
+    mesh = meshes(listen=(own_address(), "2001:2::dead"))
     assert "not listening on 2001:2::dead" in mesh.log()
     assert mesh.join("h1").host == "h1"
     with pytest.raises(AssertionError, match="has none of the addresses"):

@@ -22,7 +22,7 @@ from hostmesh.agent.host_identity import new_request
 from hostmesh.controller import admin
 from hostmesh.identity.authority import check_chain
 from hostmesh.wire.controller import SERVICE, SignRequest, read_token, write_token
-from tests.unit.controller.conftest import Mesh, beside, next_event, until, word
+from tests.unit.controller.conftest import Mesh, beside, next_event, own_address, until, word
 
 
 def test_enrol_sign_publish_watch(mesh: Mesh) -> None:
@@ -267,7 +267,7 @@ def test_tls_1_3_and_nothing_below(mesh: Mesh, port: str) -> None:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         context.maximum_version = highest
         context.set_alpn_protocols(["h2"])
-        where = ("127.0.0.1", getattr(mesh.config, port))
+        where = (own_address(), getattr(mesh.config, port))
         with socket.create_connection(where, 5) as plain, context.wrap_socket(plain) as wrapped:
             return wrapped.version()
 
