@@ -17,7 +17,7 @@ class Orders(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Ask inventory, answer with its word."""
         answer = httpx.get(f"http://inventory/products/{self.path.rsplit('/', 1)[1]}")
-        body = json.dumps({"order": self.path, "inventory": answer.status_code, "product": answer.json()}).encode()
+        body = json.dumps({"order": self.path, "inventory": answer.status_code, "product": answer.text}).encode()
         self.send_response(200 if answer.status_code == 200 else 502)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -84,7 +84,7 @@ def control_dies(w: World) -> str:
     kills = []
     with load(w) as running:
         for host, unit in victims:
-            kills.append((kill(host, unit)))
+            kills.append(kill(host, unit))
         wait_until(lambda: all(main_pid(host, unit) for host, unit in victims), "all are back", 20.0, 0.05)
     assert running.number("begun") < min(kills) <= max(kills) < running.number("ended")
     assert running.number("requests") >= 10_000
