@@ -49,7 +49,10 @@ pub enum NoHead {
 
 impl Conn {
     pub fn new(stream: Stream) -> Self {
-        Self { stream, buffer: Bytes::new() }
+        Self {
+            stream,
+            buffer: Bytes::new(),
+        }
     }
 
     /// Both halves, to be used at the same time.
@@ -58,11 +61,25 @@ impl Conn {
         match &mut self.stream {
             Stream::Tcp(tcp) => {
                 let tcp = &*tcp;
-                (Source { reader: Reader::Tcp(tcp), buffer, owed: 0 }, Sink::Tcp(tcp))
+                (
+                    Source {
+                        reader: Reader::Tcp(tcp),
+                        buffer,
+                        owed: 0,
+                    },
+                    Sink::Tcp(tcp),
+                )
             }
             Stream::Wire(wire) => {
                 let (sender, receiver) = wire.split();
-                (Source { reader: Reader::Wire(receiver), buffer, owed: 0 }, Sink::Wire(sender))
+                (
+                    Source {
+                        reader: Reader::Wire(receiver),
+                        buffer,
+                        owed: 0,
+                    },
+                    Sink::Wire(sender),
+                )
             }
         }
     }
@@ -75,7 +92,9 @@ impl Conn {
     /// Waits for the first bytes of a message. `false`: the end.
     pub async fn wait(&mut self) -> io::Result<bool> {
         let (mut source, _) = self.split();
-        let Some(bytes) = source.recv().await? else { return Ok(false) };
+        let Some(bytes) = source.recv().await? else {
+            return Ok(false);
+        };
         source.put_back(bytes);
         Ok(true)
     }
@@ -137,7 +156,9 @@ impl Source<'_> {
     /// The bytes of the next head.
     pub async fn head(&mut self) -> Result<Bytes, NoHead> {
         let mut scanner = HeadScanner::default();
-        let Ok(Some(mut bytes)) = self.recv().await else { return Err(NoHead::End) };
+        let Ok(Some(mut bytes)) = self.recv().await else {
+            return Err(NoHead::End);
+        };
         if let Some(end) = scanner.find(&bytes).map_err(NoHead::Refused)? {
             let head = bytes.split_to(end);
             self.put_back(bytes);
@@ -149,7 +170,9 @@ impl Source<'_> {
 
     async fn rest_of_head(&mut self, scanner: &mut HeadScanner, mut gathered: BytesMut) -> Result<Bytes, NoHead> {
         loop {
-            let Ok(Some(bytes)) = self.recv().await else { return Err(NoHead::Broken) };
+            let Ok(Some(bytes)) = self.recv().await else {
+                return Err(NoHead::Broken);
+            };
             gathered.extend_from_slice(&bytes);
             if let Some(end) = scanner.find(&gathered).map_err(NoHead::Refused)? {
                 let head = gathered.split_to(end).freeze();

@@ -6,9 +6,7 @@ use std::pin::pin;
 
 use bytes::{Bytes, BytesMut};
 use hostmesh_proxy_core::error::Fault;
-use hostmesh_proxy_core::http1::{
-    Body, BodyError, Framing, RequestEdits, RequestHead, ResponseEdits, ResponseHead,
-};
+use hostmesh_proxy_core::http1::{Body, BodyError, Framing, RequestEdits, RequestHead, ResponseEdits, ResponseHead};
 use hostmesh_proxy_core::retry::Failure;
 use tokio::time::{Instant, sleep_until};
 
@@ -46,7 +44,12 @@ enum Stopped {
 impl<'a> Upload<'a> {
     pub fn new(request: &RequestHead, replayable: &'a Cell<bool>) -> Self {
         replayable.set(true);
-        Self { body: Body::new(request.framing), sent: Vec::new(), length: 0, replayable }
+        Self {
+            body: Body::new(request.framing),
+            sent: Vec::new(),
+            length: 0,
+            replayable,
+        }
     }
 
     /// Has the client sent all of it?
@@ -97,8 +100,12 @@ impl<'a> Upload<'a> {
         }
         sink.send(head.freeze()).await.map_err(|_| Stopped::Upstream)?;
         while !self.is_done() {
-            let Ok(received) = source.recv().await else { return Err(Stopped::Downstream) };
-            let Some(bytes) = received else { return Err(Stopped::BadBody(BodyError::Truncated)) };
+            let Ok(received) = source.recv().await else {
+                return Err(Stopped::Downstream);
+            };
+            let Some(bytes) = received else {
+                return Err(Stopped::BadBody(BodyError::Truncated));
+            };
             let body = self.take(source, bytes).map_err(Stopped::BadBody)?;
             sink.send(body).await.map_err(|_| Stopped::Upstream)?;
         }
@@ -190,7 +197,8 @@ impl Exchange<'_> {
                 return Ended::Refused(failure);
             }
             status = response.status;
-            let close = self.last || !self.request.keep_alive || response.framing == Framing::UntilClose || !continued.get();
+            let close =
+                self.last || !self.request.keep_alive || response.framing == Framing::UntilClose || !continued.get();
             let mut pass = pin!(self.pass(&response, close, &mut up_source, &mut down_sink));
             let passed = loop {
                 tokio::select! {
@@ -205,8 +213,18 @@ impl Exchange<'_> {
             match passed {
                 Passed::Whole if status == 101 => return Ended::Upgraded,
                 Passed::Whole => (response.keep_alive, close),
-                Passed::ClientGone => return Ended::Broken { status, by_client: true },
-                Passed::UpstreamBroken => return Ended::Broken { status, by_client: false },
+                Passed::ClientGone => {
+                    return Ended::Broken {
+                        status,
+                        by_client: true,
+                    };
+                }
+                Passed::UpstreamBroken => {
+                    return Ended::Broken {
+                        status,
+                        by_client: false,
+                    };
+                }
             }
         };
         let (keep_alive, close) = passed;
@@ -245,7 +263,10 @@ impl Exchange<'_> {
     }
 
     fn response_edits(&self, close: bool) -> ResponseEdits {
-        ResponseEdits { close, from_application: self.from_application }
+        ResponseEdits {
+            close,
+            from_application: self.from_application,
+        }
     }
 
     /// Passes the response on, its head and the first of its body in one send.
@@ -255,7 +276,9 @@ impl Exchange<'_> {
         let mut body = Body::new(response.framing);
         let mut large = Bytes::new();
         if !body.is_done() {
-            let Ok(first) = self.take(&mut body, source.buffered(), source) else { return Passed::UpstreamBroken };
+            let Ok(first) = self.take(&mut body, source.buffered(), source) else {
+                return Passed::UpstreamBroken;
+            };
             if first.len() <= COALESCE {
                 out.extend_from_slice(&first);
             } else {
@@ -270,7 +293,9 @@ impl Exchange<'_> {
         while !body.is_done() {
             match source.recv().await {
                 Ok(Some(bytes)) => {
-                    let Ok(bytes) = self.take(&mut body, bytes, source) else { return Passed::UpstreamBroken };
+                    let Ok(bytes) = self.take(&mut body, bytes, source) else {
+                        return Passed::UpstreamBroken;
+                    };
                     if sink.send(bytes).await.is_err() {
                         return Passed::ClientGone;
                     }

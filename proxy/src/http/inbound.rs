@@ -42,7 +42,10 @@ impl Who {
     fn caller(&self) -> Caller<'_> {
         match self {
             Self::Identity(id) => Caller::Identity(id),
-            Self::Plaintext { address, local } => Caller::Plaintext { address: *address, local: *local },
+            Self::Plaintext { address, local } => Caller::Plaintext {
+                address: *address,
+                local: *local,
+            },
         }
     }
 
@@ -57,10 +60,18 @@ impl Who {
 /// Serves a connection to an HTTP port of a unit of this host: `about.unit`, `about.port`. Nothing of it was judged yet
 /// that a request could change.
 pub async fn serve(worker: Rc<Worker>, about: About, who: Who, stream: Stream) {
-    let Some(config) = worker.shared.config() else { return stream.abort() };
+    let Some(config) = worker.shared.config() else {
+        return stream.abort();
+    };
     let begun = Instant::now();
-    let mut serving =
-        Serving { account: Account::new(&worker, about), who, kept: None, config, begun, worker: worker.clone() };
+    let mut serving = Serving {
+        account: Account::new(&worker, about),
+        who,
+        kept: None,
+        config,
+        begun,
+        worker: worker.clone(),
+    };
     session::serve(stream, worker.shared.draining(), &mut serving).await;
 }
 
@@ -79,7 +90,11 @@ impl Handler for Serving {
         let begun = Instant::now();
         let Some(port) = self.refresh() else { return Next::Abort };
         let unit = &self.account.about.unit;
-        let asked = Request { method: request.method(), path: request.path(), headers: request.headers() };
+        let asked = Request {
+            method: request.method(),
+            path: request.path(),
+            headers: request.headers(),
+        };
         let decision = authorize::request(unit, &self.who.caller(), port.port, &asked);
         let span = span(&self.worker, &request, unit.trace);
         if decision.verdict != Verdict::Allow {
@@ -98,7 +113,9 @@ impl Handler for Serving {
     }
 
     fn unreadable(&mut self, fault: Fault) {
-        self.account.about.failed(&self.worker, Instant::now(), fault.to_string());
+        self.account
+            .about
+            .failed(&self.worker, Instant::now(), fault.to_string());
     }
 
     fn tunnelled(&mut self, relayed: &Relayed) {
@@ -107,7 +124,17 @@ impl Handler for Serving {
 }
 
 fn entry<'a>(request: &'a RequestHead, rule: &'a str, span: Span, begun: Instant) -> Entry<'a> {
-    Entry { request, rule, span, begun, tries: 1, status: 0, sent: 0, received: 0, error: "" }
+    Entry {
+        request,
+        rule,
+        span,
+        begun,
+        tries: 1,
+        status: 0,
+        sent: 0,
+        received: 0,
+        error: "",
+    }
 }
 
 impl Serving {
@@ -116,11 +143,21 @@ impl Serving {
         let config = self.worker.shared.config()?;
         if !Arc::ptr_eq(&config, &self.config) {
             let unit = config.unit_by_name(&self.account.about.unit.unit)?.clone();
-            self.account = Account::new(&self.worker, About { unit, ..self.account.about.clone() });
+            self.account = Account::new(
+                &self.worker,
+                About {
+                    unit,
+                    ..self.account.about.clone()
+                },
+            );
             self.config = config;
         }
         let about = &self.account.about;
-        about.unit.port(about.port).filter(|port| port.protocol == Protocol::Http).copied()
+        about
+            .unit
+            .port(about.port)
+            .filter(|port| port.protocol == Protocol::Http)
+            .copied()
     }
 
     #[allow(clippy::too_many_arguments)] // one request's circumstances
@@ -137,28 +174,55 @@ impl Serving {
         let (replayable, tally) = (Cell::new(true), Tally::default());
         let mut upload = Upload::new(request, &replayable);
         let traceparent = span.to_string();
-        let edits = RequestEdits { traceparent: Some(&traceparent), peer: self.who.identity() };
-        let exchange = Exchange { request, edits, deadline: None, from_application: true, last, tally: &tally };
+        let edits = RequestEdits {
+            traceparent: Some(&traceparent),
+            peer: self.who.identity(),
+        };
+        let exchange = Exchange {
+            request,
+            edits,
+            deadline: None,
+            from_application: true,
+            last,
+            tally: &tally,
+        };
         let mut entry = entry(request, &decision.rule, span, begun);
         loop {
             let used = self.kept.take().and_then(Conn::if_clean);
             let is_used = used.is_some();
             let mut up = match used {
                 Some(up) => up,
-                None => match deliver::connect(&self.config, &self.account.about.unit, &port, self.account.about.client).await
-                {
-                    Ok(application) => Conn::new(Stream::Tcp(application)),
-                    Err(error) => {
-                        let message = error.to_string();
-                        self.record(Entry { status: 503, error: &message, ..entry }, &upload, &tally);
-                        return reply(down, request, Fault::Connect, &Fault::Connect.to_string(), last).await;
+                None => {
+                    match deliver::connect(&self.config, &self.account.about.unit, &port, self.account.about.client)
+                        .await
+                    {
+                        Ok(application) => Conn::new(Stream::Tcp(application)),
+                        Err(error) => {
+                            let message = error.to_string();
+                            self.record(
+                                Entry {
+                                    status: 503,
+                                    error: &message,
+                                    ..entry
+                                },
+                                &upload,
+                                &tally,
+                            );
+                            return reply(down, request, Fault::Connect, &Fault::Connect.to_string(), last).await;
+                        }
                     }
-                },
+                }
             };
             match exchange.run(down, &mut up, &mut upload, |_| None).await {
                 // The application had closed it just now: that is nobody's failure, if nothing can happen twice.
-                Ended::Failed(Fault::Reset) if is_used && replayable.get() && is_idempotent(request.method()) => continue,
-                Ended::Answered { status, upstream_clean, downstream_clean } => {
+                Ended::Failed(Fault::Reset) if is_used && replayable.get() && is_idempotent(request.method()) => {
+                    continue;
+                }
+                Ended::Answered {
+                    status,
+                    upstream_clean,
+                    downstream_clean,
+                } => {
                     entry.status = status;
                     self.kept = Some(up).filter(|_| upstream_clean);
                     self.record(entry, &upload, &tally);
@@ -169,20 +233,39 @@ impl Serving {
                     return Next::Tunnel(up);
                 }
                 Ended::Broken { status, by_client } => {
-                    let error = if by_client { "the client broke off" } else { "the application broke off its response" };
+                    let error = if by_client {
+                        "the client broke off"
+                    } else {
+                        "the application broke off its response"
+                    };
                     self.record(Entry { status, error, ..entry }, &upload, &tally);
                     up.abort();
                     return Next::Abort;
                 }
                 Ended::Failed(Fault::Gone) => {
-                    self.record(Entry { error: "the client broke off", ..entry }, &upload, &tally);
+                    self.record(
+                        Entry {
+                            error: "the client broke off",
+                            ..entry
+                        },
+                        &upload,
+                        &tally,
+                    );
                     up.abort();
                     return Next::Abort;
                 }
                 Ended::Failed(fault) => {
                     up.abort();
                     let message = fault.to_string();
-                    self.record(Entry { status: fault.status(), error: &message, ..entry }, &upload, &tally);
+                    self.record(
+                        Entry {
+                            status: fault.status(),
+                            error: &message,
+                            ..entry
+                        },
+                        &upload,
+                        &tally,
+                    );
                     return reply(down, request, fault, &message, last).await;
                 }
                 // Nothing here asks for another try.
@@ -193,6 +276,13 @@ impl Serving {
 
     fn record(&self, entry: Entry<'_>, upload: &Upload<'_>, tally: &Tally) {
         let sent = tally.sent.get() + upload.length() as u64;
-        self.account.ended(&self.worker, &Entry { sent, received: tally.received.get(), ..entry });
+        self.account.ended(
+            &self.worker,
+            &Entry {
+                sent,
+                received: tally.received.get(),
+                ..entry
+            },
+        );
     }
 }

@@ -3,13 +3,14 @@
 //! Law: what is passed on is what was judged. A connection is used again only after both sides ended their messages; a
 //! response that breaks off is never made to look whole.
 
+mod call;
 mod conn;
 mod exchange;
 pub mod inbound;
 mod observe;
-mod session;
 pub mod outbound;
 mod route;
+mod session;
 #[cfg(test)]
 mod tests;
 

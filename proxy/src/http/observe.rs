@@ -19,6 +19,7 @@ pub struct Account {
 }
 
 /// One request, as far as it is known.
+#[derive(Clone, Copy)]
 pub struct Entry<'a> {
     pub request: &'a RequestHead,
     pub rule: &'a str,
@@ -35,14 +36,23 @@ pub struct Entry<'a> {
 
 impl Account {
     pub fn new(worker: &Worker, about: About) -> Self {
-        Self { row: about.row(worker), about }
+        Self {
+            row: about.row(worker),
+            about,
+        }
     }
 
     /// The request is over.
     pub fn ended(&self, worker: &Worker, entry: &Entry<'_>) {
         let duration = micros(entry.begun);
         let retries = u64::from(entry.tries.saturating_sub(1));
-        self.row.record(CodeClass::of_status(entry.status), duration, entry.sent, entry.received, retries);
+        self.row.record(
+            CodeClass::of_status(entry.status),
+            duration,
+            entry.sent,
+            entry.received,
+            retries,
+        );
         let is_error = entry.status == 0 || entry.status >= 500 || !entry.error.is_empty();
         let wanted = match self.about.unit.access_log {
             AccessLog::All => true,
@@ -52,7 +62,10 @@ impl Account {
         if wanted {
             let kind = if entry.error.is_empty() { "request" } else { "error" };
             let event = self.event(entry, kind, "allow", entry.error.to_owned());
-            worker.shared.events.emit(Event { duration_us: duration, ..event });
+            worker.shared.events.emit(Event {
+                duration_us: duration,
+                ..event
+            });
         }
     }
 
@@ -60,7 +73,10 @@ impl Account {
     pub fn retried(&self, worker: &Worker, entry: &Entry<'_>) {
         if self.about.unit.access_log != AccessLog::None {
             let event = self.event(entry, "retry", "allow", entry.error.to_owned());
-            worker.shared.events.emit(Event { duration_us: micros(entry.begun), ..event });
+            worker.shared.events.emit(Event {
+                duration_us: micros(entry.begun),
+                ..event
+            });
         }
     }
 
@@ -72,14 +88,23 @@ impl Account {
         let (verdict, message) = match decision.verdict {
             Verdict::Allow => return,
             Verdict::AuditDeny => ("audit-deny", format!("{} would be refused {what} (audit)", about.peer)),
-            Verdict::BadPath => ("deny", format!("{}: {what}: the path is ambiguous and a path rule applies", about.peer)),
-            Verdict::Deny => ("deny", format!("{} may not {what} at {}:{}", about.peer, about.service, about.port)),
+            Verdict::BadPath => (
+                "deny",
+                format!("{}: {what}: the path is ambiguous and a path rule applies", about.peer),
+            ),
+            Verdict::Deny => (
+                "deny",
+                format!("{} may not {what} at {}:{}", about.peer, about.service, about.port),
+            ),
         };
         if !decision.verdict.passes() {
             self.row.record(CodeClass::Denied, micros(entry.begun), 0, 0, 0);
         }
         let event = self.event(entry, "denied", verdict, message);
-        worker.shared.events.emit(Event { rule: decision.rule.to_string(), ..event });
+        worker.shared.events.emit(Event {
+            rule: decision.rule.to_string(),
+            ..event
+        });
     }
 
     fn event(&self, entry: &Entry<'_>, kind: &'static str, verdict: &'static str, message: String) -> Event {

@@ -19,9 +19,17 @@ pub struct Route {
 
 pub enum To {
     /// A service; `only`: by the address of this endpoint.
-    Service { service: Arc<Service>, port: ServicePort, only: Option<Arc<Endpoint>> },
+    Service {
+        service: Arc<Service>,
+        port: ServicePort,
+        only: Option<Arc<Endpoint>>,
+    },
     /// A unit of this host; the service says how it wants to be called.
-    Unit { unit: Arc<Unit>, port: Port, service: Option<Arc<Service>> },
+    Unit {
+        unit: Arc<Unit>,
+        port: Port,
+        service: Option<Arc<Service>>,
+    },
 }
 
 impl Route {
@@ -30,24 +38,51 @@ impl Route {
         let config = worker.shared.config()?;
         let unit = config.unit_by_number(number)?.clone();
         let to = match config.destination(called.ip(), called.port()) {
-            Destination::Service { service, port } => To::Service { service: service.clone(), port: *port, only: None },
-            Destination::Endpoint { service, port, endpoint } => {
-                To::Service { service: service.clone(), port: *port, only: Some(endpoint.clone()) }
-            }
+            Destination::Service { service, port } => To::Service {
+                service: service.clone(),
+                port: *port,
+                only: None,
+            },
+            Destination::Endpoint {
+                service,
+                port,
+                endpoint,
+            } => To::Service {
+                service: service.clone(),
+                port: *port,
+                only: Some(endpoint.clone()),
+            },
             Destination::LocalUnit { unit, port } => {
                 let service = config.service_by_name(&unit.service).cloned();
-                To::Unit { unit: unit.clone(), port: *port, service }
+                To::Unit {
+                    unit: unit.clone(),
+                    port: *port,
+                    service,
+                }
             }
             Destination::UndeclaredPort(_) | Destination::Passthrough => return None,
         };
         if to.protocol() != Protocol::Http {
             return None;
         }
-        let target =
-            Target { port: to.port(), service: Some(to.service_name()), host: None, address: Some(called.ip()) };
+        let target = Target {
+            port: to.port(),
+            service: Some(to.service_name()),
+            host: None,
+            address: Some(called.ip()),
+        };
         let decision = authorize::outbound(&unit, &target);
-        let connector = Connector { worker: worker.clone(), config, unit, client };
-        Some(Self { connector, to, decision })
+        let connector = Connector {
+            worker: worker.clone(),
+            config,
+            unit,
+            client,
+        };
+        Some(Self {
+            connector,
+            to,
+            decision,
+        })
     }
 }
 

@@ -99,7 +99,11 @@ async fn tunnel(down: Conn, up: Conn) -> Relayed {
     if let Err(error) = result.await {
         down.abort();
         up.abort();
-        return Relayed { sent: early.0, received: early.1, result: Err(error) };
+        return Relayed {
+            sent: early.0,
+            received: early.1,
+            result: Err(error),
+        };
     }
     let relayed = match (down, up) {
         (Stream::Tcp(down), up) => tcp::relay(down, up).await,
@@ -108,8 +112,16 @@ async fn tunnel(down: Conn, up: Conn) -> Relayed {
             // A wire stream ends at this host: nothing leads from one to another.
             down.abort();
             up.abort();
-            Relayed { sent: 0, received: 0, result: Err(std::io::ErrorKind::Unsupported.into()) }
+            Relayed {
+                sent: 0,
+                received: 0,
+                result: Err(std::io::ErrorKind::Unsupported.into()),
+            }
         }
     };
-    Relayed { sent: relayed.sent + early.0, received: relayed.received + early.1, ..relayed }
+    Relayed {
+        sent: relayed.sent + early.0,
+        received: relayed.received + early.1,
+        ..relayed
+    }
 }

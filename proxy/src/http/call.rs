@@ -1,0 +1,189 @@
+//! One request of a unit under way: what is known of it, how its tries can end, and may there be another.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hostmesh_proxy_core::config::{Endpoint, Service};
+use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::http1::{RequestHead, ResponseHead};
+use hostmesh_proxy_core::retry::{self, Failure};
+use hostmesh_proxy_core::trace::Span;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::exchange::Tally;
+use super::observe::Entry;
+use super::session::Next;
+use crate::connect::ConnectError;
+use crate::worker::Worker;
+
+/// Counts a request to an endpoint while it is under way.
+pub struct InFlight(Rc<Worker>, Option<u64>);
+
+impl InFlight {
+    pub fn begin(worker: &Rc<Worker>, endpoint: Option<&Arc<Endpoint>>) -> Self {
+        if let Some(endpoint) = endpoint {
+            worker.loads.borrow_mut().begin(endpoint);
+        }
+        Self(worker.clone(), endpoint.map(|endpoint| endpoint.id))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if let Some(id) = self.1 {
+            self.0.loads.borrow_mut().end(id);
+        }
+    }
+}
+
+/// What is known of a request under way.
+pub struct Call<'a> {
+    pub request: &'a RequestHead,
+    pub service: Option<Arc<Service>>,
+    pub rule: Arc<str>,
+    pub span: Span,
+    pub begun: Instant,
+    /// When there must be a response's head.
+    pub deadline: Option<Instant>,
+    pub tries: u32,
+    pub tried: Vec<u64>,
+    pub replayable: &'a Cell<bool>,
+    pub tally: &'a Tally,
+    pub last: bool,
+}
+
+/// What comes of one try.
+pub enum Tried {
+    Over(Next),
+    /// Another, without counting this one: the connection was dead before it was used.
+    Stale,
+    /// Another, if it may be; else this is the answer.
+    Failed {
+        fault: Fault,
+        failure: Failure,
+        message: String,
+    },
+    /// Another, and the budget has paid for it.
+    Again(Failure),
+}
+
+impl Call<'_> {
+    pub fn entry<'a>(&'a self, status: u16, error: &'a str) -> Entry<'a> {
+        Entry {
+            request: self.request,
+            rule: &self.rule,
+            span: self.span,
+            begun: self.begun,
+            tries: self.tries,
+            status,
+            sent: self.tally.sent.get(),
+            received: self.tally.received.get(),
+            error,
+        }
+    }
+
+    /// When this try must have a response's head.
+    pub fn try_deadline(&self) -> Option<Instant> {
+        let limit = self
+            .service
+            .as_ref()
+            .and_then(|service| service.traffic.retries?.per_try_timeout);
+        let limit = limit.map(|limit| Instant::now() + limit);
+        [self.deadline, limit].into_iter().flatten().min()
+    }
+
+    pub fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// May there be another try? Takes it from the budget.
+    pub fn may_retry(&self, worker: &Worker, failure: Failure) -> bool {
+        let Some(service) = &self.service else { return false };
+        let Some(policy) = &service.traffic.retries else {
+            return false;
+        };
+        let method = self.request.method();
+        !self.is_late() && retry::may_retry(policy, failure, self.tries, method, self.replayable.get()) && {
+            let mut loads = worker.loads.borrow_mut();
+            let now = loads.clock(Instant::now().into_std());
+            loads.budget(&service.name).take(policy.budget, now)
+        }
+    }
+}
+
+/// Is this a response that another try might better? Of another proxy it is known when nothing reached the application.
+pub fn failure_of(response: &ResponseHead, from_application: bool) -> Option<Failure> {
+    if response.status < 500 {
+        return None;
+    }
+    let word = response.single("x-hostmesh-error").filter(|_| !from_application);
+    Some(match word {
+        Some(b"connect-failure") => Failure::Connect,
+        _ => Failure::Status(response.status),
+    })
+}
+
+pub fn failed_connect(error: &ConnectError) -> Tried {
+    let fault = match error {
+        ConnectError::Unreachable(_) => Fault::Connect,
+        ConnectError::Denied => Fault::Denied,
+        ConnectError::NotReady => Fault::Internal,
+    };
+    match fault.failure() {
+        Some(failure) => Tried::Failed {
+            fault,
+            failure,
+            message: error.to_string(),
+        },
+        // Status 0 is no failure that any policy names: it is answered as it is.
+        None => Tried::Failed {
+            fault,
+            failure: Failure::Status(0),
+            message: error.to_string(),
+        },
+    }
+}
+
+pub fn timed_out() -> Tried {
+    let fault = Fault::Timeout;
+    Tried::Failed {
+        fault,
+        failure: Failure::TryTimeout,
+        message: fault.to_string(),
+    }
+}
+
+pub fn status(failure: Failure) -> u16 {
+    if let Failure::Status(status) = failure {
+        status
+    } else {
+        0
+    }
+}
+
+pub fn describe(failure: Failure) -> String {
+    match failure {
+        Failure::Status(status) => format!("the service answered {status}: trying again"),
+        Failure::Connect => "nothing reached the service: trying again".to_owned(),
+        Failure::Reset => "the connection broke: trying again".to_owned(),
+        Failure::TryTimeout => "no response in time: trying again".to_owned(),
+    }
+}
+
+pub async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+pub async fn pause(wait: Duration, deadline: Option<Instant>) {
+    if wait > Duration::ZERO {
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = until(deadline) => {}
+        }
+    }
+}
