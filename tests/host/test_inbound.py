@@ -33,10 +33,15 @@ def refusals(reader: NflogReader, count: int) -> list[Refusal]:
     return found
 
 
+@pytest.mark.parametrize("strict", [0, 1])
 @pytest.mark.parametrize("bound", ["wildcard", "loopback"])
-def test_the_proxy_delivers_with_the_clients_address(tmp_path: Path, bound: str) -> None:
+def test_the_proxy_delivers_with_the_clients_address(tmp_path: Path, bound: str, strict: int) -> None:
+    """With a strict reverse path filter too (RFC 3704), which some distributions set."""
+
     def test(world: World) -> None:
         meshed(world, tmp_path)
+        for link in ("all", "lo", "wire"):
+            Path(f"/proc/sys/net/ipv4/conf/{link}/rp_filter").write_text(str(strict))
         any4, any6 = ("0.0.0.0", "::") if bound == "wildcard" else ("127.0.0.1", "::1")
         world.serve(any4, 8080, cgroup=SLICE)
         world.serve(any6, 8080, cgroup=SLICE)
@@ -71,6 +76,20 @@ def test_another_units_mark_opens_nothing(tmp_path: Path) -> None:
         meshed(world, tmp_path)
         world.serve("0.0.0.0", 8080, cgroup=SLICE)
         assert world.run(ask, HERE4, 8080, FOREIGN4, INBOUND + 1)[0] == errno.ECONNREFUSED
+
+    in_world(test)
+
+
+def test_a_unit_cannot_pass_for_the_proxy(tmp_path: Path) -> None:
+    """A meshed unit with CAP_NET_RAW that marks its own connection as delivered: it goes to the proxy all the same."""
+
+    def test(world: World) -> None:
+        meshed(world, tmp_path)
+        world.serve("0.0.0.0", 8080, cgroup=SLICE)
+        world.serve("127.0.0.1", 15001, transparent=True)
+        inner = world.cgroup(f"{SLICE}/worker.service")
+        for source in (FOREIGN4, "127.0.0.1"):
+            assert world.run(ask, "127.0.0.1", 8080, source, INBOUND, cgroup=inner)["mark"] == OUTBOUND
 
     in_world(test)
 
