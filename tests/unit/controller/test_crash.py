@@ -12,7 +12,7 @@ import pytest
 from hostmesh.agent.controller_client import ControllerAway, ControllerClient
 from hostmesh.agent.enrol import JoinError, join
 from hostmesh.controller import admin
-from tests.unit.controller.conftest import DEADLINE, Mesh, beside, next_event, word
+from tests.unit.controller.conftest import Mesh, beside, next_event, word
 
 
 def test_killed_under_load_no_token_opens_twice(mesh: Mesh) -> None:
@@ -37,7 +37,7 @@ def test_killed_under_load_no_token_opens_twice(mesh: Mesh) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(attempt, host, machine) for host in hosts for machine in (1, 2)]
-        assert some.wait(DEADLINE), (reasons, mesh.log())
+        assert some.wait(60), (reasons, mesh.log())  # each is an fsync: slow where many build
         mesh.kill()
         for future in futures:
             future.result(60)
