@@ -42,7 +42,7 @@ def nothing_left(w: World) -> str:
         for unit in units:
             host.exec(["hostmesh", "disable", "--now", unit]).must()
             assert "mesh" not in host.exec(["systemctl", "show", "-P", "ControlGroup", unit]).must().stdout
-        host.exec(["/opt/hostmesh/bin/uninstall"]).must()
+        host.exec(["/opt/hostmesh/bin/uninstall", "--purge"]).must()
         left[name] = traces(host)
         assert host.exec(["nft", "list", "table", "inet", "foreign"]).must().stdout == foreign
     outsider = traces(w.outsider)
