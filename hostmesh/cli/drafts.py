@@ -50,7 +50,7 @@ def _port_line(port: int, addresses: Sequence[str]) -> str:
 
 
 def suggested_rules(seen: Sequence[Suggestion], own: Iterable[str] = ()) -> str:
-    """Rules that let in exactly the callers seen, a rule a caller. own: addresses of this host: who has them is local."""
+    """Rules that let in exactly the callers seen, one each. own: addresses of this host, whose callers are local."""
     groups: dict[tuple[str, str], list[Suggestion]] = {}
     for one in seen:
         source = _source(one.client, frozenset(own)) if one.peer == PLAINTEXT else ""
