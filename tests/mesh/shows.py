@@ -110,7 +110,7 @@ def big_download(w: World, megabytes: int = 1024) -> str:
 
 def allowed(w: World) -> str:
     """orders asks inventory, as its policy says: 200"""
-    assert order(w, "7") == {"order": "/orders/7", "inventory": 200, "product": {"product": "7", "stock": 7}}
+    assert order(w, "7") == {"order": "/orders/7", "inventory": 200, "product": '{"product": "7", "stock": 7}'}
     return "orders → http://inventory/products/7: 200"
 
 
@@ -157,14 +157,14 @@ def refused_plaintext(w: World) -> str:
     """Plain text to a meshed port, from another host and from an unmeshed process of the same host: reset at once"""
     rule = f"{POLICIES}/inventory.service.toml:no-plaintext"
     seen = []
-    for what, host, address in (
-        ("another host", w.outsider, w.h2.ipv4),
+    for what, host, address, *source in (
+        ("another host", w.outsider, w.h2.ipv4, STRANGER),
         ("another host, IPv6", w.outsider, w.h2.ipv6),
         ("unmeshed process, loopback", w.h2, "127.0.0.1"),
         ("unmeshed process, own address", w.h2, w.h2.ipv4),
     ):
         cursor = w.h2.journal_cursor()
-        said = refused(host, what, address, "8080", GET)
+        said = refused(host, what, address, "8080", GET, *source)
         assert said["errno"] == "ECONNREFUSED", (what, said)
         line = w.denials(w.h2, after=cursor, HOSTMESH_UNIT="inventory.service", HOSTMESH_VERDICT="deny")[0]
         assert line["HOSTMESH_RULE"] == rule
