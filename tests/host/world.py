@@ -210,6 +210,7 @@ def _cgroup2() -> Path:
 def in_world(test: Callable[[World], None]) -> None:
     """Run the test in a world of its own; its failure is raised here."""
     assert os.geteuid() == 0, "kernel tests need root"
+    _sweep()
     top = _cgroup2() / f"hostmesh-test-{os.getpid()}-{time.monotonic_ns()}"
     top.mkdir()
     read, write = os.pipe()
@@ -226,6 +227,13 @@ def in_world(test: Callable[[World], None]) -> None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         _remove(top)
+
+
+def _sweep() -> None:
+    """Worlds whose test was killed: their processes died with it, their cgroups did not."""
+    for left in _cgroup2().glob("hostmesh-test-*-*"):
+        if not Path(f"/proc/{left.name.split('-')[2]}").exists():
+            _remove(left)
 
 
 def _live(top: Path, test: Callable[[World], None]) -> None:
