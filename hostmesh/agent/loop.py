@@ -76,7 +76,7 @@ class Loop:
             reasons = await self.parts.wakeups.wait()
             if reasons - {"listeners", "timer", "retry"}:
                 self._rescan = _LISTENERS_FIRST
-            await self.run_now(", ".join(sorted(reasons)))
+            await self.run_now(", ".join(sorted(reasons - {"timer"} or reasons)))
 
     async def run_now(self, reason: str) -> list[str]:
         """One run; the names of the steps that had an effect. A failure is kept in `failures`, and tried again."""

@@ -13,11 +13,13 @@ SOCKET = "run/hostmesh/agent.sock"
 
 
 def ask(host: Host, request: wire.Request, kind: type[AnswerT]) -> AnswerT:
-    """The answer, as root; another kind of answer is a failure."""
+    """The answer, as root; another kind of answer is a failure. An agent that restarts is waited for."""
     frames: FrameReader[wire.Answer] = FrameReader(wire.Answer)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(20)
-        connection.connect(str(host.root / SOCKET))
+        wait_until(
+            lambda: connection.connect_ex(str(host.root / SOCKET)) == 0, f"{host.name}: the agent's socket", 10.0
+        )
         connection.sendall(encode(request))
         while True:
             for answer in frames.feed(connection.recv(1 << 16)):
@@ -36,12 +38,5 @@ def unit_status(host: Host, unit: str) -> wire.UnitStatus | None:
 
 
 def wait_active(host: Host) -> None:
-    """Wait until the agent answers, and has tried to apply what is wanted."""
-
-    def answers() -> bool:
-        try:
-            return bool(status(host).revision)
-        except OSError:
-            return False
-
-    wait_until(answers, f"{host.name}: hostmeshd answers", 20.0, 0.02)
+    """Wait until the agent answers, and has a plan in force."""
+    wait_until(lambda: status(host).revision, f"{host.name}: a plan is in force", 20.0, 0.02)
