@@ -13,6 +13,7 @@ from tests.lab.waiting import wait_until
 from tests.mesh.world import POLICIES, SCRAPER, STRANGER, TRUST_DOMAIN, World
 
 AT_ONCE = 1.0
+TLS_DATA, TLS_HELLO = b"\x17\x03\x03", b"\x16\x03\x01"
 REFUSED = (Path(__file__).parent / "refused.py").read_text()
 THIEF = """
 import socket
@@ -48,9 +49,10 @@ def nothing_readable(w: World) -> str:
     assert streams, "the capture saw nothing: it proves nothing"
     ports = {port for (_, a, _, b) in streams for port in (a, b) if port < 32768}
     assert ports in ({15008, 15010}, {15008}), f"other ports than the wire's were used: {ports}"
-    hellos = [data for data in streams.values() if data[:1] == b"\x16"]
-    seen = sum(map(len, streams.values()))
-    return f"{len(streams)} streams, {seen} bytes, {len(hellos)} TLS handshakes; marker found 0 times"
+    wired = [data for (_, a, _, b), data in streams.items() if 15008 in (a, b)]
+    assert all(data[:3] in (TLS_DATA, TLS_HELLO) for data in wired), "something on the wire's port is not TLS"
+    seen = sum(map(len, wired))
+    return f"{len(wired)} streams on port 15008, {seen} bytes, all of them TLS records; payload found 0 times"
 
 
 def readable_without(w: World) -> str:
@@ -155,21 +157,20 @@ def refused_by_policy_tcp(w: World) -> str:
 
 def refused_plaintext(w: World) -> str:
     """Plain text to a meshed port, from another host and from an unmeshed process of the same host: reset at once"""
-    rule = f"{POLICIES}/inventory.service.toml:no-plaintext"
     seen = []
-    for what, host, address, *source in (
-        ("another host", w.outsider, w.h2.ipv4, STRANGER),
-        ("another host, IPv6", w.outsider, w.h2.ipv6),
-        ("unmeshed process, loopback", w.h2, "127.0.0.1"),
-        ("unmeshed process, own address", w.h2, w.h2.ipv4),
+    for what, host, unit, address, port, *source in (
+        ("another host", w.outsider, "inventory", w.h2.ipv4, "8080", STRANGER),
+        ("another host, IPv6", w.outsider, "nginx", w.h2.ipv6, "80"),
+        ("unmeshed process, loopback", w.h2, "inventory", "127.0.0.1", "8080"),
+        ("unmeshed process, own address", w.h2, "inventory", w.h2.ipv4, "8080"),
     ):
         cursor = w.h2.journal_cursor()
-        said = refused(host, what, address, "8080", GET, *source)
+        said = refused(host, what, address, port, GET, *source)
         assert said["errno"] == "ECONNREFUSED", (what, said)
-        line = w.denials(w.h2, after=cursor, HOSTMESH_UNIT="inventory.service", HOSTMESH_VERDICT="deny")[0]
-        assert line["HOSTMESH_RULE"] == rule
+        line = w.denials(w.h2, after=cursor, HOSTMESH_UNIT=f"{unit}.service", HOSTMESH_VERDICT="deny")[0]
+        assert line["HOSTMESH_RULE"] == f"{POLICIES}/{unit}.service.toml:no-plaintext"
         seen.append(f"{what}: {said['errno']} {said['seconds']} s")
-    return "; ".join(seen) + f"; HOSTMESH_RULE={rule}"
+    return "; ".join(seen) + f"; HOSTMESH_RULE={line['HOSTMESH_RULE']}"
 
 
 def vip_refused_to_unmeshed(w: World) -> str:
@@ -299,8 +300,8 @@ def policy_change(w: World) -> str:
     def attempts(host: Host) -> int:
         return int(w.services(host)["inventory"]["traffic"]["retries"]["attempts"])
 
-    before = time.monotonic()
     with w.changed_policy(w.h2, "inventory.service", text):
+        before = time.monotonic()
         there = wait_until(
             lambda: attempts(w.h1) == 5 and time.monotonic() - before, "h1 knows the new retries", 5.0, 0.01
         )
