@@ -52,15 +52,18 @@ pub fn open(ports: &Listeners, workers: usize, inherited: &Inherited) -> io::Res
         for (kind, name, address) in wanted(ports) {
             let name = format!("{PREFIX}{name}-{worker}");
             let old = kept.remove(&name).map(TcpListener::from);
-            let fits = old.filter(|old| old.local_addr().is_ok_and(|at| at == address));
+            let fits = old.filter(|old| {
+                old.local_addr()
+                    .is_ok_and(|at| at == address || at == without_ipv6(address))
+            });
             let listener = match fits {
-                Some(listener) => listener,
+                Some(listener) => Some(listener),
                 None => {
                     fdstore::remove(&name)?;
                     new(&name, address, kind)?
                 }
             };
-            set.push((kind, listener));
+            set.extend(listener.map(|listener| (kind, listener)));
         }
         sets.push(set);
     }
@@ -70,11 +73,33 @@ pub fn open(ports: &Listeners, workers: usize, inherited: &Inherited) -> io::Res
     Ok(sets)
 }
 
-fn new(name: &str, address: SocketAddr, kind: Kind) -> io::Result<TcpListener> {
-    let socket = sockopt::listener(address, kind != Kind::Wire)
-        .map_err(|error| io::Error::new(error.kind(), format!("listening on {address}: {error}")))?;
+/// `None`: an IPv6 address on a host without IPv6, where nobody can call it either.
+fn new(name: &str, address: SocketAddr, kind: Kind) -> io::Result<Option<TcpListener>> {
+    let socket = match sockopt::listener(address, kind != Kind::Wire) {
+        Err(error) if address.is_ipv6() && is_without_ipv6(&error) => match kind {
+            Kind::Wire => sockopt::listener(without_ipv6(address), false),
+            _ => return Ok(None),
+        },
+        opened => opened,
+    };
+    let socket = socket.map_err(|error| io::Error::new(error.kind(), format!("listening on {address}: {error}")))?;
     fdstore::store(name, &socket)?;
-    Ok(socket.into())
+    Ok(Some(socket.into()))
+}
+
+/// The wildcard of IPv4 for that of IPv6; any other address as it is.
+fn without_ipv6(address: SocketAddr) -> SocketAddr {
+    let is_wildcard = address.ip().is_unspecified();
+    if is_wildcard {
+        SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port())
+    } else {
+        address
+    }
+}
+
+/// ipv6.disable=1 knows no such family, net.ipv6.conf.all.disable_ipv6=1 no such address.
+fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
 /// Accepts until told to stop, and hands each connection on. Out of descriptors: waits for some to be closed.

@@ -3,7 +3,7 @@
 //! Law: the kernel says who calls (SO_MARK) and whom (the socket's own address); the unit's policy says whether. What is
 //! refused or cannot be reached is reset at once.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
     let (Ok(mark), Ok(called)) = (sockopt::mark(&tcp), tcp.local_addr()) else {
         return sockopt::abort(tcp);
     };
-    let called = SocketAddr::new(called.ip().to_canonical(), called.port());
+    let called = canonical(called);
     let Some(unit) = config.unit_by_mark(mark).cloned() else {
         worker.stats.denied(RULE_UNKNOWN_UNIT);
         let message = format!("connection to {called} with mark {mark:#x}, which is no unit's");
@@ -83,6 +83,14 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         }
         Destination::Passthrough if called.port() == DNS => call.names(tcp).await,
         Destination::Passthrough => call.passthrough(tcp).await,
+    }
+}
+
+/// IPv4 as IPv4; a link-local IPv6 address keeps its link.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
+        IpAddr::V6(_) => address,
     }
 }
 
@@ -142,25 +150,29 @@ impl Outgoing {
                 about.relayed(worker, self.begun, &rule, &relayed);
             }
             Err(error) => {
-                if let Some(error) = error {
+                if let Some((peer, error)) = error {
                     let message = format!("{}:{}: {error}", service.name, port.port);
-                    about.failed(&self.connector.worker, self.begun, message);
+                    About { peer, ..about }.failed(&self.connector.worker, self.begun, message);
                 }
                 sockopt::abort(tcp);
             }
         }
     }
 
-    /// Tries one endpoint after the other, each once. `Err(None)`: refused here, and recorded.
+    /// Tries one endpoint after the other, each once. An error comes with the identity that was called last; without one
+    /// it was refused here, and is recorded.
     async fn first_reached(
         &self,
         service: &Service,
         port: ServicePort,
         only: Option<&Arc<Endpoint>>,
-    ) -> Result<(Arc<Endpoint>, Stream), Option<ConnectError>> {
+    ) -> Result<(Arc<Endpoint>, Stream), Option<(Arc<str>, ConnectError)>> {
         let worker = &self.connector.worker;
         let mut tried = Vec::new();
-        let mut last = ConnectError::Unreachable("the service has no endpoint".into());
+        let mut last = (
+            Arc::from(""),
+            ConnectError::Unreachable("the service has no endpoint".into()),
+        );
         for _ in 0..service.endpoints.len() {
             let random = worker.random();
             let picked = only
@@ -176,8 +188,8 @@ impl Outgoing {
             }
             match self.connector.connect(&endpoint, port.target, true).await {
                 Ok(stream) => return Ok((endpoint, stream)),
-                Err(denied @ ConnectError::Denied) => return Err(Some(denied)),
-                Err(error) => last = error,
+                Err(denied @ ConnectError::Denied) => return Err(Some((endpoint.spiffe_id.clone(), denied))),
+                Err(error) => last = (endpoint.spiffe_id.clone(), error),
             }
             tried.push(endpoint.id);
         }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::gather::{Gathering, LargeReads};
-use super::{CONNECTION_WINDOW, FRAME, HANDSHAKE, Link, SEND_BUFFER, STREAM_WINDOW, USER_TIMEOUT, drive};
+use super::{CONNECTION_WINDOW, FRAME, HANDSHAKE, HEAD, Link, SEND_BUFFER, STREAM_WINDOW, USER_TIMEOUT, drive};
 use crate::shared::{Shared, Svid};
 use crate::sockopt;
 use crate::stats::{Gauge, Held, WorkerStats};
@@ -230,6 +230,7 @@ impl Pool {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME)
             .max_send_buffer_size(SEND_BUFFER)
+            .max_header_list_size(HEAD)
             .initial_max_send_streams(FIRST_STREAMS)
             .handshake(io.clone())
             .await
@@ -304,9 +305,10 @@ impl Connection {
     }
 }
 
-/// Did the peer say that it never saw the stream (RFC 9113, sections 6.8 and 8.7)?
+/// Did the peer say that it never saw the stream (RFC 9113, sections 6.8 and 8.7), or did the connection break before it
+/// said anything? No byte of an application was sent, so nothing can happen twice.
 fn unprocessed(error: &h2::Error) -> bool {
-    error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM)
+    error.is_io() || error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM)
 }
 
 async fn connect(addresses: &[IpAddr], port: u16, mark: u32) -> Result<TcpStream, OpenError> {

@@ -31,6 +31,8 @@ const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 const SEND_BUFFER: usize = 256 * 1024;
 /// DATA in one frame at most: large enough to cost little, small enough to let others in between.
 const FRAME: u32 = 64 * 1024;
+/// Header fields of a CONNECT at most, bytes: there are none but `:authority`.
+const HEAD: u32 = 16 * 1024;
 /// Streams on one connection at most; more open another.
 const STREAMS: u32 = 2048;
 /// A silent peer is asked after two of these, and given up after one more.

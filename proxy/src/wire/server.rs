@@ -18,7 +18,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::gather::{Gathering, LargeReads};
-use super::{CONNECTION_WINDOW, FRAME, HANDSHAKE, Heart, Link, SEND_BUFFER, STREAM_WINDOW, STREAMS, USER_TIMEOUT};
+use super::{
+    CONNECTION_WINDOW, FRAME, HANDSHAKE, HEAD, Heart, Link, SEND_BUFFER, STREAM_WINDOW, STREAMS, USER_TIMEOUT,
+};
 use crate::inbound;
 use crate::sockopt;
 use crate::stats::Gauge;
@@ -102,6 +104,7 @@ async fn run(worker: &Rc<Worker>, io: Gathering<Tls>, link: &Rc<ServerLink>) -> 
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME)
         .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(HEAD)
         .max_concurrent_streams(STREAMS)
         .max_pending_accept_reset_streams(RESET_STREAMS)
         .handshake::<_, Bytes>(io.clone());
