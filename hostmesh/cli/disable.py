@@ -63,9 +63,7 @@ async def leave(known: Settings, doors: "HostDoors", unit: UnitName, dropins: li
     alive = [name for name in (*sockets, unit.full) if running.get(name) in ("active", "reloading", "activating")]
     if not now:
         if alive:
-            print(
-                "note    it is still in its mesh slice, where its traffic is refused from now on, until it is restarted"
-            )
+            print("note    until it is restarted it stays in its mesh slice, which lets nothing through but loopback")
             print(f"next    systemctl restart {' '.join(alive)}")
         return
     if len(alive) > 1:

@@ -1,0 +1,113 @@
+"""Laws of the specification that no single vector can show: order, monotony, and that ambiguity never opens."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostmesh.policy.authorize import Peer, Plaintext, Request, Verdict, inbound
+from hostmesh.policy.paths import AmbiguousPath, normal_path
+from hostmesh.wire.snapshot import InboundRule, PlaintextRule, Port, Unit
+
+ID = "spiffe://mesh.local/unit/"
+CALLERS = st.sampled_from(["a", "b", "self"]).map(lambda name: Peer(ID + name))
+STRANGERS = st.builds(Plaintext, st.sampled_from(["198.18.0.1", "2001:2::1"]), st.booleans())
+PATHS = st.sampled_from(["/", "/x", "/x/y", "/%78", "/x/../y", "/x//y", "*", "/x%2fy"])
+REQUESTS = st.none() | st.builds(
+    Request, st.sampled_from(["GET", "get", "POST"]), PATHS, st.just(()) | st.just((("k", "v"),))
+)
+RULES = st.builds(
+    InboundRule,
+    rule=st.integers(1, 99).map(lambda line: f"u.service.toml:{line}"),
+    callers=st.lists(st.sampled_from([ID + "a", ID + "*", ID + "b"]), min_size=1, max_size=2),
+    ports=st.sampled_from([[], [80], [81]]),
+    methods=st.sampled_from([[], ["GET"], ["POST"]]),
+    paths=st.sampled_from([[], ["/x"], ["/x/*"], ["/*"]]),
+    headers=st.sampled_from([[], [("k", "v")]]),
+)
+PLAINTEXT = st.builds(
+    PlaintextRule,
+    rule=st.just("u.service.toml:50"),
+    sources=st.sampled_from([["local"], ["198.18.0.0/24"], ["::/0", "local"]]),
+    ports=st.sampled_from([[80], [80, 81]]),
+    paths=st.sampled_from([[], ["/x"]]),
+)
+UNITS = st.builds(
+    Unit,
+    unit=st.just("u.service"), number=st.just(1), spiffe_id=st.just(ID + "self"),
+    sni=st.just("u"), service=st.just("u"),
+    ports=st.just([Port(80, "http", "auto"), Port(81, "tcp", "auto")]), deliver=st.just(["127.0.0.1"]),
+    mode=st.just("enforce"), allow=st.lists(RULES, max_size=4), deny=st.lists(RULES, max_size=2),
+    plaintext=st.lists(PLAINTEXT, max_size=2), rule_default=st.just("u.service.toml:no-allow"), outbound=st.none(),
+    rule_outbound_default=st.just(""), access_log=st.just("none"), trace=st.just(0.0),
+)  # fmt: skip
+ASKED = (CALLERS | STRANGERS, st.sampled_from([80, 81, 82]), REQUESTS)
+
+
+def changed(unit: Unit, **fields: object) -> Unit:
+    return Unit(**{**{name: getattr(unit, name) for name in unit.__struct_fields__}, **fields})
+
+
+@given(st.data(), UNITS, *ASKED)
+def test_the_order_of_rules_is_nothing_to_who_may(
+    data: st.DataObject, unit: Unit, caller: Peer | Plaintext, port: int, request: Request | None
+) -> None:
+    """But for a request not yet read: the first rule that needs it asks for it."""
+    moved = changed(
+        unit,
+        allow=data.draw(st.permutations(unit.allow)),
+        deny=data.draw(st.permutations(unit.deny)),
+        plaintext=data.draw(st.permutations(unit.plaintext)),
+    )
+    before, after = (inbound(u, caller, port, request).verdict for u in (unit, moved))
+    refusals = {Verdict.DENY, Verdict.BAD_PATH}
+    if Verdict.ASKS_REQUEST not in (before, after):
+        assert before == after or {before, after} <= refusals
+
+
+@given(UNITS, RULES, *ASKED)
+def test_one_more_deny_never_opens(
+    unit: Unit, rule: InboundRule, caller: Peer | Plaintext, port: int, request: Request | None
+) -> None:
+    before = inbound(unit, caller, port, request).verdict
+    after = inbound(changed(unit, deny=[*unit.deny, rule]), caller, port, request).verdict
+    assert after is not Verdict.ALLOW or before is Verdict.ALLOW
+
+
+@given(UNITS, RULES, *ASKED)
+def test_one_more_allow_never_closes(
+    unit: Unit, rule: InboundRule, caller: Peer | Plaintext, port: int, request: Request | None
+) -> None:
+    before = inbound(unit, caller, port, request).verdict
+    after = inbound(changed(unit, allow=[*unit.allow, rule]), caller, port, request).verdict
+    assert before is not Verdict.ALLOW or after is Verdict.ALLOW
+
+
+@given(UNITS, *ASKED)
+def test_what_the_connection_decides_no_request_changes(
+    unit: Unit, caller: Peer | Plaintext, port: int, request: Request | None
+) -> None:
+    early = inbound(unit, caller, port, None)
+    if early.verdict is not Verdict.ASKS_REQUEST:
+        late = inbound(unit, caller, port, request)
+        assert (late.verdict is Verdict.ALLOW) == (early.verdict is Verdict.ALLOW)
+
+
+@given(UNITS, *ASKED)
+def test_audit_decides_the_same_and_lets_pass(
+    unit: Unit, caller: Peer | Plaintext, port: int, request: Request | None
+) -> None:
+    strict = inbound(unit, caller, port, request)
+    audit = inbound(changed(unit, mode="audit"), caller, port, request)
+    assert audit.rule == strict.rule
+    softened = strict.verdict in (Verdict.DENY, Verdict.BAD_PATH) and port != 82
+    assert audit.verdict is (Verdict.AUDIT_DENY if softened else strict.verdict)
+
+
+@given(st.text(st.sampled_from("/.%2fFeE5cC;x\\?#A\x00 é"), max_size=12))
+def test_a_normal_form_is_its_own_and_nothing_climbs(text: str) -> None:
+    try:
+        normal = normal_path("/" + text)
+    except AmbiguousPath:
+        return
+    assert normal_path(normal) == normal
+    assert not {".", "..", ""} & set(normal.split("/")[1:-1])
+    assert "\\" not in normal and "%2F" not in normal and "%2f" not in normal
