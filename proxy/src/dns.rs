@@ -3,10 +3,8 @@
 //!
 //! Law: a query of nobody known is refused, never passed on; what is passed on, and what comes back, is not touched.
 
-use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +12,7 @@ use hostmesh_proxy_core::dns::{Answer, answer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::dns_socket::{DnsSocket, Query};
@@ -23,6 +22,9 @@ use crate::stats::{Gauge, WorkerStats};
 
 /// How long the one who was meant may take: what glibc's resolver waits (resolv.conf(5)).
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// After a query could not be taken.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a TCP connection may say nothing (RFC 7766, section 6.2.3).
 const IDLE: Duration = Duration::from_secs(30);
@@ -34,40 +36,61 @@ const MAX_IN_FLIGHT: usize = 1024;
 const SERVFAIL: u8 = 2;
 const REFUSED: u8 = 5;
 
+/// What becomes of a query.
+enum Judged {
+    /// The asker is told this, where there is anything to say.
+    Answered(Gauge, Option<Vec<u8>>),
+    /// It goes on to where it was going, from a socket with this mark.
+    PassedOn(u32),
+}
+
+fn judge(shared: &Shared, query: &Query) -> Judged {
+    let config = shared.config();
+    let Some(config) = config.filter(|config| config.unit_by_mark(query.mark).is_some()) else {
+        return Judged::Answered(Gauge::DnsFailed, failure(&query.bytes, REFUSED));
+    };
+    match answer(&config, &query.bytes) {
+        Answer::Reply(bytes) => Judged::Answered(Gauge::DnsAnswered, Some(bytes)),
+        Answer::Forward => Judged::PassedOn(config.marks.proxy),
+    }
+}
+
 /// Serves one socket for ever. Runs in a `LocalSet`.
 pub async fn serve_udp(socket: Socket, shared: Arc<Shared>, stats: WorkerStats) -> io::Result<()> {
     let mut socket = DnsSocket::new(socket)?;
-    let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel::<(Query, Vec<u8>)>();
-    let in_flight = Rc::new(Cell::new(0_usize));
+    let mut in_flight = JoinSet::<(Query, Option<Vec<u8>>)>::new();
     loop {
         let query = tokio::select! {
-            query = socket.receive() => query?,
-            Some((query, bytes)) = answered.recv() => {
-                reply(&socket, &query, &bytes);
+            query = socket.receive() => query,
+            Some(done) = in_flight.join_next() => {
+                if let Ok((query, Some(bytes))) = done {
+                    reply(&socket, &query, &bytes);
+                }
                 continue;
             }
         };
-        let config = shared.config();
-        let judged = config
-            .as_ref()
-            .and_then(|config| config.unit_by_mark(query.mark).map(|_| answer(config, &query.bytes)));
-        let (gauge, bytes) = match (judged, config) {
-            (Some(Answer::Reply(bytes)), _) => (Gauge::DnsAnswered, Some(bytes)),
-            (Some(Answer::Forward), Some(config)) if in_flight.get() < MAX_IN_FLIGHT => {
-                let (mark, answers, stats) = (config.marks.proxy, answers.clone(), stats.clone());
-                let slot = Slot::take(&in_flight);
-                tokio::task::spawn_local(async move {
+        let query = match query {
+            Ok(query) => query,
+            // No memory for the datagram, most likely: the asker asks again.
+            Err(error) => {
+                eprintln!("<4>DNS query could not be taken: {error}");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let (gauge, bytes) = match judge(&shared, &query) {
+            Judged::Answered(gauge, bytes) => (gauge, bytes),
+            Judged::PassedOn(_) if in_flight.len() >= MAX_IN_FLIGHT => {
+                (Gauge::DnsFailed, failure(&query.bytes, SERVFAIL))
+            }
+            Judged::PassedOn(mark) => {
+                let stats = stats.clone();
+                in_flight.spawn_local(async move {
                     let bytes = pass_on(&query, mark, &stats).await;
-                    drop(slot);
-                    if let Some(bytes) = bytes {
-                        // The loop that receives lives as long as the runtime of this task.
-                        let _sent = answers.send((query, bytes));
-                    }
+                    (query, bytes)
                 });
                 continue;
             }
-            (Some(Answer::Forward), _) => (Gauge::DnsFailed, failure(&query.bytes, SERVFAIL)),
-            (None, _) => (Gauge::DnsFailed, failure(&query.bytes, REFUSED)),
         };
         stats.add(gauge, 1);
         if let Some(bytes) = bytes {
@@ -79,22 +102,6 @@ pub async fn serve_udp(socket: Socket, shared: Arc<Shared>, stats: WorkerStats) 
 fn reply(socket: &DnsSocket, query: &Query, bytes: &[u8]) {
     if let Err(error) = socket.answer(query, bytes) {
         eprintln!("<4>DNS answer to {} as {}: {error}", query.from, query.to);
-    }
-}
-
-/// One of [`MAX_IN_FLIGHT`].
-struct Slot(Rc<Cell<usize>>);
-
-impl Slot {
-    fn take(count: &Rc<Cell<usize>>) -> Self {
-        count.set(count.get() + 1);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -218,9 +218,10 @@ impl SvidStore {
                 config.host
             )));
         }
-        let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.private.to_vec()));
-        let certified =
-            CertifiedKey::from_der(chain, private, &provider::default_provider()).map_err(|error| at(&error))?;
+        let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(&key.private[..]));
+        let signer = provider::sign::any_ecdsa_type(&private).map_err(|error| at(&error))?;
+        let certified = CertifiedKey::new(chain, signer);
+        certified.keys_match().map_err(|error| at(&error))?;
         Ok(Svid {
             unit: name.to_string(),
             spiffe_id: unit.spiffe_id.to_string(),
