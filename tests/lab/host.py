@@ -227,7 +227,7 @@ class Host:
             *(f"{k}={v}" for k, v in fields.items()),
         ]
         command += [f"--unit={unit}"] if unit else []
-        # Not --after-cursor: it skips the first entry found, which with fields is not the one at the cursor (systemd 252).
+        # Not --after-cursor: it skips the first entry found, which with fields is not that of the cursor (252).
         command += [f"--cursor={after}"] if after else []
         self.exec(["journalctl", "--sync"]).must()
         entries = [json.loads(line) for line in self.exec(command).must().stdout.splitlines()]
