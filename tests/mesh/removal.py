@@ -6,7 +6,7 @@ from tests.mesh.world import UNITS, World
 FOREIGN = """
 table inet foreign {
   set blocked { type ipv4_addr; elements = { 198.18.9.9 } }
-  chain input { type filter hook input priority filter; ip saddr @blocked drop comment "theirs" }
+  chain input { type filter hook input priority filter; ip saddr @blocked drop comment "theirs"; }
 }
 """
 
