@@ -23,7 +23,7 @@ def traces(host: Host) -> dict[str, str]:
         "files": "find / -xdev -iname '*hostmesh*' -not -path '/var/log/journal/*'",
         "pins": "find /sys/fs/bpf -mindepth 1",
         "users": "getent passwd | grep hostmesh; getent group | grep hostmesh",
-        "processes": "pgrep -fa hostmesh",
+        "processes": "pgrep -a hostmesh",
     }
     return {what: host.exec(["sh", "-c", how]).stdout for what, how in looks.items()}
 
