@@ -61,8 +61,9 @@ class Answers:
         return wire.Diff(number, [], [(change.name, _text(change, in_force)) for change in changes])
 
     async def reconcile(self, number: int) -> wire.Done | wire.Refused:
-        """Run the loop now."""
+        """Run the loop now, and try again for identities that could not be had."""
         began = time.monotonic()
+        self._loop.parts.identities.look()
         done = await self._loop.run_now("asked")
         if self._loop.parts.policies.findings:
             return wire.Refused(number, "\n".join(map(str, self._loop.parts.policies.findings)))

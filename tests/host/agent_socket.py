@@ -14,17 +14,24 @@ SOCKET = "run/hostmesh/agent.sock"
 
 def ask(host: Host, request: wire.Request, kind: type[AnswerT]) -> AnswerT:
     """The answer, as root; another kind of answer is a failure. An agent that restarts is waited for."""
+    answer = wait_until(lambda: _try(host, request), f"{host.name}: the agent answers", 10.0)
+    assert isinstance(answer, kind), answer
+    return answer
+
+
+def _try(host: Host, request: wire.Request) -> wire.Answer | None:
     frames: FrameReader[wire.Answer] = FrameReader(wire.Answer)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(20)
-        wait_until(
-            lambda: connection.connect_ex(str(host.root / SOCKET)) == 0, f"{host.name}: the agent's socket", 10.0
-        )
-        connection.sendall(encode(request))
-        while True:
-            for answer in frames.feed(connection.recv(1 << 16)):
-                assert isinstance(answer, kind), answer
-                return answer
+        try:
+            connection.connect(str(host.root / SOCKET))
+            connection.sendall(encode(request))
+            while data := connection.recv(1 << 16):
+                for answer in frames.feed(data):
+                    return answer
+        except (ConnectionError, FileNotFoundError):
+            return None  # it is being started
+    return None
 
 
 def status(host: Host) -> wire.Status:

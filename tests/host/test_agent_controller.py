@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hostmesh.wire import agent_control as wire
+from hostmesh.wire.proxy_control import SvidStatus
 from hostmesh.wire.snapshot import Service
 from tests.host.agent_socket import ask, status, unit_status, wait_active
 from tests.lab.host import Host
@@ -100,6 +101,49 @@ def test_a_unit_that_was_not_granted_is_refused_with_the_reason(h1: Host, h2: Ho
     assert endpoints(h2, "rogue") == endpoints(h1, "rogue") == []
 
 
+def test_every_unit_that_may_run_here_gets_its_identity(h1: Host, h2: Host) -> None:
+    for host, unit in ((h1, "web"), (h2, "db")):
+        svid = wait_until(lambda host=host, unit=unit: svid_of(host, unit), f"{unit} has an SVID", 15.0, 0.05)
+        assert svid.spiffe_id == f"spiffe://mesh.test/unit/{unit}"
+        assert 23 * 3600 < svid.not_after - time.time() < 25 * 3600
+    assert svid_of(h1, "rogue") is None
+    assert status(h1).proxy.revision == status(h1).revision
+
+
+def test_identities_outlive_the_proxy(h1: Host) -> None:
+    before = wait_until(lambda: svid_of(h1, "web"), "web has an SVID", 15.0, 0.05)
+    pid = main_pid(h1)
+    h1.exec(["systemctl", "kill", "--signal=KILL", "hostmesh-proxy.service"]).must()
+    wait_until(lambda: main_pid(h1) not in (0, pid), "the proxy is started again", 10.0)
+    wait_until(lambda: status(h1).proxy.connected, "and connected again", 5.0)
+    assert svid_of(h1, "web") == before
+    h1.exec(["systemctl", "kill", "--signal=KILL", "hostmeshd.service"]).must()
+    wait_until(lambda: svid_of(h1, "web") == before, "the agent asks for no new one", 15.0, 0.05)
+
+
+def test_what_is_past_half_its_life_is_renewed(h1: Host, h2: Host) -> None:
+    """With a life so short that its half is over at once; the first of them comes by a grant to a running host."""
+    before = svid_of(h1, "web")
+    config = h2.read("/etc/hostmesh/controller.toml")
+    kept = [line for line in config.splitlines() if not line.startswith("unit_hours")]
+    h2.write("/etc/hostmesh/controller.toml", "\n".join(["unit_hours = 0.02", *kept]) + "\n")
+    h2.systemctl("restart", "hostmesh-controller.service")
+    h2.exec(["hostmesh", "controller", "grant", "h1", "rogue"]).must()
+    wait_until(lambda: status(h1).controller.connected, "connected again", 20.0, 0.05)
+
+    def renewed(than: str) -> str | None:
+        ask(h1, wire.Reconcile(1), wire.Done)
+        svid = svid_of(h1, "rogue")
+        return svid.serial if svid and svid.serial != than else None
+
+    first = wait_until(lambda: renewed(""), "the granted unit has an SVID", 20.0, 0.05)
+    wait_until(lambda: renewed(first), "another one", 20.0, 0.05)
+    assert svid_of(h1, "web") == before, "what is fresh is left alone"
+    h2.write("/etc/hostmesh/controller.toml", config)
+    h2.systemctl("restart", "hostmesh-controller.service")
+    wait_until(lambda: status(h1).controller.connected, "connected again", 20.0, 0.05)
+
+
 def test_stop_and_crash_take_the_endpoint_out_everywhere(h1: Host, h2: Host) -> None:
     wait_until(lambda: endpoints(h2, "web") == ["h1"], "web is served", 10.0)
     for gone in (["stop"], ["kill", "--signal=KILL"]):
@@ -131,6 +175,15 @@ def test_without_a_controller_a_restarted_agent_goes_on(h1: Host, h2: Host) -> N
     wait_until(lambda: endpoints(h2, "web") == [], "and what happened meanwhile is told", 10.0)
     h1.systemctl("start", "web.service")
     wait_until(lambda: endpoints(h2, "web") == ["h1"], "changes flow", 10.0)
+
+
+def svid_of(host: Host, unit: str) -> SvidStatus | None:
+    found = unit_status(host, f"{unit}.service")
+    return found.svid if found else None
+
+
+def main_pid(host: Host, unit: str = "hostmesh-proxy.service") -> int:
+    return int(host.exec(["systemctl", "show", "--property=MainPID", "--value", unit]).must().stdout)
 
 
 def active(host: Host) -> str:
