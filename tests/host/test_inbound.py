@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
+from nftables import Nftables
+from pyroute2 import IPRoute
 
 from hostmesh.observe.nflog import NflogReader, Refusal
 from hostmesh.plan.redirect import COUNTERS, PREFIX_LISTENER, PREFIX_PLAINTEXT
@@ -181,12 +183,25 @@ def test_traffic_that_is_only_forwarded_is_left_alone(tmp_path: Path) -> None:
     def test(world: World) -> None:
         meshed(world, tmp_path, plaintext=("198.18.0.0/16",))
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        with IPRoute() as ip:
+            ip.route("add", dst="198.18.99.0/24", gateway=PEER4)
+        counter = "table inet other { chain f { type filter hook forward priority 0; tcp dport 8080 counter; }; }"
+        assert Nftables().cmd(counter)[0] == 0
         for address in ("127.0.0.1", "::1"):
             world.serve(address, 15006, transparent=True)
-        answer = world.run(ask, "198.18.99.99", 8080, "", 0, 1.0, peer=True)
+        answer = world.run(ask_by_way_of, HERE4, "198.18.99.99", peer=True)
         assert not isinstance(answer, dict), "the proxy took a connection that was not for this host"
+        assert "counter packets 0 " not in Nftables().cmd("list table inet other")[1], "nothing was forwarded"
+        assert isinstance(world.run(ask_by_way_of, HERE4, HERE4, peer=True), dict)
 
     in_world(test)
+
+
+def ask_by_way_of(gateway: str, address: str) -> object:
+    """Connect to an address behind the gateway."""
+    with IPRoute() as ip:
+        ip.route("replace", dst="198.18.99.0/24", gateway=gateway)
+    return ask(address, 8080, timeout=1.0)
 
 
 def test_a_units_call_to_itself_goes_by_the_proxy(tmp_path: Path) -> None:
@@ -196,5 +211,23 @@ def test_a_units_call_to_itself_goes_by_the_proxy(tmp_path: Path) -> None:
         world.serve("127.0.0.1", 15001, transparent=True)
         assert world.run(ask, "127.0.0.1", 8080, cgroup=SLICE)["mark"] == OUTBOUND
         assert UNIT.cgroup == SLICE
+
+    in_world(test)
+
+
+def test_a_mark_that_comes_from_the_network_opens_nothing(tmp_path: Path) -> None:
+    """Some other program's table marks what comes in with what happens to be our mark."""
+    other = f"""table inet other {{
+        chain early {{ type filter hook prerouting priority raw; policy accept;
+            iifname "wire" tcp dport 8080 meta mark set {INBOUND:#x}
+        }}
+    }}"""
+
+    def test(world: World) -> None:
+        meshed(world, tmp_path)
+        code, _, error = Nftables().cmd(other)
+        assert code == 0, error
+        world.serve("0.0.0.0", 8080, cgroup=SLICE)
+        assert world.run(ask, HERE4, 8080, peer=True)[0] == errno.ECONNREFUSED
 
     in_world(test)

@@ -1,6 +1,8 @@
 """Whose packets go to the proxy, on a real kernel: marks, original destinations, IPv4, IPv6, loopback."""
 
 import errno
+import select
+import time
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,38 @@ def test_nobody_else_is_touched(tmp_path: Path) -> None:
             assert seconds < 0.5
 
     in_world(test)
+
+
+def test_without_the_proxy_nothing_is_reached(tmp_path: Path) -> None:
+    """Neither who was called, nor whoever listens here on that port on all addresses."""
+
+    def test(world: World) -> None:
+        meshed(world, tmp_path)
+        world.serve(PEER4, 80, peer=True)
+        world.serve("0.0.0.0", 80, cgroup=world.cgroup("system.slice/other.service"))
+        world.serve("::", 80, cgroup="system.slice/other.service")
+        for address in (PEER4, PEER6, "240.240.0.5", "fd00:240::5", "127.0.0.1"):
+            assert world.run(ask, address, 80, "", 0, 0.7, cgroup=SLICE)[0] == "timeout"
+
+    in_world(test)
+
+
+def test_a_call_waits_for_a_proxy_that_comes_back(tmp_path: Path) -> None:
+    """The first packet was dropped, not reset: TCP sends it again (RFC 9293, 3.8.1) and finds the proxy there."""
+
+    def test(world: World) -> None:
+        meshed(world, tmp_path)
+        answer = world.start(ask, PEER4, 80, "", 0, 10.0, cgroup=SLICE)
+        world.run(wait_for_drop)
+        proxy(world)
+        assert answer()["mark"] == OUTBOUND
+
+    in_world(test)
+
+
+def wait_for_drop() -> None:
+    """Until a connection is being tried in vain: seen in the socket table, as SYN_SENT (tcp_states.h: 2)."""
+    deadline = time.monotonic() + 5
+    while not any(line.split()[3] == "02" for line in Path("/proc/net/tcp").read_text().splitlines()[1:]):
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.01)
