@@ -60,7 +60,8 @@ pub async fn serve(stream: Stream, mut draining: watch::Receiver<bool>, handler:
             }
         };
         let last = *draining.borrow();
-        match handler.request(&mut down, request, last).await {
+        // Boxed: most connections wait most of the time, and a request is larger than its connection.
+        match Box::pin(handler.request(&mut down, request, last)).await {
             Next::Keep => {}
             Next::Close => return down.linger().await,
             Next::Abort => return down.abort(),
