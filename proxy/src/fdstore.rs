@@ -23,7 +23,7 @@ impl Inherited {
     pub unsafe fn from_environment() -> io::Result<Self> {
         let text = |name| std::env::var(name).unwrap_or_default();
         if text("LISTEN_PID").parse() != Ok(std::process::id()) {
-            return Ok(Self(Mutex::default()));
+            return Ok(Self::of(Vec::new()));
         }
         let count: RawFd = text("LISTEN_FDS")
             .parse()
@@ -37,12 +37,12 @@ impl Inherited {
             fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
             fds.push((names.next().unwrap_or("unknown").to_owned(), fd));
         }
-        Ok(Self(Mutex::new(fds)))
+        Ok(Self::of(fds))
     }
 
-    /// None at all, as when started by hand.
-    pub fn none() -> Self {
-        Self(Mutex::default())
+    /// These, under these names.
+    pub fn of(fds: Vec<(String, OwnedFd)>) -> Self {
+        Self(Mutex::new(fds))
     }
 
     /// All descriptors whose name begins with `prefix`, in the order in which they were passed.

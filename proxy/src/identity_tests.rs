@@ -1,13 +1,9 @@
 //! Chains are put in force only when everything about them is right; sealed keys come back through systemd's hands.
 
-use std::process::{Command, Stdio};
-
-use rcgen::PublicKeyData;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509CertificationRequest};
 
 use super::*;
 use crate::fixture::{Authority, Wrong, snapshot, with};
-use crate::persist::Persist;
 
 const UNIT: &str = "nginx.service";
 
@@ -156,64 +152,81 @@ fn a_unit_that_leaves_the_snapshot_loses_its_svid() {
     assert_eq!(shared.svids().iter().count(), 0);
 }
 
-/// The whole way of a crash: this process plays systemd and starts itself with a sealed file and a snapshot.
+/// What systemd gives back is believed only as far as it proves itself; the tests on a real kernel kill the process.
 #[test]
-fn sealed_keys_come_back_in_another_process() {
+fn sealed_keys_come_back_and_what_does_not_prove_itself_is_forgotten() {
     let authority = Authority::new();
-    let (_, mut store) = store(&authority);
-    let csr = store.request(UNIT).expect("a request");
-    let chain = vec![authority.sign(&csr, &Wrong::default())];
-    let kept = Sealed {
-        unit: UNIT.into(),
-        key: store.pending[UNIT].private.clone(),
-        chain,
+    let (_, mut before) = store(&authority);
+    let csr = before.request(UNIT).expect("a request");
+    let key = before.pending[UNIT].private.clone();
+    let keep = |chain: Vec<Vec<u8>>, key: &Zeroizing<Vec<u8>>| {
+        sealed::seal(&Sealed {
+            unit: UNIT.into(),
+            key: key.clone(),
+            chain,
+        })
+        .expect("sealed")
     };
-    let good = sealed::seal(&kept).expect("sealed");
-    let stranger = Sealed {
-        chain: vec![Authority::new().sign(&csr, &Wrong::default())],
-        ..kept
-    };
-    let stranger = sealed::seal(&stranger).expect("sealed");
-    let state = tempfile::tempdir().expect("a folder");
-    Persist::new(state.path()).save(&snapshot(&authority)).expect("saved");
-    // The shell's own number is the test's after exec, as LISTEN_PID must be.
-    let script = "exec 3<&0 4<&1 </dev/null >&2; LISTEN_PID=$$ exec \"$0\" --exact --ignored --nocapture \"$1\"";
-    let child = Command::new("sh")
-        .args(["-c", script])
-        .arg(std::env::current_exe().expect("this test"))
-        .arg("identity::tests::child_of_a_crash")
-        .envs([("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "svid-bad:svid-good")])
-        .env("HOSTMESH_TEST_STATE", state.path())
-        .stdin(stranger)
-        .stdout(good)
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("a child");
-    let output = child.wait_with_output().expect("its end");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{told}");
-    assert!(
-        told.contains("svid-bad: forgotten") && told.contains("restored 1 nginx.service"),
-        "{told}"
-    );
-}
-
-#[test]
-#[ignore = "started by sealed_keys_come_back_in_another_process"]
-fn child_of_a_crash() {
-    let state = std::env::var("HOSTMESH_TEST_STATE").expect("started by the other test");
-    // SAFETY: the test harness has opened nothing at these numbers: the parent put the files there.
-    let inherited = unsafe { Inherited::from_environment() }.expect("descriptors");
+    let good = || vec![authority.sign(&csr, &Wrong::default())];
+    let other = before.request(UNIT).expect("another key");
+    let kept = vec![
+        (
+            "svid-stranger".to_owned(),
+            keep(vec![Authority::new().sign(&csr, &Wrong::default())], &key),
+        ),
+        (
+            "svid-key".to_owned(),
+            keep(vec![authority.sign(&other, &Wrong::default())], &key),
+        ),
+        (
+            "svid-expired".to_owned(),
+            keep(
+                vec![authority.sign(
+                    &csr,
+                    &Wrong {
+                        expired: true,
+                        ..Wrong::default()
+                    },
+                )],
+                &key,
+            ),
+        ),
+        (
+            "svid-null".to_owned(),
+            std::fs::File::open("/dev/null").expect("open").into(),
+        ),
+        ("svid-good".to_owned(), keep(good(), &key)),
+        (
+            "listener-wire-0".to_owned(),
+            std::fs::File::open("/dev/null").expect("open").into(),
+        ),
+    ];
+    let inherited = Inherited::of(kept);
     let (shared, _) = crate::fixture::shared();
-    assert!(Persist::new(state).restore(&shared), "the snapshot is in force");
     let mut store = SvidStore::new(shared.clone());
     store.restore(&inherited);
+    assert_eq!(
+        (shared.svids().iter().count(), store.unproved.len()),
+        (0, 4),
+        "nothing to prove it against yet"
+    );
+    shared
+        .set_config(Config::build(snapshot(&authority)).expect("a config"))
+        .expect("in force");
+    store.reconcile();
     let svids = shared.svids();
-    let svid = svids.by_sni("nginx.unit.mesh.local").expect("the identity is back");
-    svid.key.keys_match().expect("with its key");
-    assert!(inherited.take("").is_empty(), "a descriptor was left");
-    let key = &store.current[UNIT].key;
-    let pair = KeyPair::try_from(&key.private[..]).expect("a key");
-    assert_eq!(pair.subject_public_key_info(), key.public);
-    eprintln!("restored {} {}", svids.iter().count(), svid.unit);
+    assert_eq!(svids.iter().count(), 1);
+    svids
+        .by_sni("nginx.unit.mesh.local")
+        .expect("back")
+        .key
+        .keys_match()
+        .expect("with its key");
+    assert_eq!(store.current[UNIT].fd_name, "svid-good");
+    assert!(store.unproved.is_empty());
+    let left = inherited.take("");
+    assert_eq!(
+        left.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["listener-wire-0"]
+    );
 }
