@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from hostmesh.agent.identities import Identities
 from hostmesh.agent.mesh import Mesh
 from hostmesh.agent.numbers import Numbers
@@ -66,6 +68,7 @@ class Loop:
         self.busy_since: float | None = None
         self.nflog_lost: Callable[[], int] = int
         self.ran: Callable[[], None] = lambda: None
+        self._callers_file = f"{parts.settings.paths.state}/callers.json"
         self._one_at_a_time = asyncio.Lock()
         self._retry, self._rescan = _RETRY_FIRST, _LISTENERS_FIRST
 
@@ -86,7 +89,7 @@ class Loop:
             try:
                 await self.reconcile(done.append)
                 self.failures, self._retry = (), _RETRY_FIRST
-            except (HostmeshError, OSError) as error:
+            except (HostmeshError, OSError, EOFError, NetlinkError) as error:
                 self.failures = (str(error),)
                 self.parts.wakeups.request("retry", self._retry)
                 self._retry = min(self._retry * 2, _RETRY_MOST)
@@ -137,9 +140,24 @@ class Loop:
         self.parts.identities.want(plan.snapshot if self.parts.proxy.connected else None)
         enforced = {policy.unit.full for policy in policies if policy.mode is not Mode.AUDIT}
         self.parts.reports.callers.forget(enforced)
+        self._save_callers()
         if _waits_for_listeners(policies, facts):
             self.parts.wakeups.request("listeners", self._rescan)
             self._rescan = min(self._rescan * 2, _LISTENERS_MOST)
+
+    def load(self) -> None:
+        """Take up what was known before the restart: the controller's last word, callers seen in audit mode."""
+        self.parts.mesh.load()
+        text = self.parts.doors.files.read(self._callers_file)
+        if text is not None:
+            try:
+                self.parts.reports.callers.load(text)
+            except HostmeshError as error:
+                self.parts.reports.warning(str(error))
+
+    def _save_callers(self) -> None:
+        if self.parts.reports.callers.changed:
+            self.parts.doors.files.write(self._callers_file, self.parts.reports.callers.dump())
 
     def _tell(self, reason: str, done: list[str]) -> None:
         reports, findings = self.parts.reports, self.parts.policies.findings

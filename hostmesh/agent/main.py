@@ -135,7 +135,7 @@ class Agent:
         await asyncio.wait(waiting, timeout=_START_SECONDS)
         for task in waiting:
             task.cancel()
-        self._parts.mesh.load()
+        self._loop.load()
         await self._loop.run_now("started")
         self._notifier.ready()
         await self._loop.run()

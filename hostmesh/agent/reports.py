@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
+from hostmesh.errors import HostmeshError
 from hostmesh.observe import lines
 from hostmesh.observe.journal import Journal
 from hostmesh.observe.nflog import Refusal
@@ -24,9 +27,27 @@ class _Seen:
 
 @dataclass(slots=True)
 class Callers:
-    """Who was let pass by audit mode only, since the agent started: by unit, peer and port; at most 200 a unit."""
+    """Who was let pass by audit mode only: by unit, peer and port; at most 200 a unit. Kept over restarts by `dump`."""
 
     _seen: dict[str, dict[tuple[str, str, int], _Seen]] = field(default_factory=dict)
+    changed: bool = False
+
+    def dump(self) -> str:
+        """All of it as JSON."""
+        self.changed = False
+        return msgspec.json.encode({unit: self.of(unit) for unit in sorted(self._seen)}).decode()
+
+    def load(self, text: str) -> None:
+        """What `dump` gave. Raises `HostmeshError` when it is something else."""
+        try:
+            kept = msgspec.json.decode(text, type=dict[str, list[Suggestion]])
+        except msgspec.DecodeError as error:
+            raise HostmeshError(f"callers seen before are lost: {error}", "they come again as they call") from error
+        for unit, suggestions in kept.items():
+            self._seen[unit] = {
+                (s.peer, s.client if s.peer == "plaintext" else "", s.port): _Seen(s.client, set(s.methods), s.count)
+                for s in suggestions
+            }
 
     def note(self, event: Event) -> None:
         """One call that enforcing would refuse. Callers without identity are told apart by address."""
@@ -34,6 +55,7 @@ class Callers:
         key = (event.peer, event.client if event.peer == "plaintext" else "", event.port)
         if key not in callers and len(callers) >= MAX_SUGGESTIONS:
             return
+        self.changed = True
         seen = callers.setdefault(key, _Seen())
         seen.client, seen.count = event.client, seen.count + 1
         if event.method:
@@ -51,6 +73,7 @@ class Callers:
         """Drop what is known of units that are no longer in audit mode."""
         for unit in units & self._seen.keys():
             del self._seen[unit]
+            self.changed = True
 
 
 class Reports:

@@ -31,7 +31,11 @@ _RETRY_SECONDS = 0.5
 
 
 class BusError(HostmeshError):
-    """systemd didn't answer as expected."""
+    """systemd didn't answer as expected. ``kind``: the D-Bus error's name, empty when there was no answer."""
+
+    def __init__(self, message: str, hint: str = "", kind: str = "") -> None:
+        super().__init__(message, hint)
+        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class UnitFollower:
             try:
                 await self._connect()
                 await self._follow()
-            except (OSError, EOFError, DBusError, BusError, ConnectionError):
+            except (OSError, EOFError, DBusError, BusError):
                 self.connected.clear()
             finally:
                 self._disconnect()
@@ -163,8 +167,8 @@ class UnitFollower:
         # GetUnit loads nothing; reading the object of an unloaded unit would load it, and that is signalled.
         try:
             path = (await self._call(_SYSTEMD, _ROOT, _MANAGER, "GetUnit", "s", unit.full))[0]
-        except DBusError as error:
-            if error.type != f"{_SYSTEMD}.NoSuchUnit":
+        except BusError as error:
+            if error.kind != f"{_SYSTEMD}.NoSuchUnit":
                 raise
             return UnitState(active_state="inactive" if await self._has_file(unit) else "")
         properties = await self._get_all(path, _UNIT)
@@ -179,8 +183,8 @@ class UnitFollower:
     async def _has_file(self, unit: UnitName) -> bool:
         try:
             await self._call(_SYSTEMD, _ROOT, _MANAGER, "GetUnitFileState", "s", unit.full)
-        except DBusError as error:
-            if error.type in (f"{_SYSTEMD}.NoSuchUnit", "org.freedesktop.DBus.Error.FileNotFound"):
+        except BusError as error:
+            if error.kind in (f"{_SYSTEMD}.NoSuchUnit", "org.freedesktop.DBus.Error.FileNotFound"):
                 return False
             raise
         return True
@@ -194,10 +198,14 @@ class UnitFollower:
     ) -> list[Any]:
         if self._bus is None:
             raise BusError("no connection to the system bus", "is dbus.service running?")
-        reply = await self._bus.call(
-            Message(destination=to, path=path, interface=interface, member=member, signature=signature, body=list(body))
+        call = Message(
+            destination=to, path=path, interface=interface, member=member, signature=signature, body=list(body)
         )
-        assert reply is not None
-        if reply.message_type is MessageType.ERROR:
-            raise DBusError(reply.error_name or "", str(reply.body[0]) if reply.body else "")
+        try:
+            reply = await self._bus.call(call)
+        except (EOFError, OSError) as error:
+            raise BusError(f"the system bus went away: {error}", "is dbus.service running?") from error
+        if reply is None or reply.message_type is MessageType.ERROR:
+            kind = (reply.error_name or "") if reply else ""
+            raise BusError(f"systemd, {member}: {reply.body[0] if reply and reply.body else kind}", kind=kind)
         return reply.body

@@ -194,7 +194,19 @@ def test_the_kernels_refusals_are_in_the_units_journal_and_counted(h1: Host, h2:
     assert refused(h1) - before == len(lines() or [])
 
 
+def test_a_restarted_bus_is_taken_up_again(h1: Host) -> None:
+    pid = main_pid(h1)
+    h1.systemctl("restart", "dbus.service")
+    for verb, state in (("stop", "inactive"), ("start", "active")):
+        h1.systemctl(verb, "web.service")
+        wait_until(lambda state=state: unit_status(h1, "web.service").state == state, f"{verb} is seen", 10.0)
+    wait_until(lambda: not status(h1).failures, "nothing fails", 10.0)
+    assert main_pid(h1) == pid
+
+
 def test_killed_agent_leaves_everything_in_force_and_comes_back(h1: Host) -> None:
+    wait_until(lambda: unit_status(h1, "web.service").ports[0].listening, "what was begun before is done", 5.0)
+    ask(h1, wire.Reconcile(1), wire.Done)
     rules, pid, cursor = ruleset(h1), main_pid(h1), h1.journal_cursor()
     h1.exec(["systemctl", "kill", "--signal=KILL", "hostmeshd.service"]).must()
     assert ruleset(h1) == rules

@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hostmesh.agent.reports import MAX_SUGGESTIONS, Reports, rule_of
+from hostmesh.agent.reports import MAX_SUGGESTIONS, Callers, Reports, rule_of
+from hostmesh.errors import HostmeshError
 from hostmesh.observe.journal import Journal
 from hostmesh.observe.nflog import Refusal
 from hostmesh.wire.agent_control import Suggestion
@@ -75,6 +76,19 @@ def test_suggestions_are_bounded_and_forgotten_when_enforced(listener: Listener)
     assert len(callers.of("inventory.service")) == MAX_SUGGESTIONS
     callers.forget({"inventory.service", "unknown.service"})
     assert callers.of("inventory.service") == []
+
+
+def test_suggestions_outlive_a_restart(listener: Listener) -> None:
+    callers = listener.reports.callers
+    listener.reports.events(Events([event(), event(peer="plaintext", client="198.18.0.7"), event(port=9)], 0))
+    assert callers.changed
+    after = Callers()
+    after.load(callers.dump())
+    assert not callers.changed
+    after.note(event())
+    assert [s.count for s in after.of("inventory.service")] == [2, 1, 1]
+    with pytest.raises(HostmeshError):
+        after.load("[]")
 
 
 def test_a_flood_is_few_lines_and_its_number(listener: Listener) -> None:
