@@ -86,3 +86,69 @@ fn can_be_kept(config: &Config, client: IpAddr) -> bool {
     };
     !(is_link_local || client.is_unspecified() || client.is_multicast() || config.is_own_address(client))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Authority, snapshot};
+
+    fn config() -> Config {
+        let mut snapshot = snapshot(&Authority::new());
+        snapshot.addresses = vec!["198.18.0.1".into(), "2001:2::1".into()];
+        Config::build(snapshot).expect("a config")
+    }
+
+    fn from(policy: ClientAddress, candidate: &str, client: &str) -> Option<String> {
+        let parse = |text: &str| text.parse::<IpAddr>().expect("an address");
+        source(&config(), policy, parse(candidate), parse(client)).map(|address| address.to_string())
+    }
+
+    #[test]
+    fn the_clients_address_is_kept_beyond_loopback_or_where_policy_says_so() {
+        use ClientAddress::{Auto, Keep, Local};
+        let client = Some("198.18.0.7".to_owned());
+        assert_eq!(from(Auto, "198.18.0.1", "198.18.0.7"), client);
+        assert_eq!(from(Auto, "127.0.0.1", "198.18.0.7"), None);
+        assert_eq!(from(Keep, "127.0.0.1", "198.18.0.7"), client);
+        assert_eq!(from(Local, "127.0.0.1", "198.18.0.7"), None);
+        assert_eq!(from(Local, "198.18.0.1", "198.18.0.7"), Some("127.0.0.1".into()));
+        assert_eq!(from(Local, "2001:2::1", "2001:2::7"), Some("::1".into()));
+    }
+
+    #[test]
+    fn nobody_brings_along_an_address_that_is_not_his() {
+        for client in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "198.18.0.1",
+            "169.254.1.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+        ] {
+            assert_eq!(from(ClientAddress::Keep, "198.18.0.1", client), None, "{client}");
+        }
+        for client in ["::1", "2001:2::1", "fe80::1", "::", "ff02::1"] {
+            assert_eq!(from(ClientAddress::Keep, "2001:2::1", client), None, "{client}");
+        }
+        assert_eq!(
+            from(ClientAddress::Keep, "2001:2::1", "198.18.0.7"),
+            None,
+            "another family"
+        );
+    }
+
+    #[test]
+    fn addresses_of_the_clients_family_come_first_and_wildcards_are_found() {
+        let config = config();
+        let mut snapshot = snapshot(&Authority::new());
+        snapshot.units[0].deliver = vec!["0.0.0.0".into(), "127.0.0.1".into(), "::".into()];
+        let unit = Config::build(snapshot).expect("a config").units[0].clone();
+        let order = |client: &str| {
+            let all = candidates(&config, &unit, client.parse().expect("an address"));
+            all.iter().map(IpAddr::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(order("198.18.0.7"), ["198.18.0.1", "127.0.0.1", "2001:2::1"]);
+        assert_eq!(order("2001:2::7"), ["2001:2::1", "198.18.0.1", "127.0.0.1"]);
+    }
+}

@@ -94,6 +94,28 @@ fn megabytes_arrive_whole_though_the_reader_is_slow() {
 }
 
 #[test]
+fn streams_that_nobody_reads_do_not_stand_in_the_way() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let mut stalled = Vec::new();
+        for _ in 0..20 {
+            let (stream, application) = tokio::join!(open(&mesh), mesh.arrives());
+            let mut stream = stream.expect("a stream");
+            let written = tokio::task::spawn_local(async move { stream.write_all(&vec![0; 16 * 1024 * 1024]).await });
+            stalled.push((written, application));
+        }
+        let (stream, mut application) = tokio::join!(open(&mesh), mesh.arrives());
+        let mut stream = stream.expect("a stream");
+        let megabyte = vec![7; 1024 * 1024];
+        let mut seen = vec![0; megabyte.len()];
+        let (sent, received) = tokio::join!(stream.write_all(&megabyte), soon(application.read_exact(&mut seen)));
+        assert!(sent.is_ok() && received.is_ok() && seen == megabyte);
+        assert!(stalled.iter().all(|(written, _)| !written.is_finished()), "they were to be full");
+        assert_eq!(mesh.accepted.get(), 1, "all of it on one connection");
+    });
+}
+
+#[test]
 fn one_tls_connection_carries_all_streams_of_a_pair() {
     run(async {
         let mesh = Mesh::new().await;

@@ -25,8 +25,8 @@ use gather::Gathering;
 
 /// Received and not yet consumed at most, bytes: of a stream.
 const STREAM_WINDOW: u32 = 1024 * 1024;
-/// The same of a connection.
-const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// The same of a connection: so many full streams before those that do not read stand in the way of the others.
+const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
 /// Accepted and not yet sent at most, bytes of a stream.
 const SEND_BUFFER: usize = 256 * 1024;
 /// DATA in one frame at most: large enough to cost little, small enough to let others in between.
