@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,17 +72,24 @@ async def _grant(host_name: str, unit: str) -> None:
 
 
 def _wait_until_ready(known: Settings, unit: UnitName) -> None:
-    """Until the agent has the unit's slice in the kernel, and the proxy its identity."""
+    """Until the agent has the unit's slice in the kernel, and the proxy its identity. A dead agent stops nobody."""
     import time  # noqa: PLC0415
 
-    from hostmesh.cli.agent_link import ask  # noqa: PLC0415
+    from hostmesh.cli.agent_link import AgentAway, ask  # noqa: PLC0415
     from hostmesh.wire.agent_control import Done, GetStatus, Reconcile, Status  # noqa: PLC0415
 
     deadline, patience = time.monotonic() + _READY_SECONDS, time.monotonic() + _REFUSED_SECONDS
+    slice_is_there = Path("/sys/fs/cgroup", unit.cgroup).is_dir
     while True:
-        status = ask(known, GetStatus(1), Status)
+        try:
+            status = ask(known, GetStatus(1), Status)
+        except AgentAway as error:
+            if not slice_is_there():
+                raise
+            print(f"hostmesh run: {error.message}; what is in force carries {unit}", file=sys.stderr)
+            return
         mine = next((row for row in status.units if row.unit == unit.full), None)
-        if mine and mine.number and mine.svid and Path("/sys/fs/cgroup", unit.cgroup).is_dir():
+        if mine and mine.number and mine.svid and slice_is_there():
             return
         if mine and mine.refused and time.monotonic() > patience:
             raise NotReady(f"{unit} gets no identity: {mine.refused}")

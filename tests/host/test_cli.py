@@ -179,6 +179,8 @@ def test_run_is_the_command_itself(meshed_host: Host) -> None:
     assert "0::/mesh.slice/mesh-job.slice/" in done.stdout
     assert hostmesh(host, "run", "--unit", "job", "--", "sh", "-c", "kill -9 $$").exit == 128 + 9
     assert hostmesh(host, "run", "--unit", "job", "--user", "nobody", "--", "id", "-un").stdout == "nobody\n"
+    host.systemctl("stop", "hostmeshd.service")
+    assert ask_nginx(host, "job") == "200", "traffic goes on without the agent"
     nowhere = hostmesh(host, "run", "--unit", "nopolicy", "--", "true")
     assert (nowhere.exit, "nopolicy.service has no policy" in nowhere.stderr) == (1, True)
 
