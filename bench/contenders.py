@@ -22,7 +22,7 @@ http {{
 """
 HAPROXY = """
 global
-  maxconn 20000
+  maxconn 4000
   nbthread 2
   ssl-default-bind-options ssl-min-ver TLSv1.3
   ssl-default-server-options ssl-min-ver TLSv1.3
@@ -99,7 +99,7 @@ def _application(host: Host, name: str, port: int) -> None:
     host.write(f"/etc/{name}.conf", NGINX.format(name=name, port=port, body="x" * 100))
     host.write(
         f"/etc/systemd/system/{name}.service",
-        f"[Service]\nExecStart=/usr/sbin/nginx -c /etc/{name}.conf\nLimitNOFILE=65536\n",
+        f"[Service]\nExecStart=/usr/sbin/nginx -c /etc/{name}.conf\nLimitNOFILE=16384\n",
     )
     host.systemctl("daemon-reload")
     host.systemctl("start", f"{name}.service")
@@ -115,7 +115,7 @@ def _haproxy(w: World) -> None:
         host.write("/etc/bench-haproxy.cfg", HAPROXY.format(listen=side.format(**files, **numbers)))
         host.write(
             "/etc/systemd/system/bench-haproxy.service",
-            "[Service]\nExecStart=/usr/sbin/haproxy -db -f /etc/bench-haproxy.cfg\nLimitNOFILE=65536\n",
+            "[Service]\nExecStart=/usr/sbin/haproxy -db -f /etc/bench-haproxy.cfg\nLimitNOFILE=16384\n",
         )
         host.systemctl("daemon-reload")
         host.systemctl("start", "bench-haproxy.service")
