@@ -1,4 +1,4 @@
-"""Turns the controller's word into the catalog in force, and what runs here into the word that the controller gets.
+"""Turns the controller's word into the catalog in force, and what is declared here into the word for the controller.
 
 The last word is kept on disk: a host that starts with every controller dead goes on with it.
 """
@@ -70,7 +70,7 @@ class Mesh:
             self._reports.warning(str(error))
 
     def say(self, addresses: tuple[str, ...], workloads: list[Workload]) -> None:
-        """What runs here now; the controller hears of it when it is another word than before."""
+        """What is declared here, ready or not; the controller hears of it when it is another word than before."""
         word = PublishRequest(list(addresses), self._settings.ports.wire, workloads)
         if word != self._word:
             self._word = word
@@ -130,7 +130,7 @@ class Mesh:
                 continue
             delay = _RETRY_FIRST
             self.error = ""
-            self.published = frozenset(workload.unit for workload in word.workloads) - refused.keys()
+            self.published = frozenset(load.unit for load in word.workloads if load.ready) - refused.keys()
             if refused != self.refused:
                 self.refused = refused
                 self._changed("refused")

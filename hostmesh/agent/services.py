@@ -1,4 +1,4 @@
-"""Turns the controller's last word and what runs here into the services of this host's snapshot. Pure.
+"""Turns the controller's last word and what is declared and ready here into the services of this host's snapshot. Pure.
 
 Of other hosts the controller knows; of this host the host itself does, with all controllers dead too.
 """
@@ -36,32 +36,36 @@ def after(known: WatchEvent, event: WatchEvent) -> WatchEvent:
 
 
 def workloads(policies: Iterable[Policy], facts: HostFacts) -> list[Workload]:
-    """What this host publishes: every unit that serves something, and is ready by systemd's own word."""
+    """What this host publishes: every unit that serves something, and whether it is ready by systemd's own word.
+
+    Also what is stopped, failed or not installed yet: the policy alone makes the service's name stand.
+    """
     return [
         Workload(
             unit=policy.unit.full,
             service=policy.service,
             ports=[(port.number, port.protocol.value) for port in policy.ports],
             traffic=traffic_of(policy),
+            ready=(known := facts.units.get(policy.unit)) is not None and known.active,
         )
         for policy in sorted(policies, key=lambda policy: policy.unit)
-        if policy.ports and (known := facts.units.get(policy.unit)) and known.active
+        if policy.ports
     ]
 
 
 def effective(
     settings: Settings,
     catalog: WatchEvent,
-    running: Sequence[Workload],
+    declared: Sequence[Workload],
     refused: Mapping[str, str],
     facts: HostFacts,
 ) -> list[Service]:
-    """The services as this host sees them: its own endpoints by what runs here, all others by the catalog.
+    """The services as this host sees them: its own endpoints by what is ready here, all others by the catalog.
 
     refused: units whose workloads the controller did not take; they serve nobody. A service that only this host knows
     has no VIP: it can be called by the host's address.
     """
-    taken = [workload for workload in running if workload.unit not in refused]
+    taken = [workload for workload in declared if workload.unit not in refused]
     mine: dict[str, list[Workload]] = {}
     for workload in taken:
         mine.setdefault(workload.service, []).append(workload)
@@ -70,19 +74,19 @@ def effective(
     for name in sorted(known.keys() | mine.keys()):
         service = known.get(name) or _alone(mine[name])
         others = [endpoint for endpoint in service.endpoints if endpoint.host != facts.host]
-        own = [_endpoint(settings, workload, facts) for workload in mine.get(name, [])]
+        own = [_endpoint(settings, workload, facts) for workload in mine.get(name, []) if workload.ready]
         endpoints = sorted([*others, *own], key=lambda endpoint: (endpoint.host, endpoint.unit))
         services.append(msgspec.structs.replace(service, endpoints=endpoints))
     return services
 
 
-def _alone(serving: Sequence[Workload]) -> Service:
-    ports = {number: protocol for workload in serving for number, protocol in workload.ports}
+def _alone(declaring: Sequence[Workload]) -> Service:
+    ports = {number: protocol for workload in declaring for number, protocol in workload.ports}
     return Service(
-        name=serving[0].service,
+        name=declaring[0].service,
         vips=[],
         ports=[ServicePort(number, number, protocol) for number, protocol in sorted(ports.items())],
-        traffic=serving[0].traffic,
+        traffic=declaring[0].traffic,
         endpoints=[],
     )
 

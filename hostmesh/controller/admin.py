@@ -34,7 +34,7 @@ class AdminError(HostmeshError):
 
 @dataclass(frozen=True, slots=True)
 class HostRow:
-    """An enrolled host, for a table: its grants, the services that it serves, whether it was heard of lately."""
+    """An enrolled host, for a table: its grants, the services that it serves now, whether it was heard of lately."""
 
     name: str
     grants: tuple[str, ...]
@@ -72,9 +72,7 @@ def init(config: Config, path: Path = PATH, user: str | None = USER) -> list[Pat
     return [config.state, *sorted(config.state.rglob("*")), ca.write_new(path, dump(config).encode(), 0o644)]
 
 
-def make_token(
-    host: str, units: tuple[str, ...], *, ttl: timedelta = TOKEN_LIFE, config_path: Path = PATH
-) -> str:
+def make_token(host: str, units: tuple[str, ...], *, ttl: timedelta = TOKEN_LIFE, config_path: Path = PATH) -> str:
     """A join token: opens once, within ``ttl``, for this host, which may then run these units. It is kept nowhere."""
     config = load(config_path)
     check_host_name(host, config.trust_domain)
@@ -122,13 +120,12 @@ def hosts(*, config_path: Path = PATH) -> list[HostRow]:
     config = load(config_path)
     with _open(config) as store:
         catalog = store.load(config.trust_domain, config.vip_ranges)
+        serving = {
+            name: tuple(sorted({load.service for load in host.workloads if load.ready}))
+            for name, host in catalog.hosts.items()
+        }
         return [
-            HostRow(
-                name,
-                grants,
-                tuple(sorted({w.service for w in catalog.hosts[name].workloads})) if name in catalog.hosts else (),
-                name in catalog.silent,
-            )
+            HostRow(name, grants, serving.get(name, ()), name in catalog.silent)
             for name, grants in store.hosts().items()
         ]
 

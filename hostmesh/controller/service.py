@@ -175,17 +175,13 @@ class Controller:
             controllers=self._config.endpoints(self._config.port),
         )
 
-    def _chain(
-        self, identity: SpiffeId, host: str, key: ec.EllipticCurvePublicKey, life: timedelta
-    ) -> list[str]:
+    def _chain(self, identity: SpiffeId, host: str, key: ec.EllipticCurvePublicKey, life: timedelta) -> list[str]:
         names, serial = svid.dns_names_of(host), ca.new_serial()
         chain = self._authority.sign(identity, names, key, now=ca.clock(), life=life, serial=serial)
         return [_b64(certificate) for certificate in chain]
 
 
-def _unary(
-    kind: type[Request], call: Callable[[Request, Context], Awaitable[Reply]]
-) -> grpc.RpcMethodHandler:
+def _unary(kind: type[Request], call: Callable[[Request, Context], Awaitable[Reply]]) -> grpc.RpcMethodHandler:
     async def handle(body: bytes, context: Context) -> bytes:
         try:
             return msgspec.json.encode(await call(msgspec.json.decode(body, type=kind), context))
@@ -208,7 +204,7 @@ def _offer(workload: Workload) -> Offer:
         if protocol not in _PROTOCOLS:
             raise BadName(f"{protocol!r} is not a protocol", f"one of {', '.join(_PROTOCOLS)}")
     service = check_service_name(workload.service)
-    return Offer(UnitName(workload.unit), service, tuple(workload.ports), workload.traffic)
+    return Offer(UnitName(workload.unit), service, tuple(workload.ports), workload.traffic, workload.ready)
 
 
 def _check_port(number: int) -> None:

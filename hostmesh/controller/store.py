@@ -19,7 +19,7 @@ from hostmesh.registry.catalog import Catalog, Claim, Host, Workload, where_publ
 from hostmesh.registry.events import Claimed
 from hostmesh.wire.snapshot import Traffic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE TABLE hosts (name TEXT PRIMARY KEY, enrolled INTEGER NOT NULL) STRICT;
@@ -30,7 +30,7 @@ CREATE TABLE words (host TEXT PRIMARY KEY REFERENCES hosts (name) ON DELETE CASC
   wire_port INTEGER NOT NULL, revision INTEGER NOT NULL, silent INTEGER) STRICT;
 CREATE TABLE workloads (host TEXT NOT NULL REFERENCES words (host) ON DELETE CASCADE, unit TEXT NOT NULL,
   service TEXT NOT NULL, ports TEXT NOT NULL, traffic TEXT NOT NULL, since INTEGER NOT NULL,
-  PRIMARY KEY (host, unit)) STRICT;
+  ready INTEGER NOT NULL, PRIMARY KEY (host, unit)) STRICT;
 CREATE TABLE vips (service TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, owner TEXT NOT NULL) STRICT;
 CREATE TABLE slots (id INTEGER PRIMARY KEY, state TEXT NOT NULL) STRICT;
 """
@@ -184,11 +184,11 @@ class Store:
     def load(self, trust_domain: str, vip_ranges: tuple[str, ...]) -> Catalog:
         """The catalog as it was last."""
         loads: dict[str, list[Workload]] = {}
-        for host, unit, service, ports, traffic, since in self._db.execute(
-            "SELECT host, unit, service, ports, traffic, since FROM workloads ORDER BY host, unit"
+        for host, unit, service, ports, traffic, since, ready in self._db.execute(
+            "SELECT host, unit, service, ports, traffic, since, ready FROM workloads ORDER BY host, unit"
         ):
-            words = _TRAFFIC.decode(traffic)
-            loads.setdefault(host, []).append(Workload(UnitName(unit), service, _PORTS.decode(ports), words, since))
+            words = (_PORTS.decode(ports), _TRAFFIC.decode(traffic))
+            loads.setdefault(host, []).append(Workload(UnitName(unit), service, *words, since, bool(ready)))
         hosts, silent = {}, {}
         for name, addresses, wire_port, revision, silent_at in self._db.execute("SELECT * FROM words"):
             where = tuple(msgspec.json.decode(addresses, type=list[str]))
@@ -213,7 +213,8 @@ class Store:
             addresses = msgspec.json.encode(host.addresses).decode()
             row = (host.name, addresses, host.wire_port, host.revision)
             db.execute("INSERT INTO words VALUES (?, ?, ?, ?, NULL)", row)
-            db.executemany("INSERT INTO workloads VALUES (?, ?, ?, ?, ?, ?)", [_row(host, w) for w in host.workloads])
+            rows = [_row(host, load) for load in host.workloads]
+            db.executemany("INSERT INTO workloads VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             db.executemany(
                 "INSERT INTO vips VALUES (?, ?, ?) ON CONFLICT (service) DO UPDATE SET owner = excluded.owner",
                 [(c.service, c.claim.index, c.claim.owner) for c in claims],
@@ -255,6 +256,6 @@ def _hash(secret: str) -> bytes:
     return sha256(secret.encode()).digest()
 
 
-def _row(host: Host, load: Workload) -> tuple[str, str, str, str, str, int]:
+def _row(host: Host, load: Workload) -> tuple[str, str, str, str, str, int, bool]:
     ports, traffic = msgspec.json.encode(load.ports).decode(), msgspec.json.encode(load.traffic).decode()
-    return (host.name, load.unit.full, load.service, ports, traffic, load.since)
+    return (host.name, load.unit.full, load.service, ports, traffic, load.since, load.ready)

@@ -1,6 +1,7 @@
 """Turns what hosts publish into services: who serves them, under which VIP, how callers behave.
 
-A `Catalog` is a value; `events.py` makes the next one. Pure.
+Law: a service is there as long as a host of the mesh declares it. Who is ready, and heard of, only decides on its
+endpoints: a name and its VIP outlive them. A `Catalog` is a value; `events.py` makes the next one. Pure.
 """
 
 import hashlib
@@ -19,9 +20,10 @@ class RangeError(HostmeshError):
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One unit of a host that serves a service. ports: (number, protocol) as declared.
+    """One unit of a host that declares a service. ports: (number, protocol) as declared. ready: it serves now.
 
-    ``since``: the revision at which its ports or its traffic policy last changed; the youngest is in force for all.
+    ``since``: the revision at which its ports or its traffic policy last changed; the youngest is in force for all. To
+    start and to stop is no such change.
     """
 
     unit: UnitName
@@ -29,6 +31,7 @@ class Workload:
     ports: tuple[tuple[int, str], ...]
     traffic: Traffic
     since: int
+    ready: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +121,11 @@ def where_published(hosts: Iterable[Host]) -> dict[str, frozenset[str]]:
     return {service: frozenset(names) for service, names in found.items()}
 
 
-def serving(catalog: Catalog, service: str) -> list[tuple[Host, Workload]]:
-    """Who serves it now: the youngest definition first."""
+def declaring(catalog: Catalog, service: str) -> list[tuple[Host, Workload]]:
+    """Who declares it, ready or not, heard of or not: the youngest definition first."""
     found = [
         (catalog.hosts[name], workload)
         for name in catalog.where.get(service, ())
-        if name not in catalog.silent
         for workload in catalog.hosts[name].workloads
         if workload.service == service
     ]
@@ -131,11 +133,13 @@ def serving(catalog: Catalog, service: str) -> list[tuple[Host, Workload]]:
 
 
 def service_of(catalog: Catalog, service: str) -> Service | None:
-    """The service as callers see it; None when nobody serves it. Endpoints in order of host and unit."""
-    pairs = serving(catalog, service)
+    """The service as callers see it; None when nobody declares it. Endpoints: of ready workloads on hosts that are not
+    silent, perhaps none; in order of host and unit."""
+    pairs = declaring(catalog, service)
     if not pairs:
         return None
-    endpoints = [_endpoint(catalog.trust_domain, host, workload) for host, workload in pairs]
+    serving = [(host, load) for host, load in pairs if load.ready and host.name not in catalog.silent]
+    endpoints = [_endpoint(catalog.trust_domain, host, workload) for host, workload in serving]
     return Service(
         name=service,
         vips=vips_of(catalog.vip_ranges, catalog.claims[service].index),
@@ -146,8 +150,8 @@ def service_of(catalog: Catalog, service: str) -> Service | None:
 
 
 def conflict_of(catalog: Catalog, service: str) -> Conflict | None:
-    """Whether those who serve it disagree on how callers shall behave. Where the rule stands is no disagreement."""
-    pairs = serving(catalog, service)
+    """Whether those who declare it disagree on how callers shall behave. Where the rule stands is no disagreement."""
+    pairs = declaring(catalog, service)
     if not pairs:
         return None
     said = _words(pairs[0][1].traffic)

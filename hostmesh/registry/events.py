@@ -24,14 +24,14 @@ from hostmesh.wire.snapshot import Traffic
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A host said what it runs: all of it."""
+    """A host said what it declares, and what of it is ready: all of it."""
 
     host: Host
 
 
 @dataclass(frozen=True, slots=True)
 class FellSilent:
-    """A host was not heard of for too long: its endpoints go, its word is kept."""
+    """A host was not heard of for too long: its endpoints go, its word and with it its services' names are kept."""
 
     name: str
     revision: int
@@ -64,6 +64,7 @@ class Offer:
     service: str
     ports: tuple[tuple[int, str], ...]
     traffic: Traffic
+    ready: bool
 
 
 def apply(catalog: Catalog, event: Event) -> Catalog:
@@ -124,7 +125,7 @@ def stamp(known: Host | None, offers: Iterable[Offer], revision: int) -> tuple[W
         old = before.get(offer.unit)
         same = old and (old.service, old.ports, old.traffic) == (offer.service, offer.ports, offer.traffic)
         since = old.since if old and same else revision
-        stamped.append(Workload(offer.unit, offer.service, offer.ports, offer.traffic, since))
+        stamped.append(Workload(offer.unit, offer.service, offer.ports, offer.traffic, since, offer.ready))
     return tuple(stamped)
 
 
@@ -170,6 +171,5 @@ def changed_services(before: Catalog, after: Catalog) -> frozenset[str]:
     return frozenset(
         name
         for name in names
-        if service_of(before, name) != service_of(after, name)
-        or conflict_of(before, name) != conflict_of(after, name)
+        if service_of(before, name) != service_of(after, name) or conflict_of(before, name) != conflict_of(after, name)
     )

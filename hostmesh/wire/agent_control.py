@@ -76,7 +76,7 @@ class UnitStatus(Struct):
     """A unit with a policy.
 
     state: systemd's ActiveState; empty when systemd doesn't know the unit. in_slice: its processes really are in its
-    mesh slice (they come there with a restart, not before). published: the controller knows this workload; refused:
+    mesh slice (they come there with a restart, not before). published: the controller knows it to be ready; refused:
     why the controller didn't take it, or sign for it. svid: None until it has one.
     """
 

@@ -81,15 +81,17 @@ class SignReply(Struct):
 
 
 class Workload(Struct):
-    """What the calling host runs now: one unit that serves a service. ``rule``: where its traffic policy stands.
+    """One unit of the calling host that serves a service, by its policy; running or not.
 
-    ports: port number and protocol, as declared.
+    ports: port number and protocol, as declared. ready: systemd says that it serves now. ``rule`` of traffic: where its
+    traffic policy stands.
     """
 
     unit: str
     service: str
     ports: list[tuple[int, str]]
     traffic: Traffic
+    ready: bool
 
 
 class PublishRequest(Struct):

@@ -12,6 +12,13 @@ pub(crate) fn sample(host: &str) -> Config {
     Config::build(snapshot(host)).expect("a sound snapshot")
 }
 
+/// The same while every service's units are stopped.
+pub(crate) fn without_endpoints(host: &str) -> Config {
+    let mut bare = snapshot(host);
+    bare.services.iter_mut().for_each(|service| service.endpoints.clear());
+    Config::build(bare).expect("a sound snapshot")
+}
+
 /// A service on so many hosts.
 pub(crate) fn service(name: &str, hosts: usize) -> Service {
     let mut made = snapshot("h1").services.remove(0);
@@ -107,6 +114,17 @@ fn destinations() {
     let again = sample("h2");
     let ids = |service: &Service| service.endpoints.iter().map(|endpoint| endpoint.id).collect::<Vec<_>>();
     assert_eq!(ids(nginx), ids(again.service_by_name("nginx").expect("nginx")));
+}
+
+#[test]
+fn a_vip_is_its_services_with_no_endpoint_too() {
+    let config = without_endpoints("h1");
+    for address in ["240.240.0.11", "fd00:240::b"] {
+        let Destination::Service { service, port } = config.destination(ip(address), 80) else {
+            panic!("{address} leads elsewhere")
+        };
+        assert_eq!((&*service.name, port.target), ("inventory", 8080));
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::tests::sample;
+use crate::config::tests::{sample, without_endpoints};
 
 fn ask(name: &str, kind: RecordType) -> Message {
     let mut query = Message::new(77, MessageType::Query, OpCode::Query);
@@ -33,6 +33,18 @@ fn names_of_services() {
         );
         let reply = reply_to(&ask(name, RecordType::AAAA)).expect("a reply");
         assert_eq!(addresses(&reply), ["fd00:240::b"]);
+    }
+}
+
+#[test]
+fn a_service_that_nobody_serves_keeps_its_name() {
+    let config = without_endpoints("h1");
+    for (kind, vip) in [(RecordType::A, "240.240.0.11"), (RecordType::AAAA, "fd00:240::b")] {
+        let query = ask("inventory.", kind).to_vec().expect("a query");
+        let Answer::Reply(bytes) = answer(&config, &query) else {
+            panic!("{kind} passed on")
+        };
+        assert_eq!(addresses(&Message::from_vec(&bytes).expect("a reply")), [vip]);
     }
 }
 

@@ -57,11 +57,11 @@ def test_the_kept_word_is_read_back_the_same() -> None:
     assert msgspec.json.decode(msgspec.json.encode(known), type=WatchEvent) == known
 
 
-def test_only_what_serves_and_is_ready_is_published() -> None:
-    assert [(w.unit, w.service, w.ports) for w in workloads(POLICIES, facts())] == [
-        ("web.service", "web", [(8080, "http")])
-    ]
-    assert workloads(POLICIES, facts(active=False)) == []
+def test_what_serves_is_published_and_whether_it_is_ready() -> None:
+    unknown = HostFacts("h1", ("198.18.0.1",), {}, {WEB: 1})
+    for seen, ready in ((facts(), True), (facts(active=False), False), (unknown, False)):
+        said = [(w.unit, w.service, w.ports, w.ready) for w in workloads(POLICIES, seen)]
+        assert said == [("web.service", "web", [(8080, "http")], ready)]
 
 
 def test_own_endpoint_comes_and_goes_without_the_controller() -> None:
@@ -70,7 +70,9 @@ def test_own_endpoint_comes_and_goes_without_the_controller() -> None:
     assert [e.host for e in up[0].endpoints] == ["h1", "h2"]
     down = effective(SETTINGS, catalog, workloads(POLICIES, facts(active=False)), {}, facts())
     assert [e.host for e in down[0].endpoints] == ["h2"]
-    assert down[0].vips == ["240.240.0.5"], "the name stays known while nobody serves it"
+    alone = after(NOTHING, event(1, service("web", endpoint("h1"))))
+    (nobody,) = effective(SETTINGS, alone, workloads(POLICIES, facts(active=False)), {}, facts())
+    assert nobody == service("web"), "the name, its VIP and [traffic] stay while nobody serves it"
 
 
 def test_a_service_that_only_this_host_knows_has_no_vip() -> None:
@@ -78,6 +80,8 @@ def test_a_service_that_only_this_host_knows_has_no_vip() -> None:
     assert (alone.name, alone.vips, [p.port for p in alone.ports]) == ("web", [], [8080])
     assert alone.endpoints[0].spiffe_id == "spiffe://mesh.test/unit/web"
     assert alone.endpoints[0].addresses == ["198.18.0.1"]
+    (stopped,) = effective(SETTINGS, NOTHING, workloads(POLICIES, facts(active=False)), {}, facts())
+    assert stopped == msgspec.structs.replace(alone, endpoints=[])
 
 
 def test_what_the_controller_refused_serves_nobody() -> None:

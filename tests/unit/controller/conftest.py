@@ -119,15 +119,22 @@ class Mesh:
         slot = authority.active
         assert slot.key is not None
         early = make_intermediate(
-            slot.root, load_key(self.config.state / "ca/1/root.key"), slot.key.public_key(),
-            now=ca.clock() - by, serial=ca.new_serial(),
+            slot.root,
+            load_key(self.config.state / "ca/1/root.key"),
+            slot.key.public_key(),
+            now=ca.clock() - by,
+            serial=ca.new_serial(),
         )
         old = Authority(self.config.trust_domain, (replace(slot, intermediate=early),))
         folder = self.state(host) / "identity"
         key, csr = host_identity.new_request()
         chain = old.sign(
-            SpiffeId.of_host(self.config.trust_domain, host), (host,), read_request(base64.b64decode(csr)),
-            now=ca.clock() - by, life=HOST_LIFE + HOST_GRACE, serial=ca.new_serial(),
+            SpiffeId.of_host(self.config.trust_domain, host),
+            (host,),
+            read_request(base64.b64decode(csr)),
+            now=ca.clock() - by,
+            life=HOST_LIFE + HOST_GRACE,
+            serial=ca.new_serial(),
         )
         bundle = [base64.b64encode(root.public_bytes(Encoding.DER)).decode() for root in authority.trust_bundle]
         sent = [base64.b64encode(certificate.public_bytes(Encoding.DER)).decode() for certificate in chain]
@@ -190,11 +197,13 @@ async def next_event(events: AsyncIterator[WatchEvent]) -> WatchEvent:
     return await asyncio.wait_for(anext(events), DEADLINE)
 
 
-def word(*services: tuple[str, int], address: str = "198.18.0.2", timeout_ms: int = 0) -> PublishRequest:
+def word(
+    *services: tuple[str, int], address: str = "198.18.0.2", timeout_ms: int = 0, ready: bool = True
+) -> PublishRequest:
     """A host's word: services of units of the same name."""
     traffic = Traffic(timeout_ms=timeout_ms, retries=None, balance="least-request", rule="x.service.toml:3")
     loads = [
-        Workload(unit=f"{name}.service", service=name, ports=[(port, "http")], traffic=traffic)
+        Workload(unit=f"{name}.service", service=name, ports=[(port, "http")], traffic=traffic, ready=ready)
         for name, port in services
     ]
     return PublishRequest(addresses=[address], wire_port=15008, workloads=loads)

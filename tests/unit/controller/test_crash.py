@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import msgspec
 import pytest
 
 from hostmesh.agent.controller_client import ControllerAway, ControllerClient
@@ -107,23 +108,55 @@ def test_a_silent_host_is_withdrawn_and_comes_back(meshes: Callable[..., Mesh]) 
         events = h2.watch()
         await next_event(events)
         await h1.publish(word(("web", 80)))
-        assert (await next_event(events)).services[0].name == "web"
-        assert (await next_event(events)).removed == ["web"]
+        [web] = (await next_event(events)).services
+        assert [e.host for e in web.endpoints] == ["h1"]
+        nobody = msgspec.structs.replace(web, endpoints=[])
+        withdrawn = await next_event(events)
+        assert (withdrawn.services, withdrawn.removed) == ([nobody], [])
         assert [row.silent for row in admin.hosts(config_path=mesh.path)] == [True, False]
         mesh.kill()
         mesh.start()  # silence is durable: nothing comes back by a restart
         assert (await next_event(events)).services == []
+        assert (await next_event(h2.watch())).services == [nobody]
         await h1.publish(word(("web", 80)))
-        assert (await next_event(events)).services[0].name == "web"
+        assert (await next_event(events)).services == [web]
         await h1.close()
         await h2.close()
 
     asyncio.run(scenario())
 
 
-def test_the_agent_keeps_its_endpoints_alive(
-    meshes: Callable[..., Mesh], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_is_known_as_long_as_somebody_declares_it(mesh: Mesh) -> None:
+    mesh.join("h1", "*")
+    mesh.join("h2")
+
+    async def scenario() -> None:
+        h1, h2 = mesh.client("h1"), mesh.client("h2")
+        events = h2.watch()
+        await next_event(events)
+        await h1.publish(word(("web", 80), timeout_ms=700))
+        [web] = (await next_event(events)).services
+        assert [row.services for row in admin.hosts(config_path=mesh.path)] == [("web",), ()]
+        await h1.publish(word(("web", 80), timeout_ms=700, ready=False))
+        stopped = await next_event(events)
+        nobody = msgspec.structs.replace(web, endpoints=[])
+        assert (stopped.services, stopped.removed) == ([nobody], [])
+        assert [row.services for row in admin.hosts(config_path=mesh.path)] == [(), ()]
+        mesh.kill()
+        mesh.start()  # and the store knows it too
+        assert (await next_event(events)).services == []
+        assert (await next_event(h2.watch())).services == [nobody]
+        await h1.publish(word(("web", 80), timeout_ms=700))
+        assert (await next_event(events)).services == [web]
+        await h1.publish(word())
+        assert (await next_event(events)).removed == ["web"]
+        await h1.close()
+        await h2.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_agent_keeps_its_endpoints_alive(meshes: Callable[..., Mesh], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hostmesh.agent.controller_client.HEARTBEAT", 0.3)
     mesh = meshes(silence=1.5)
     mesh.join("h1", "*")

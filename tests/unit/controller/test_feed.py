@@ -14,8 +14,8 @@ from tests.unit.controller.conftest import DEADLINE, Mesh
 PLAIN = Traffic(timeout_ms=0, retries=None, balance="least-request", rule="")
 
 
-def offer(name: str, port: int) -> Offer:
-    return Offer(UnitName(f"{name}.service"), name, ((port, "http"),), PLAIN)
+def offer(name: str, port: int, *, ready: bool = True) -> Offer:
+    return Offer(UnitName(f"{name}.service"), name, ((port, "http"),), PLAIN, ready)
 
 
 def test_a_change_while_the_watcher_is_busy_is_not_missed(mesh: Mesh) -> None:

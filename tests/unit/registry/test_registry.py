@@ -3,6 +3,7 @@
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,15 +35,15 @@ from hostmesh.registry.events import (
     replay,
     stamp,
 )
-from hostmesh.wire.snapshot import Traffic
+from hostmesh.wire.snapshot import Service, Traffic
 
 RANGES = ("240.240.0.0/16", "fd00:240::/112")
 PLAIN = Traffic(timeout_ms=0, retries=None, balance="least-request", rule="")
 EMPTY = Catalog("mesh.test", RANGES)
 
 
-def offer(unit: str, service: str, *ports: tuple[int, str], traffic: Traffic = PLAIN) -> Offer:
-    return Offer(UnitName(unit), service, ports, traffic)
+def offer(unit: str, service: str, *ports: tuple[int, str], traffic: Traffic = PLAIN, ready: bool = True) -> Offer:
+    return Offer(UnitName(unit), service, ports, traffic, ready)
 
 
 def host(name: str, revision: int, *offers: Offer, known: Host | None = None, address: str = "198.18.0.1") -> Host:
@@ -59,7 +60,9 @@ def test_a_service_has_its_endpoints_vips_and_ports() -> None:
     service = service_of(catalog, "inventory")
     assert service is not None
     assert [(p.port, p.target, p.protocol) for p in service.ports] == [
-        (80, 8080, "http"), (5432, 5432, "tcp"), (8080, 8080, "http"),
+        (80, 8080, "http"),
+        (5432, 5432, "tcp"),
+        (8080, 8080, "http"),
     ]
     [endpoint] = service.endpoints
     assert (endpoint.host, endpoint.spiffe_id) == ("h2", "spiffe://mesh.test/unit/inventory")
@@ -109,13 +112,64 @@ def replace_traffic(timeout: int, rule: str) -> Traffic:
     return Traffic(timeout_ms=timeout, retries=None, balance="least-request", rule=rule)
 
 
-def test_silence_withdraws_and_a_new_word_brings_back() -> None:
+def test_silence_withdraws_endpoints_and_a_new_word_brings_them_back() -> None:
     up = publish(EMPTY, 1, "h1", offer("web.service", "web", (80, "http")))
     silent = apply(up, FellSilent("h1", 2))
-    assert service_of(silent, "web") is None
+    assert service_of(silent, "web") == without_endpoints(up, "web")
     assert changed_services(up, silent) == {"web"}
     back = publish(silent, 3, "h1", offer("web.service", "web", (80, "http")))
     assert service_of(back, "web") == service_of(up, "web")
+
+
+def without_endpoints(catalog: Catalog, name: str) -> Service:
+    service = service_of(catalog, name)
+    assert service is not None
+    assert service.endpoints
+    assert service.vips
+    return msgspec.structs.replace(service, endpoints=[])
+
+
+def test_a_service_outlives_the_units_that_serve_it() -> None:
+    slow = replace_traffic(10_000, "web.service.toml:12")
+    words = [offer("web.service", "web", (8080, "http"), traffic=slow, ready=ready) for ready in (True, False)]
+    up = publish(EMPTY, 1, "h1", words[0])
+    stopped = publish(up, 2, "h1", words[1])
+    assert service_of(stopped, "web") == without_endpoints(up, "web")
+    assert changed_services(up, stopped) == {"web"}
+    assert stopped.hosts["h1"].workloads[0].since == 1, "to stop changes nothing that callers follow"
+    silent = apply(stopped, FellSilent("h1", 3))
+    assert service_of(silent, "web") == service_of(stopped, "web")
+    assert changed_services(stopped, silent) == frozenset()
+    assert service_of(publish(silent, 4, "h1", words[0]), "web") == service_of(up, "web")
+    undeclared = publish(silent, 4, "h1")
+    assert service_of(undeclared, "web") is None
+    assert changed_services(silent, undeclared) == {"web"}
+    assert service_of(apply(silent, Removed("h1", 4)), "web") is None
+
+
+def test_a_service_that_never_ran_has_its_vip() -> None:
+    first = publish(EMPTY, 1, "h1", offer("web.service", "web", (8080, "http"), ready=False))
+    service = service_of(first, "web")
+    assert service is not None
+    assert (service.endpoints, [p.port for p in service.ports]) == ([], [80, 8080])
+    up = publish(first, 2, "h1", offer("web.service", "web", (8080, "http")))
+    assert without_endpoints(up, "web") == service
+
+
+def test_only_the_ready_and_heard_of_are_endpoints_and_all_declare() -> None:
+    fast = replace_traffic(2_000, "web.service.toml:3")
+    catalog = publish(EMPTY, 1, "h1", offer("web.service", "web", (80, "http")))
+    catalog = publish(catalog, 2, "h2", offer("web.service", "web", (80, "http"), (81, "tcp")))
+    catalog = publish(catalog, 3, "h3", offer("web.service", "web", (82, "tcp"), traffic=fast, ready=False))
+    catalog = apply(catalog, FellSilent("h2", 4))
+    service = service_of(catalog, "web")
+    assert service is not None
+    assert [endpoint.host for endpoint in service.endpoints] == ["h1"]
+    assert [port.port for port in service.ports] == [80, 81, 82]
+    assert service.traffic == fast, "the youngest [traffic] is in force, whether its unit runs or not"
+    conflict = conflict_of(catalog, "web")
+    assert conflict is not None
+    assert conflict.in_force == "h3 web.service.toml:3"
 
 
 def test_a_foreign_unit_does_not_take_a_name() -> None:
@@ -166,16 +220,15 @@ def test_vips_never_change_and_are_never_shared(order: list[str]) -> None:
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Event]:
-    events: list[Event] = [
-        Claimed(service, Claim(index + 1, service)) for index, service in enumerate(("a", "b"))
-    ]
+    events: list[Event] = [Claimed(service, Claim(index + 1, service)) for index, service in enumerate(("a", "b"))]
     for revision in range(1, draw(st.integers(1, 10)) + 1):
         name = draw(st.sampled_from(["h1", "h2", "h3"]))
         kind = draw(st.sampled_from(["publish", "publish", "silent", "remove"]))
         if kind == "publish":
             service = draw(st.sampled_from(["a", "b"]))
             port = draw(st.sampled_from([80, 8080]))
-            events.append(Published(host(name, revision, offer(f"{service}.service", service, (port, "http")))))
+            said = offer(f"{service}.service", service, (port, "http"), ready=draw(st.booleans()))
+            events.append(Published(host(name, revision, said)))
         elif kind == "silent":
             events.append(FellSilent(name, revision))
         else:
@@ -202,8 +255,9 @@ def test_an_old_word_does_not_bring_a_removed_host_back() -> None:
 def test_workloads_keep_their_since() -> None:
     first = stamp(None, [offer("a.service", "a", (80, "http"))], 1)
     known = Host("h", (), 15008, first, 1)
-    both = stamp(known, [offer("a.service", "a", (80, "http")), offer("b.service", "b", (81, "tcp"))], 2)
+    stopped = offer("a.service", "a", (80, "http"), ready=False)
+    both = stamp(known, [stopped, offer("b.service", "b", (81, "tcp"))], 2)
     assert both == (
-        Workload(UnitName("a.service"), "a", ((80, "http"),), PLAIN, 1),
-        Workload(UnitName("b.service"), "b", ((81, "tcp"),), PLAIN, 2),
+        Workload(UnitName("a.service"), "a", ((80, "http"),), PLAIN, 1, ready=False),
+        Workload(UnitName("b.service"), "b", ((81, "tcp"),), PLAIN, 2, ready=True),
     )
