@@ -210,12 +210,16 @@ impl Stream {
         }
     }
 
-    /// True while the stream can be used for another request: nothing has arrived, nothing ended.
+    /// True while the stream can be used for another request: nothing has arrived, nothing ended, as far as is known
+    /// without asking the kernel.
     pub fn is_idle(&mut self) -> bool {
         match self {
             Self::Tcp(tcp) => {
-                let error = tcp.try_read(&mut [0; 1]);
-                matches!(error, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+                let mut cx = Context::from_waker(std::task::Waker::noop());
+                tcp.poll_read_ready(&mut cx).is_pending()
+                    || tcp
+                        .try_read(&mut [0; 1])
+                        .is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
             }
             Self::Wire(wire) => wire.is_idle(),
         }

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 
 use bytes::{Bytes, BytesMut};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use crate::sockopt;
@@ -106,18 +107,36 @@ async fn carry(from: &TcpStream, to: &TcpStream, count: &Cell<u64>) -> io::Resul
 pub async fn read(tcp: &TcpStream) -> io::Result<Option<Bytes>> {
     loop {
         tcp.readable().await?;
-        let read = BLOCK.with_borrow_mut(|block| {
-            if block.capacity() < ENOUGH {
-                block.reserve(READ);
-            }
-            tcp.try_read_buf(block).map(|count| block.split_to(count).freeze())
-        });
-        match read {
+        match BLOCK.with_borrow_mut(|block| read_into(tcp, block)) {
             Ok(data) if data.is_empty() => return Ok(None),
             Ok(data) => return Ok(Some(data)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// Less than was asked for says that no more is there (epoll(7), "edge-triggered"): the socket counts as not readable then,
+/// which saves the read that would find nothing.
+fn read_into(tcp: &TcpStream, block: &mut BytesMut) -> io::Result<Bytes> {
+    if block.capacity() < ENOUGH {
+        block.reserve(READ);
+    }
+    let room = block.capacity();
+    let mut count = None;
+    let looked = tcp.try_io(Interest::READABLE, || {
+        let read = tcp.try_read_buf(block)?;
+        count = Some(read);
+        if 0 < read && read < room {
+            Err(io::ErrorKind::WouldBlock.into())
+        } else {
+            Ok(())
+        }
+    });
+    match (count, looked) {
+        (Some(count), _) => Ok(block.split_to(count).freeze()),
+        (None, Err(error)) => Err(error),
+        (None, Ok(())) => Err(io::ErrorKind::WouldBlock.into()),
     }
 }
 

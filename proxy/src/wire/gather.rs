@@ -3,20 +3,25 @@
 //! Read side: rustls asks for 4 KiB at a time, the kernel is asked for [`READ`]. Write side: h2 flushes after every frame;
 //! here frames gather until their driver has nothing more to do, and leave as few records in one write.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Asked of the kernel at once, bytes.
 const READ: usize = 64 * 1024;
 /// Gathered before it must leave, bytes.
 const GATHER: usize = 64 * 1024;
+
+thread_local! {
+    /// The read buffer of the connection that was read last: connections of a worker are read one after the other.
+    static SPARE: Cell<BytesMut> = Cell::new(BytesMut::new());
+}
 
 /// A socket that is read in large pieces. Holds no buffer while it waits.
 pub struct LargeReads {
@@ -33,21 +38,23 @@ impl LargeReads {
         }
     }
 
-    /// Whether bytes came in that nobody has read yet.
+    /// Ready when there are bytes, or the end.
     fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.buffer.is_empty() {
-            if self.tcp.poll_read_ready(cx)?.is_pending() {
-                self.buffer = BytesMut::new();
-                return Poll::Pending;
+        if !self.buffer.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        if self.tcp.poll_read_ready(cx)?.is_ready() {
+            if self.buffer.capacity() == 0 {
+                self.buffer = SPARE.take();
             }
             self.buffer.reserve(READ);
-            match self.tcp.try_read_buf(&mut self.buffer) {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+            // Owns nothing but its borrows: what it read is in the buffer, whether it is polled again or not.
+            if let Poll::Ready(read) = pin!(self.tcp.read_buf(&mut self.buffer)).poll(cx) {
+                return Poll::Ready(read.map(|_| ()));
             }
         }
-        Poll::Ready(Ok(()))
+        SPARE.set(std::mem::take(&mut self.buffer));
+        Poll::Pending
     }
 }
 
@@ -90,20 +97,27 @@ impl AsyncWrite for LargeReads {
 
 struct Inner<S> {
     below: S,
-    gathered: BytesMut,
+    gathered: Vec<u8>,
+    /// Of `gathered`, what has left.
+    sent: usize,
     received: bool,
 }
 
 impl<S: AsyncWrite + Unpin> Inner<S> {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.gathered.is_empty() {
-            match ready!(Pin::new(&mut self.below).poll_write(cx, &self.gathered))? {
+        while self.sent < self.gathered.len() {
+            match ready!(Pin::new(&mut self.below).poll_write(cx, &self.gathered[self.sent..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.gathered.advance(written),
+                written => self.sent += written,
             }
         }
+        self.sent = 0;
         self.gathered.clear();
         Pin::new(&mut self.below).poll_flush(cx)
+    }
+
+    fn is_full(&self) -> bool {
+        self.gathered.len() >= GATHER
     }
 }
 
@@ -121,7 +135,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gathering<S> {
     pub fn new(below: S) -> Self {
         Self(Rc::new(RefCell::new(Inner {
             below,
-            gathered: BytesMut::new(),
+            gathered: Vec::new(),
+            sent: 0,
             received: false,
         })))
     }
@@ -149,7 +164,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gathering<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut inner = self.0.borrow_mut();
-        if inner.gathered.len() >= GATHER {
+        if inner.is_full() {
             ready!(inner.poll_drain(cx))?;
         }
         inner.gathered.extend_from_slice(buf);
@@ -159,7 +174,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
     /// Does not send: that is the driver's, in [`Gathering::poll_send`].
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.0.borrow_mut();
-        if inner.gathered.len() >= GATHER {
+        if inner.is_full() {
             inner.poll_drain(cx)
         } else {
             Poll::Ready(Ok(()))
