@@ -1,0 +1,287 @@
+//! What a configuration consists of: units, services and their rules, ready to be matched.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::{ConfigError, bad};
+use crate::glob::Glob;
+
+/// What is spoken on a port. Everything but `Http` is carried as opaque bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Protocol {
+    Http,
+    Http2,
+    Grpc,
+    Tcp,
+    Tls,
+}
+
+impl Protocol {
+    /// The word of the policy.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Http2 => "http2",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+        }
+    }
+
+    pub(super) fn parse(at: &str, word: &str) -> Result<Self, ConfigError> {
+        [Self::Http, Self::Http2, Self::Grpc, Self::Tcp, Self::Tls]
+            .into_iter()
+            .find(|protocol| protocol.as_str() == word)
+            .ok_or_else(|| bad(at, word, "a protocol (http, http2, grpc, tcp, tls)"))
+    }
+}
+
+/// Which source address the application sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// Kept, unless the address that is delivered to is loopback.
+    Auto,
+    /// The client's own.
+    Keep,
+    /// Loopback.
+    Local,
+}
+
+/// `Audit` records what it would refuse, and lets it pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Mode {
+    Enforce,
+    Audit,
+}
+
+/// Which requests get a line in the unit's journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum AccessLog {
+    All,
+    Errors,
+    None,
+}
+
+/// A port that a local unit serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Port {
+    pub port: u16,
+    pub protocol: Protocol,
+    pub client_address: ClientAddress,
+}
+
+/// `/products/*` is everything that begins with `/products/`; without a star the whole path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum PathPattern {
+    Exact(Box<str>),
+    Prefix(Box<str>),
+}
+
+impl PathPattern {
+    /// Matches a path in its normal form.
+    pub fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(exact) => path == &**exact,
+            Self::Prefix(prefix) => path.starts_with(&**prefix),
+        }
+    }
+}
+
+/// What a rule asks of a request, beyond caller and port.
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs)]
+pub struct RequestMatch {
+    pub methods: Vec<Box<str>>,
+    pub paths: Vec<PathPattern>,
+    /// Name in lower case, exact value.
+    pub headers: Vec<(Box<str>, Box<str>)>,
+}
+
+impl RequestMatch {
+    /// Whether the connection alone cannot tell.
+    pub fn asks(&self) -> bool {
+        !(self.methods.is_empty() && self.paths.is_empty() && self.headers.is_empty())
+    }
+}
+
+/// Compiled `InboundRule`.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct InboundRule {
+    pub rule: Arc<str>,
+    pub callers: Vec<Glob>,
+    pub ports: Vec<u16>,
+    pub request: RequestMatch,
+}
+
+/// Where plain-text callers may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A process of this host.
+    Local,
+    /// An address in a network.
+    Network(IpNet),
+}
+
+/// Compiled `PlaintextRule`.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct PlaintextRule {
+    pub rule: Arc<str>,
+    pub sources: Vec<Source>,
+    pub ports: Vec<u16>,
+    pub request: RequestMatch,
+}
+
+/// What an outbound rule names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum OutboundTarget {
+    Service(Box<str>),
+    Host(Box<str>),
+    Network(IpNet),
+}
+
+/// Compiled `OutboundRule`; port 0 means any.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct OutboundRule {
+    pub rule: Arc<str>,
+    pub target: OutboundTarget,
+    pub port: u16,
+}
+
+/// A meshed unit of this host.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Unit {
+    pub unit: Arc<str>,
+    pub number: u32,
+    pub spiffe_id: Arc<str>,
+    pub sni: Arc<str>,
+    pub service: Arc<str>,
+    pub ports: Vec<Port>,
+    pub deliver: Vec<IpAddr>,
+    pub mode: Mode,
+    pub allow: Vec<InboundRule>,
+    pub deny: Vec<InboundRule>,
+    pub plaintext: Vec<PlaintextRule>,
+    pub rule_default: Arc<str>,
+    /// `FILE:no-plaintext`, made of `rule_default`.
+    pub rule_plaintext_default: Arc<str>,
+    pub outbound: Option<Vec<OutboundRule>>,
+    pub rule_outbound_default: Arc<str>,
+    pub access_log: AccessLog,
+    /// The share of traces begun here that are sampled, 0..1.
+    pub trace: f64,
+}
+
+impl Unit {
+    /// The declared port of this number.
+    pub fn port(&self, number: u16) -> Option<&Port> {
+        self.ports.iter().find(|port| port.port == number)
+    }
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Balance {
+    RoundRobin,
+    LeastRequest,
+}
+
+/// Failures after which a try may be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RetryOn {
+    /// Any status of 500 and above, and what `gateway_error` covers.
+    pub server_error: bool,
+    /// 502, 503, 504.
+    pub gateway_error: bool,
+    /// No connection to the endpoint, or none to its application.
+    pub connect_failure: bool,
+    /// The connection broke, or the try timed out, before the response's head.
+    pub reset: bool,
+}
+
+/// How callers try again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Retries {
+    /// Tries in all, the first included; at least 1.
+    pub attempts: u32,
+    /// Time limit of one try.
+    pub per_try_timeout: Option<Duration>,
+    /// After what.
+    pub on: RetryOn,
+    /// Retries as a share of requests.
+    pub budget: f64,
+    /// Methods that are not idempotent too.
+    pub non_idempotent: bool,
+}
+
+/// How callers behave towards a service.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct Traffic {
+    pub timeout: Option<Duration>,
+    pub retries: Option<Retries>,
+    pub balance: Balance,
+    pub rule: Arc<str>,
+}
+
+/// Callers of the VIP say `port`; it goes to the endpoints' `target` port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ServicePort {
+    pub port: u16,
+    pub target: u16,
+    pub protocol: Protocol,
+}
+
+/// One workload that serves a service.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Digest of service, unit and host: the same in every snapshot, so that load counts outlive a change. For counts
+    /// only; pools are keyed by identity.
+    pub id: u64,
+    /// The unit's name.
+    pub unit: Arc<str>,
+    /// The host's name.
+    pub host: Arc<str>,
+    /// The identity that must answer.
+    pub spiffe_id: Arc<str>,
+    /// The server name that selects it.
+    pub sni: Arc<str>,
+    /// The host's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The peer proxy's port.
+    pub wire_port: u16,
+    /// The unit, where it runs on this host: one pass, no wire.
+    pub local: Option<Arc<Unit>>,
+}
+
+/// What callers can call.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Service {
+    pub name: Arc<str>,
+    pub vips: Vec<IpAddr>,
+    pub ports: Vec<ServicePort>,
+    pub traffic: Traffic,
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+impl Service {
+    /// The declared port that callers of the VIP mean.
+    pub fn port(&self, number: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.port == number)
+    }
+}
