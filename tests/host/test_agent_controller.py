@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hostmesh.wire import agent_control as wire
@@ -146,12 +147,16 @@ def test_what_is_past_half_its_life_is_renewed(h1: Host, h2: Host) -> None:
 
 def test_stop_and_crash_take_the_endpoint_out_everywhere(h1: Host, h2: Host) -> None:
     wait_until(lambda: endpoints(h2, "web") == ["h1"], "web is served", 10.0)
+    served = service(h2, "web")
+    assert served
+    nobody = msgspec.structs.replace(served, endpoints=[])
     for gone in (["stop"], ["kill", "--signal=KILL"]):
         began = time.monotonic()
         h1.exec(["systemctl", *gone, "web.service"]).must()
         wait_until(lambda: endpoints(h2, "web") == [], f"{gone[0]}: the endpoint is out", 5.0)
         assert time.monotonic() - began < 2.0
-        assert endpoints(h1, "web") == []
+        assert service(h2, "web") == service(h1, "web") == nobody, "its name, VIP and [traffic] stay"
+        assert not unit_status(h1, "web.service").published
         h1.exec(["systemctl", "reset-failed", "web.service"])
         h1.systemctl("start", "web.service")
         wait_until(lambda: endpoints(h2, "web") == ["h1"], "and in again", 5.0)
