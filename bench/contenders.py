@@ -136,6 +136,6 @@ def _meshed(w: World) -> None:
 def cpu_seconds(host: Host, unit: str) -> float:
     """CPU seconds that the processes of a unit have used so far, from /proc/PID/stat (proc(5), fields 14 and 15)."""
     group = host.exec(["systemctl", "show", "-P", "ControlGroup", unit]).must().stdout.strip()
-    command = f"for p in $(cat /sys/fs/cgroup{group}/cgroup.procs); do cat /proc/$p/stat; done; getconf CLK_TCK"
+    command = f"for p in $(cat '/sys/fs/cgroup{group}/cgroup.procs'); do cat /proc/$p/stat; done; getconf CLK_TCK"
     *stats, ticks_a_second = host.exec(["sh", "-c", command]).must().stdout.splitlines()
     return sum(sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in stats) / int(ticks_a_second)
