@@ -4,7 +4,7 @@
 //! here frames gather until their driver has nothing more to do, and leave as few records in one write.
 
 use std::cell::{Cell, RefCell};
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -17,6 +17,8 @@ use tokio::net::TcpStream;
 const READ: usize = 64 * 1024;
 /// Gathered before it must leave, bytes.
 const GATHER: usize = 64 * 1024;
+/// So much at once is not gathered but sent.
+const LARGE: usize = 16 * 1024;
 
 thread_local! {
     /// The read buffer of the connection that was read last: connections of a worker are read one after the other.
@@ -77,7 +79,7 @@ impl AsyncWrite for LargeReads {
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
+        bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().tcp).poll_write_vectored(cx, bufs)
     }
@@ -114,6 +116,26 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         self.sent = 0;
         self.gathered.clear();
         Pin::new(&mut self.below).poll_flush(cx)
+    }
+
+    /// Sends what has gathered and as much of `buf` as is taken, without a copy in between.
+    fn poll_send_with(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let left = &self.gathered[self.sent..];
+            let before = left.len();
+            let both = [IoSlice::new(left), IoSlice::new(buf)];
+            let both = if before == 0 { &both[1..] } else { &both[..] };
+            let written = ready!(Pin::new(&mut self.below).poll_write_vectored(cx, both))?;
+            if written < before {
+                self.sent += written;
+            } else {
+                self.sent = 0;
+                self.gathered.clear();
+            }
+            if written == 0 || written > before {
+                return Poll::Ready(Ok(written.saturating_sub(before)));
+            }
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -164,6 +186,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gathering<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut inner = self.0.borrow_mut();
+        if buf.len() >= LARGE {
+            return inner.poll_send_with(cx, buf);
+        }
         if inner.is_full() {
             ready!(inner.poll_drain(cx))?;
         }
