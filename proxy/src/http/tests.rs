@@ -886,7 +886,13 @@ fn a_connection_that_waits_is_small() {
     run(async {
         let world = World::new(|_| ()).await;
         let (_, server) = pair().await;
-        let unit = world.shared.config().expect("a config").unit_by_number(2).expect("orders").clone();
+        let unit = world
+            .shared
+            .config()
+            .expect("a config")
+            .unit_by_number(2)
+            .expect("orders")
+            .clone();
         let called = SocketAddr::new([240, 240, 0, 12].into(), 80);
         let future = outbound::serve(world.worker.clone(), unit, called, LOCALHOST, Stream::Tcp(server));
         let size = size_of_val(&future);
