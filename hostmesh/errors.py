@@ -57,4 +57,5 @@ class PolicyError(HostmeshError):
     def __init__(self, diagnostics: tuple[Diagnostic, ...]) -> None:
         self.diagnostics = tuple(sorted(diagnostics, key=lambda d: (d.place, d.code)))
         count = len(self.diagnostics)
-        super().__init__("\n".join(map(str, self.diagnostics)), f"{count} error{'s' if count != 1 else ''}; nothing was changed")
+        errors = "1 error" if count == 1 else f"{count} errors"
+        super().__init__("\n".join(map(str, self.diagnostics)), f"{errors}; nothing was changed")

@@ -82,9 +82,7 @@ def _is_here(address: str) -> bool:
     return True
 
 
-def _listen(
-    server: grpc.aio.Server, addresses: tuple[str, ...], port: int, credentials: grpc.ServerCredentials
-) -> int:
+def _listen(server: grpc.aio.Server, addresses: tuple[str, ...], port: int, credentials: grpc.ServerCredentials) -> int:
     everywhere = "::" in addresses  # takes IPv4 as well; and where there is no IPv6, gRPC takes IPv4 alone
     here = ["::"] if everywhere else [text for text in addresses if _is_here(text)]
     if not here:

@@ -104,9 +104,7 @@ class Authority:
         return (signed, issuer)
 
 
-def make_root(
-    trust_domain: str, key: ec.EllipticCurvePrivateKey, *, now: datetime, serial: int
-) -> x509.Certificate:
+def make_root(trust_domain: str, key: ec.EllipticCurvePrivateKey, *, now: datetime, serial: int) -> x509.Certificate:
     """A root certificate for ten years, signed by itself."""
     public = key.public_key()
     template = svid.ca(trust_domain, "root", public, now=now, life=ROOT_LIFE, serial=serial, path_length=1)
@@ -135,9 +133,7 @@ def _sign(
     template: x509.CertificateBuilder, issuer: x509.Certificate, key: ec.EllipticCurvePrivateKey
 ) -> x509.Certificate:
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
-    signed = (
-        template.issuer_name(issuer.subject).add_extension(identifier, critical=False).sign(key, hashes.SHA256())
-    )
+    signed = template.issuer_name(issuer.subject).add_extension(identifier, critical=False).sign(key, hashes.SHA256())
     try:
         signed.verify_directly_issued_by(issuer)
     except (InvalidSignature, ValueError, TypeError) as error:

@@ -19,9 +19,7 @@ class SvidState(StrEnum):
     EXPIRED = "expired"
 
 
-def renew_at(
-    not_before: datetime, not_after: datetime, jitter: float, grace: timedelta = timedelta(0)
-) -> datetime:
+def renew_at(not_before: datetime, not_after: datetime, jitter: float, grace: timedelta = timedelta(0)) -> datetime:
     """When to renew: at half of the life without its grace, up to a tenth of it earlier. jitter: 0..1, drawn once."""
     if not 0 <= jitter <= 1:
         raise ValueError(f"jitter {jitter} is not in 0..1")

@@ -1,7 +1,8 @@
 """The proxy's snapshot: what the plan says to the data plane. Values only; JSON on the wire.
 
 The same words stand in `proxy/core/src/snapshot.rs`; `tests/vectors/snapshot/*.json` are read by both sides. Unknown
-fields are errors on both sides: agent and proxy are of one version. Durations are milliseconds, certificates base64 DER.
+fields are errors on both sides: agent and proxy are of one version. Durations are in milliseconds, certificates are
+base64 DER.
 """
 
 from typing import dataclass_transform
@@ -131,7 +132,7 @@ class ServicePort(Struct):
 
 
 class Endpoint(Struct):
-    """One workload that serves a service. ``addresses``: the host's; a workload of this host has host == Snapshot.host."""
+    """One workload that serves a service. ``addresses``: its host's. One of this host has ``host`` == `Snapshot.host`."""
 
     unit: str
     host: str
@@ -142,7 +143,7 @@ class Endpoint(Struct):
 
 
 class Service(Struct):
-    """What callers can call: by name (``name``, ``name.mesh``), by VIP, by an endpoint's own address and target port."""
+    """What callers can call: as ``name`` or ``name.mesh``, by VIP, or by an endpoint's own address and target port."""
 
     name: str
     vips: list[str]

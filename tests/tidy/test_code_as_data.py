@@ -18,7 +18,10 @@ def tracked(*patterns: str) -> list[Path]:
     """The files of the repository that git knows or would take."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns],
-        cwd=ROOT, check=True, capture_output=True, text=True,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     files = sorted({ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()})
     assert files, f"no file matches {patterns}: the test looks at nothing"
@@ -40,7 +43,10 @@ def test_import_contracts() -> None:
 
 
 def test_files_fit_in_a_head() -> None:
-    lengths = {p: len(p.read_text().splitlines()) for p in tracked("hostmesh/**.py", "proxy/**.rs", "tests/**.py", "bench/**.py", "demo/**.py")}
+    lengths = {
+        p: len(p.read_text().splitlines())
+        for p in tracked("hostmesh/**.py", "proxy/**.rs", "tests/**.py", "bench/**.py", "demo/**.py")
+    }
     long = {str(p.relative_to(ROOT)): n for p, n in lengths.items() if n > MAX_FILE_LINES}
     assert not long
 
@@ -84,7 +90,10 @@ def test_pure_stages_open_nothing() -> None:
         if isinstance(node, ast.Call)
         and (
             (isinstance(node.func, ast.Name) and node.func.id in {"open", "input", "print"})
-            or (isinstance(node.func, ast.Attribute) and node.func.attr in {"now", "utcnow", "today", "uuid4", "urandom"})
+            or (
+                isinstance(node.func, ast.Attribute)
+                and node.func.attr in {"now", "utcnow", "today", "uuid4", "urandom"}
+            )
         )
     ]
     assert not found
@@ -94,7 +103,10 @@ def test_pure_stages_open_nothing() -> None:
     ("what", "pattern"),
     [
         ("a path of somebody's machine", r"/(work|root|home)/\w+"),
-        ("a package registry's host name", r"(pypi\.org|pythonhosted\.org|deb\.debian\.org|static\.crates\.io|registry\.npmjs)"),
+        (
+            "a package registry's host name",
+            r"(pypi\.org|pythonhosted\.org|deb\.debian\.org|static\.crates\.io|registry\.npmjs)",
+        ),
         ("a private key", r"-----BEGIN (EC |RSA )?PRIVATE KEY"),
     ],
 )

@@ -32,7 +32,11 @@ def test_init_gives_everything_to_the_controllers_user(tmp_path: Path) -> None:
     admin.init(config, path, user="nobody")
     found = modes(config.state)
     assert {name: found[name] for name in (".", "ca", "ca/1", "ca/1/root.key", "ca/1/intermediate.key")} == {
-        ".": "700", "ca": "700", "ca/1": "700", "ca/1/root.key": "600", "ca/1/intermediate.key": "600",
+        ".": "700",
+        "ca": "700",
+        "ca/1": "700",
+        "ca/1/root.key": "600",
+        "ca/1/intermediate.key": "600",
     }
     admin.make_token("h1", ("web",), config_path=path)  # root writes; what SQLite makes beside it stays the user's
     with closing(Store(config.state / "controller.db")):

@@ -122,12 +122,20 @@ def test_two_identities_are_no_identity() -> None:
     own = key()
     template = svid.leaf(ORDERS, (), own.public_key(), now=NOW, life=DAY, serial=1)
     names = [x509.UniformResourceIdentifier(f"spiffe://mesh.test/unit/{n}") for n in "ab"]
-    builder = x509.CertificateBuilder(
-        extensions=[e for e in template._extensions if not isinstance(e.value, x509.SubjectAlternativeName)]
-    ).subject_name(x509.Name([])).issuer_name(x509.Name([])).public_key(own.public_key()).serial_number(1)
+    builder = (
+        x509.CertificateBuilder(
+            extensions=[e for e in template._extensions if not isinstance(e.value, x509.SubjectAlternativeName)]
+        )
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([]))
+        .public_key(own.public_key())
+        .serial_number(1)
+    )
     signed = (
-        builder.not_valid_before(NOW).not_valid_after(NOW + DAY)
-        .add_extension(x509.SubjectAlternativeName(names), critical=True).sign(own, hashes.SHA256())
+        builder.not_valid_before(NOW)
+        .not_valid_after(NOW + DAY)
+        .add_extension(x509.SubjectAlternativeName(names), critical=True)
+        .sign(own, hashes.SHA256())
     )
     with pytest.raises(BadCertificate, match="2 URI names"):
         svid.read(signed)
