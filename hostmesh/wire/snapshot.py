@@ -132,7 +132,7 @@ class ServicePort(Struct):
 
 
 class Endpoint(Struct):
-    """One workload that serves a service. ``addresses``: its host's. One of this host has ``host`` == `Snapshot.host`."""
+    """One workload that serves a service, and its host's addresses. One of this host has host == `Snapshot.host`."""
 
     unit: str
     host: str
