@@ -111,7 +111,7 @@ class TrafficCount(Struct):
 
 
 class Stats(Struct, tag_field="type", tag="stats"):
-    """Proxy: counters. ``denied`` maps rule to count; ``gauges`` of the process: connections, streams, pools, workers."""
+    """Proxy: counters. ``denied`` maps rule to count; ``gauges``: connections, streams, pools, workers."""
 
     id: int
     bounds_us: list[int]
