@@ -13,19 +13,16 @@ from typing import TypeVar
 
 from hostmesh.apply.proxy import ProxyClient
 from tests.lab import namespaces as ns
+from tests.lab.install import hostmesh_layer
 
-REPOSITORY = Path(__file__).parents[2]
 _FIRST = 3
 _SECONDS = 20.0
 T = TypeVar("T")
 
 
 def binary() -> Path:
-    """The newest build of the proxy; there must be one."""
-    target = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
-    built = [path for kind in ("release", "debug") if (path := target / kind / "hostmesh-proxy").exists()]
-    assert built, "build the proxy first: cargo build --release --manifest-path proxy/Cargo.toml"
-    return max(built, key=lambda path: path.stat().st_mtime)
+    """The proxy as it is installed from the wheels."""
+    return hostmesh_layer() / "opt/hostmesh/bin/hostmesh-proxy"
 
 
 class Manager:
