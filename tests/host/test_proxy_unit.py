@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
 from hostmesh.apply.proxy import ProxyClient, ProxyGone
 from hostmesh.wire.proxy_control import Status
-from tests.host.proxy_process import REPOSITORY, binary
+from tests.host.proxy_process import binary
 from tests.host.test_proxy import NAME, authority, made, sign
 from tests.lab.host import Host
 from tests.lab.lab import Lab
@@ -17,6 +18,7 @@ from tests.lab.waiting import wait_until
 
 pytestmark = pytest.mark.lab
 UNIT = "hostmesh-proxy.service"
+UNITS = Path(__file__).parents[2] / "units"
 CAP_NET_RAW = 1 << 13
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ def talk(host: Host, say: Callable[[ProxyClient], Awaitable[T]]) -> T:
 def started(host: Host) -> None:
     """Unit, user and program are put where the package puts them."""
     for name, folder in ((UNIT, "systemd/system"), ("sysusers.conf", "sysusers.d")):
-        host.write(f"/usr/local/lib/{folder}/{name}", (REPOSITORY / "units" / name).read_text())
+        host.write(f"/usr/local/lib/{folder}/{name}", (UNITS / name).read_text())
     host.write("/usr/local/bin/hostmesh-proxy", "", mode=0o755)
     (host.root / "usr/local/bin/hostmesh-proxy").write_bytes(binary().read_bytes())
     host.exec(["systemd-sysusers", "/usr/local/lib/sysusers.d/sysusers.conf"]).must()
