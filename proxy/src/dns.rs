@@ -3,12 +3,15 @@
 //!
 //! Law: a query of nobody known is refused, never passed on; what is passed on, and what comes back, is not touched.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hostmesh_proxy_core::config::Unit;
 use hostmesh_proxy_core::dns::{Answer, answer};
+use hostmesh_proxy_core::names::Asked;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
@@ -40,18 +43,19 @@ const REFUSED: u8 = 5;
 enum Judged {
     /// The asker is told this, where there is anything to say.
     Answered(Gauge, Option<Vec<u8>>),
-    /// It goes on to where it was going, from a socket with this mark.
-    PassedOn(u32),
+    /// It goes on to where it was going, from a socket with this mark; this unit asks.
+    PassedOn(u32, Arc<Unit>),
 }
 
 fn judge(shared: &Shared, query: &Query) -> Judged {
     let config = shared.config();
-    let Some(config) = config.filter(|config| config.unit_by_mark(query.mark).is_some()) else {
+    let unit = config.as_ref().and_then(|config| config.unit_by_mark(query.mark));
+    let (Some(config), Some(unit)) = (&config, unit) else {
         return Judged::Answered(Gauge::DnsFailed, failure(&query.bytes, REFUSED));
     };
-    match answer(&config, &query.bytes) {
+    match answer(config, &query.bytes) {
         Answer::Reply(bytes) => Judged::Answered(Gauge::DnsAnswered, Some(bytes)),
-        Answer::Forward => Judged::PassedOn(config.marks.proxy),
+        Answer::Forward => Judged::PassedOn(config.marks.proxy, unit.clone()),
     }
 }
 
@@ -80,13 +84,13 @@ pub async fn serve_udp(socket: Socket, shared: Arc<Shared>, stats: WorkerStats) 
         };
         let (gauge, bytes) = match judge(&shared, &query) {
             Judged::Answered(gauge, bytes) => (gauge, bytes),
-            Judged::PassedOn(_) if in_flight.len() >= MAX_IN_FLIGHT => {
+            Judged::PassedOn(..) if in_flight.len() >= MAX_IN_FLIGHT => {
                 (Gauge::DnsFailed, failure(&query.bytes, SERVFAIL))
             }
-            Judged::PassedOn(mark) => {
-                let stats = stats.clone();
+            Judged::PassedOn(mark, unit) => {
+                let (shared, stats) = (shared.clone(), stats.clone());
                 in_flight.spawn_local(async move {
-                    let bytes = pass_on(&query, mark, &stats).await;
+                    let bytes = pass_on(&query, mark, &unit, &shared, &stats).await;
                     (query, bytes)
                 });
                 continue;
@@ -106,10 +110,14 @@ fn reply(socket: &DnsSocket, query: &Query, bytes: &[u8]) {
 }
 
 /// What the asker is told: the answer of whom it meant, a failure, or nothing when that one says nothing.
-async fn pass_on(query: &Query, mark: u32, stats: &WorkerStats) -> Option<Vec<u8>> {
+async fn pass_on(query: &Query, mark: u32, unit: &Unit, shared: &Shared, stats: &WorkerStats) -> Option<Vec<u8>> {
     match timeout(PATIENCE, exchange(query, mark)).await {
         Ok(Ok(bytes)) => {
             stats.add(Gauge::DnsForwarded, 1);
+            // Before the unit has the answer and connects by it.
+            if let Some(asked) = Asked::of(unit, &query.bytes) {
+                shared.lookups.learn(unit, &asked, query.to.ip(), &bytes);
+            }
             Some(bytes)
         }
         Ok(Err(_refused)) => {
@@ -185,7 +193,13 @@ fn question(query: &[u8]) -> Option<&[u8]> {
 
 /// Serves an intercepted TCP connection to port 53 (RFC 7766) of a unit that is known: names of the mesh are answered,
 /// the other queries go to `to` on one connection, and its answers come back as they are.
-pub async fn serve_tcp(client: TcpStream, to: SocketAddr, shared: &Shared, stats: &WorkerStats) -> io::Result<()> {
+pub async fn serve_tcp(
+    client: TcpStream,
+    to: SocketAddr,
+    unit: &Unit,
+    shared: &Shared,
+    stats: &WorkerStats,
+) -> io::Result<()> {
     let (reading, mut writing) = client.into_split();
     let mut queries = Messages {
         stream: Some(reading),
@@ -196,6 +210,7 @@ pub async fn serve_tcp(client: TcpStream, to: SocketAddr, shared: &Shared, stats
         buffer: Vec::new(),
     };
     let mut upstream = None;
+    let mut open = HashMap::<[u8; 2], Asked>::new();
     loop {
         let next = tokio::select! {
             query = queries.next() => query?.map(Ok),
@@ -208,6 +223,9 @@ pub async fn serve_tcp(client: TcpStream, to: SocketAddr, shared: &Shared, stats
             None => return Ok(()),
             Some(Err(bytes)) => {
                 stats.add(Gauge::DnsForwarded, 1);
+                if let Some(asked) = bytes[2..].first_chunk().and_then(|id| open.remove(id)) {
+                    shared.lookups.learn(unit, &asked, to.ip(), &bytes[2..]);
+                }
                 writing.write_all(&bytes).await?;
             }
             Some(Ok(query)) => {
@@ -224,6 +242,9 @@ pub async fn serve_tcp(client: TcpStream, to: SocketAddr, shared: &Shared, stats
                     let (reading, writing) = connected.into_split();
                     answers.stream = Some(reading);
                     upstream = Some(writing);
+                }
+                if let Some(asked) = Asked::of(unit, &query[2..]).filter(|_| open.len() < MAX_IN_FLIGHT) {
+                    open.insert(asked.id.to_be_bytes(), asked);
                 }
                 if let Some(upstream) = &mut upstream {
                     upstream.write_all(&query).await?;

@@ -10,6 +10,8 @@ use super::*;
 use crate::dns_socket;
 use crate::fdstore::Inherited;
 use crate::fixture::{Authority, snapshot, with};
+use hostmesh_proxy_core::config::Config;
+use hostmesh_proxy_core::snapshot::OutboundRule;
 
 /// A question for type A in class IN.
 fn query(id: u16, name: &str) -> Vec<u8> {
@@ -34,6 +36,37 @@ fn server() -> (Arc<Shared>, SocketAddr, WorkerStats) {
     let config = shared.config().expect("in force");
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, config.listeners.dns));
     (shared.clone(), address, shared.stats.worker())
+}
+
+const API: &str = "api.example.org";
+
+/// With a unit that may call [`API`] and ask the resolver of this network; not the host's own, which a test can't be.
+fn named(network: &str) -> (Arc<Shared>, Arc<Unit>, WorkerStats) {
+    let mut snapshot = snapshot(&Authority::new());
+    let rule = |host: &str, network: &str, port| OutboundRule {
+        rule: "nginx.service.toml:20".into(),
+        service: String::new(),
+        host: host.into(),
+        network: network.into(),
+        port,
+    };
+    snapshot.units[0].outbound = Some(vec![rule(API, "", 443), rule("", network, 53)]);
+    let shared = with(snapshot);
+    let unit = shared.config().expect("in force").units[0].clone();
+    (shared.clone(), unit, shared.stats.worker())
+}
+
+fn somebody(shared: &Shared) -> Arc<Unit> {
+    shared.config().expect("in force").units[0].clone()
+}
+
+/// The answer to a query: 198.18.9.`last`, a second to live.
+fn answered(query: &[u8], last: u8) -> Vec<u8> {
+    let mut bytes = query.to_vec();
+    bytes[2] |= 0x80;
+    bytes[7] = 1;
+    bytes.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 198, 18, 9, last]);
+    bytes
 }
 
 fn run<F: Future<Output = T>, T>(body: F) -> T {
@@ -97,7 +130,7 @@ fn a_unit_that_is_known_by_its_mark_is_answered_and_others_are_refused() {
 #[test]
 fn what_is_passed_on_comes_back_unchanged_and_forged_answers_do_not() {
     run(async {
-        let (_, _, stats) = server();
+        let (shared, _, stats) = server();
         let server = UdpSocket::bind("127.0.0.1:0").await.expect("a server");
         let to = server.local_addr().expect("its address");
         let question = Query {
@@ -117,14 +150,17 @@ fn what_is_passed_on_comes_back_unchanged_and_forged_answers_do_not() {
             other.send_to(b"\x12\x34 forged", from).await.expect("sent");
             server.send_to(&good, from).await.expect("sent");
         });
-        assert_eq!(pass_on(&question, 0x0200_0000, &stats).await, Some(expected));
+        assert_eq!(
+            pass_on(&question, 0x0200_0000, &somebody(&shared), &shared, &stats).await,
+            Some(expected)
+        );
     });
 }
 
 #[test]
 fn a_closed_port_is_a_failure_at_once() {
     run(async {
-        let (_, _, stats) = server();
+        let (shared, _, stats) = server();
         let to = StdSocket::bind("127.0.0.1:0")
             .expect("a port")
             .local_addr()
@@ -136,7 +172,9 @@ fn a_closed_port_is_a_failure_at_once() {
             mark: 0,
         };
         let begun = Instant::now();
-        let answer = pass_on(&question, 0, &stats).await.expect("an answer");
+        let answer = pass_on(&question, 0, &somebody(&shared), &shared, &stats)
+            .await
+            .expect("an answer");
         assert_eq!((answer[3] & 0x0f, &answer[12..]), (SERVFAIL, &question.bytes[12..]));
         assert!(begun.elapsed() < Duration::from_secs(2));
     });
@@ -145,6 +183,7 @@ fn a_closed_port_is_a_failure_at_once() {
 #[test]
 fn tcp_answers_names_of_the_mesh_and_passes_the_others_on() {
     let (shared, _, stats) = server();
+    let unit = somebody(&shared);
     run(async move {
         let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a server");
         let to = upstream.local_addr().expect("its address");
@@ -153,7 +192,7 @@ fn tcp_answers_names_of_the_mesh_and_passes_the_others_on() {
             .await
             .expect("connected");
         let (accepted, _) = front.accept().await.expect("accepted");
-        let served = tokio::task::spawn_local(async move { serve_tcp(accepted, to, &shared, &stats).await });
+        let served = tokio::task::spawn_local(async move { serve_tcp(accepted, to, &unit, &shared, &stats).await });
         let both = [
             framed(&query(1, "example.org")).expect("short"),
             framed(&query(2, "nginx")).expect("short"),
@@ -187,6 +226,96 @@ fn tcp_answers_names_of_the_mesh_and_passes_the_others_on() {
         drop(theirs);
         assert_eq!(client.next().await.expect("read"), None);
         served.await.expect("no panic").expect("a good end");
+    });
+}
+
+#[test]
+fn what_udp_passes_on_names_the_address_for_the_unit_that_asked() {
+    for (network, counts) in [("127.0.0.1/32", true), ("127.0.0.9/32", false)] {
+        run(async move {
+            let (shared, unit, stats) = named(network);
+            let server = UdpSocket::bind("127.0.0.1:0").await.expect("a server");
+            let to = server.local_addr().expect("its address");
+            tokio::task::spawn_local(async move {
+                for last in [1, 2] {
+                    let mut bytes = [0; 512];
+                    let (length, from) = server.recv_from(&mut bytes).await.expect("the query");
+                    let bytes = answered(&bytes[..length], last);
+                    server.send_to(&bytes, from).await.expect("sent");
+                }
+            });
+            for (last, name) in [(1, "API.example.org"), (2, "other.example.org")] {
+                let question = Query {
+                    bytes: query(9, name),
+                    from: to,
+                    to,
+                    mark: 0,
+                };
+                let bytes = pass_on(&question, 0, &unit, &shared, &stats).await;
+                assert_eq!(
+                    bytes,
+                    Some(answered(&question.bytes, last)),
+                    "as it is, whoever answers"
+                );
+            }
+            let names = |unit: &Unit, last| shared.lookups.names(unit, Ipv4Addr::new(198, 18, 9, last).into());
+            let known = names(&unit, 1);
+            assert_eq!(
+                known.iter().map(|name| &**name).collect::<Vec<_>>(),
+                [API].repeat(usize::from(counts))
+            );
+            assert!(names(&unit, 2).is_empty(), "no rule has this name");
+            let other = shared.config().expect("in force").units[1].clone();
+            assert!(names(&other, 1).is_empty(), "another unit asked");
+        });
+    }
+}
+
+#[test]
+fn what_tcp_passes_on_names_the_address_too_by_id_and_question() {
+    run(async {
+        let (shared, unit, stats) = named("127.0.0.1");
+        let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a server");
+        let to = upstream.local_addr().expect("its address");
+        let front = TcpListener::bind("127.0.0.1:0").await.expect("the front");
+        let mut client = TcpStream::connect(front.local_addr().expect("its address"))
+            .await
+            .expect("connected");
+        let (accepted, _) = front.accept().await.expect("accepted");
+        let (of_server, of_unit) = (shared.clone(), unit.clone());
+        let served =
+            tokio::task::spawn_local(async move { serve_tcp(accepted, to, &of_unit, &of_server, &stats).await });
+        let (first, second) = (query(1, API), query(2, API));
+        let both = [framed(&first).expect("short"), framed(&second).expect("short")].concat();
+        client.write_all(&both).await.expect("sent");
+        let (mut theirs, _) = upstream.accept().await.expect("passed on");
+        theirs.read_exact(&mut vec![0; both.len()]).await.expect("both queries");
+        let mut unasked = answered(&first, 8);
+        unasked[1] = 3;
+        let answers = [unasked, answered(&second, 2), answered(&first, 1), answered(&first, 9)];
+        let answers: Vec<u8> = answers.iter().flat_map(|bytes| framed(bytes).expect("short")).collect();
+        theirs.write_all(&answers).await.expect("sent");
+        let mut back = vec![0; answers.len()];
+        client.read_exact(&mut back).await.expect("all of them");
+        assert_eq!(back, answers);
+        for (last, count) in [(1, 1), (2, 1), (8, 0), (9, 0)] {
+            let names = shared.lookups.names(&unit, Ipv4Addr::new(198, 18, 9, last).into());
+            assert_eq!(names.len(), count, "198.18.9.{last}");
+        }
+        drop((client, theirs));
+        served.await.expect("no panic").expect("a good end");
+        let mut without = snapshot(&Authority::new());
+        without.units[0].outbound = None;
+        shared
+            .set_config(Config::build(without).expect("a config"))
+            .expect("in force");
+        assert!(
+            shared
+                .lookups
+                .names(&unit, Ipv4Addr::new(198, 18, 9, 1).into())
+                .is_empty(),
+            "forgotten"
+        );
     });
 }
 

@@ -14,6 +14,7 @@ pub mod http;
 pub mod identity;
 pub mod inbound;
 pub mod listener;
+pub mod lookups;
 pub mod outbound;
 pub mod persist;
 pub mod plaintext;

@@ -116,18 +116,23 @@ impl Outgoing {
 
     /// The rule that lets the unit call this, or `None` when it was refused, counted and recorded.
     fn judge(&self, about: &About, service: Option<&str>) -> Option<Arc<str>> {
+        let unit = &self.connector.unit;
+        let hosts = match service {
+            Some(_) => Vec::new(),
+            None => self.connector.worker.shared.lookups.names(unit, self.called.ip()),
+        };
         let target = Target {
             port: about.port,
             service,
-            host: None,
+            hosts: &hosts,
             address: Some(self.called.ip()),
         };
-        let decision = authorize::outbound(&self.connector.unit, &target);
+        let decision = authorize::outbound(unit, &target);
         if decision.verdict.passes() {
             return Some(decision.rule);
         }
         let what = service.map_or_else(|| self.called.to_string(), |name| format!("{name}:{}", about.port));
-        let message = format!("{} may not call {what}", self.connector.unit.unit);
+        let message = format!("{} may not call {what}", unit.unit);
         about.denied(&self.connector.worker, &decision.rule, message);
         None
     }
@@ -255,8 +260,8 @@ impl Outgoing {
 
     /// Names are part of the mesh: no policy hides them.
     async fn names(self, tcp: TcpStream) {
-        let worker = &self.connector.worker;
-        if let Err(error) = dns::serve_tcp(tcp, self.called, &worker.shared, &worker.stats).await {
+        let Connector { worker, unit, .. } = &self.connector;
+        if let Err(error) = dns::serve_tcp(tcp, self.called, unit, &worker.shared, &worker.stats).await {
             let about = self.about("passthrough", NO_SERVICE, DNS, "dns");
             about.failed(worker, self.begun, format!("names from {}: {error}", self.called));
         }

@@ -15,6 +15,7 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
 use crate::events::EventSink;
+use crate::lookups::Lookups;
 use crate::stats::Stats;
 use crate::tls::{BadBundle, Trust};
 
@@ -98,6 +99,8 @@ pub struct Shared {
     pub events: EventSink,
     /// The counters; every worker asks for its own ([`Stats::worker`]).
     pub stats: Arc<Stats>,
+    /// By which names units know addresses.
+    pub lookups: Lookups,
     /// When the process started.
     pub started: SystemTime,
     /// How many workers carry traffic.
@@ -118,6 +121,7 @@ impl Shared {
             draining: watch::channel(false).0,
             events,
             stats,
+            lookups: Lookups::default(),
             started: SystemTime::now(),
             workers,
             beats: (0..workers).map(|_| AtomicU64::new(0)).collect(),
@@ -149,6 +153,7 @@ impl Shared {
             let trust = Trust::new(&config.trust_domain, &config.trust_bundle).map_err(Refused::Bundle)?;
             self.trust.store(Arc::new(trust));
         }
+        self.lookups.keep(&config);
         self.config.store(Some(Arc::new(config)));
         self.changes.send_modify(|count| *count += 1);
         Ok(())

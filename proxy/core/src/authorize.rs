@@ -85,8 +85,8 @@ pub struct Target<'a> {
     pub port: u16,
     /// The service's name, where it is one.
     pub service: Option<&'a str>,
-    /// The name that the unit's resolver gave for the address, where that is known: lower case, no trailing dot.
-    pub host: Option<&'a str>,
+    /// The names by which the unit looked up the address ([`crate::names`]): lower case, no trailing dot.
+    pub hosts: &'a [Arc<str>],
     /// Where the unit connects to.
     pub address: Option<IpAddr>,
 }
@@ -118,7 +118,7 @@ pub fn outbound(unit: &Unit, target: &Target<'_>) -> Decision {
         let fits = match (&rule.target, target.service) {
             (OutboundTarget::Service(name), service) => service == Some(name),
             (_, Some(_)) => false, // a service of the mesh is named by its name only
-            (OutboundTarget::Host(name), None) => target.host == Some(name),
+            (OutboundTarget::Host(name), None) => target.hosts.iter().any(|host| **host == **name),
             (OutboundTarget::Network(network), None) => target
                 .address
                 .is_some_and(|address| network.contains(&address.to_canonical())),

@@ -57,10 +57,11 @@ impl Headers for Listed {
 
 fn decide(case: &Case, unit: &Unit) -> Option<Decision> {
     if let Some(called) = &case.outbound {
+        let hosts: Vec<Arc<str>> = called.host.as_deref().map(Arc::from).into_iter().collect();
         let target = Target {
             port: called.port,
             service: called.service.as_deref(),
-            host: called.host.as_deref(),
+            hosts: &hosts,
             address: called.address,
         };
         return Some(outbound(unit, &target));

@@ -19,6 +19,12 @@ pub(crate) fn without_endpoints(host: &str) -> Config {
     Config::build(bare).expect("a sound snapshot")
 }
 
+/// A unit of a sample host as it is sent.
+pub(crate) fn sample_unit(host: &str, unit: &str) -> snapshot::Unit {
+    let mut units = snapshot(host).units.into_iter();
+    units.find(|found| found.unit == unit).expect("a unit of the sample")
+}
+
 /// A service on so many hosts.
 pub(crate) fn service(name: &str, hosts: usize) -> Service {
     let mut made = snapshot("h1").services.remove(0);

@@ -9,6 +9,7 @@ pub mod dns;
 pub mod error;
 pub mod glob;
 pub mod http1;
+pub mod names;
 pub mod path;
 pub mod retry;
 pub mod snapshot;

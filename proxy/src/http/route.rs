@@ -68,7 +68,7 @@ impl Route {
         let target = Target {
             port: to.port(),
             service: Some(to.service_name()),
-            host: None,
+            hosts: &[],
             address: Some(called.ip()),
         };
         let decision = authorize::outbound(&unit, &target);
