@@ -128,7 +128,7 @@ class Answers:
             controllers=list(self._loop.parts.settings.controllers),
             catalog_revision=mesh.catalog.revision,
             host_svid_not_after=mesh.identity_ends,
-            error="" if mesh.connected else mesh.error,
+            error="" if mesh.connected else mesh.why_not,
         )
 
     def _proxy(self) -> wire.ProxyLink:

@@ -45,9 +45,10 @@ class ControlSocket:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1
+        root = peer_uid(writer.get_extra_info("socket")) == 0
         try:
-            if self._clients <= _MOST_CLIENTS:
-                await self._converse(reader, writer)
+            if root or self._clients <= _MOST_CLIENTS:  # others can fill the places, and must not lock root out
+                await self._converse(reader, writer, root=root)
         except (BadFrame, ConnectionError, TimeoutError):
             pass  # that client's own trouble; it sees the closed connection
         finally:
@@ -56,8 +57,7 @@ class ControlSocket:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        root = peer_uid(writer.get_extra_info("socket")) == 0
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, root: bool) -> None:
         frames: FrameReader[wire.Request] = FrameReader(wire.Request, limit=wire.MAX_REQUEST)
         while data := await asyncio.wait_for(reader.read(1 << 16), _IDLE_SECONDS):
             for request in frames.feed(data):

@@ -83,6 +83,7 @@ class ControllerClient:
         self._watches: set[grpc.aio.UnaryStreamCall[bytes, bytes]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self.connected = False  # whether a watch is being answered
+        self.error = ""  # why not; or why the host's certificate could not be renewed
 
     @property
     def identity(self) -> HostIdentity:
@@ -113,8 +114,8 @@ class ControllerClient:
                 if self._word:
                     await self._say(self._word)
                 failures = 0
-            except HostmeshError as error:
-                failures += 1
+            except (HostmeshError, OSError) as error:  # OSError: the new identity could not be written
+                failures, self.error = failures + 1, str(error)
                 if failures in (1, 10) or failures % 100 == 0:
                     log.warning("controller: %s (%d in a row)", error, failures)
             wait = HEARTBEAT * (0.8 + 0.4 * self._draw()) if not failures else self._backoff(failures)
@@ -137,10 +138,12 @@ class ControllerClient:
                     self._take_bundle(event)
                     if self._word and (failures or not self._said):
                         self._nudge.set()
-                    failures, revision, self.connected = 0, event.revision, True
+                    failures, revision, self.connected, self.error = 0, event.revision, True, ""
                     yield event
             except grpc.aio.AioRpcError as error:
-                log.info("watch ended: %s: %s", error.code().name, error.details())
+                if not failures:
+                    log.info("watch ended: %s: %s", error.code().name, error.details())
+                self.error = f"{error.code().name}: {error.details()}"
             except asyncio.CancelledError:
                 # our own channel was replaced: go on; somebody cancelled this task: stop
                 task = asyncio.current_task()
@@ -148,6 +151,7 @@ class ControllerClient:
                     raise
             except msgspec.MsgspecError as error:
                 log.error("the controller speaks another version: %s", error)
+                self.error = f"the controller speaks another version: {error}"
             finally:
                 self.connected = False
                 self._watches.discard(call)

@@ -19,6 +19,7 @@ from hostmesh.wire.snapshot import Snapshot
 _LOOK_EVERY = 30.0
 _AT_ONCE = 8
 _RETRY_FIRST, _RETRY_MOST = 0.25, 30.0
+_DOUBLINGS = 10  # a float ends at 1024 of them: half a day without a controller
 
 
 @dataclass(slots=True)
@@ -101,7 +102,7 @@ class Identities:
             except HostmeshError as error:
                 before = self._trouble.get(unit)
                 failures = before.failures + 1 if before else 1
-                pause = min(_RETRY_FIRST * 2.0**failures, _RETRY_MOST)
+                pause = min(_RETRY_FIRST * 2.0 ** min(failures, _DOUBLINGS), _RETRY_MOST)
                 self._trouble[unit] = _Trouble(str(error), failures, boottime() + pause)
                 self._reports.state(f"identity of {unit}", str(error))
                 return False

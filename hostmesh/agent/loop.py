@@ -17,9 +17,9 @@ from hostmesh.agent.numbers import Numbers
 from hostmesh.agent.policies import PolicyFolder
 from hostmesh.agent.proxy_link import ProxyLink
 from hostmesh.agent.reports import Reports
-from hostmesh.agent.services import effective, workloads
+from hostmesh.agent.services import effective, still_ready, workloads
 from hostmesh.agent.wakeups import Wakeups
-from hostmesh.apply.executor import Doors, Report, apply
+from hostmesh.apply.executor import Doors, Report, StepFailed, apply
 from hostmesh.apply.nft import Nft
 from hostmesh.errors import HostmeshError
 from hostmesh.names import UnitName
@@ -30,6 +30,7 @@ from hostmesh.plan.diff import Change, Observed, diff
 from hostmesh.plan.facts import HostFacts
 from hostmesh.policy.model import Mode, Policy
 from hostmesh.policy.settings import Settings
+from hostmesh.wire.controller import Workload
 
 EVERY = 30.0
 _RETRY_FIRST, _RETRY_MOST = 0.5, 15.0
@@ -69,6 +70,7 @@ class Loop:
         self.nflog_lost: Callable[[], int] = int
         self.ran: Callable[[], None] = lambda: None
         self._callers_file = f"{parts.settings.paths.state}/callers.json"
+        self._said: list[Workload] = []
         self._one_at_a_time = asyncio.Lock()
         self._retry, self._rescan = _RETRY_FIRST, _LISTENERS_FIRST
 
@@ -108,7 +110,11 @@ class Loop:
         facts = await self._observe(policies, self.parts.numbers.of(units_of(policies)))
         plan = self._compile(policies, facts)
         changes = diff(plan, await self._there(plan))
-        await apply(changes, self.parts.doors, report)
+        try:
+            await apply(changes, self.parts.doors, report)
+        except StepFailed:
+            self._withdraw(facts)
+            raise
         self._publish(plan, facts)
 
     async def preview(self, policies: Mapping[str, str]) -> tuple[Change, ...]:
@@ -136,7 +142,8 @@ class Loop:
             self.applied = int(time.time())
         self.plan, self.facts = plan, facts
         policies = self.parts.policies.policies
-        self.parts.mesh.say(facts.addresses, workloads(policies, facts))
+        self._said = workloads(policies, facts)
+        self.parts.mesh.say(facts.addresses, self._said)
         self.parts.identities.want(plan.snapshot if self.parts.proxy.connected else None)
         enforced = {policy.unit.full for policy in policies if policy.mode is not Mode.AUDIT}
         self.parts.reports.callers.forget(enforced)
@@ -144,6 +151,12 @@ class Loop:
         if _waits_for_listeners(policies, facts):
             self.parts.wakeups.request("listeners", self._rescan)
             self._rescan = min(self._rescan * 2, _LISTENERS_MOST)
+
+    def _withdraw(self, facts: HostFacts) -> None:
+        """A step failed: what is new waits until it is in force, but what is no longer ready is said at once."""
+        if self.facts is not None:
+            still = still_ready(self._said, workloads(self.parts.policies.policies, facts))
+            self.parts.mesh.say(self.facts.addresses, still)
 
     def load(self) -> None:
         """Take up what was known before the restart: the controller's last word, callers seen in audit mode."""

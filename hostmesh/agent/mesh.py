@@ -4,6 +4,7 @@ The last word is kept on disk: a host that starts with every controller dead goe
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,11 @@ class Mesh:
         return self._client is not None and self._client.connected
 
     @property
+    def why_not(self) -> str:
+        """Why no controller is being listened to; empty while that is not known."""
+        return self.error or (self._client.error if self._client else "")
+
+    @property
     def identity_ends(self) -> int:
         """When the host's own SVID ends, seconds since the epoch; 0 without one."""
         return int(self._client.identity.said.not_after.timestamp()) if self._client else 0
@@ -85,6 +91,7 @@ class Mesh:
     async def run(self) -> None:
         """Talk with the controllers until cancelled."""
         client = self._client = await self._join()
+        self.error = ""
         self._changed("joined")
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -104,13 +111,22 @@ class Mesh:
 
     async def _listen(self, client: ControllerClient) -> None:
         async for event in client.watch(self.catalog.revision):
-            catalog = after(self.catalog, event)
-            if catalog != self.catalog:
-                Files().write(str(self._path), msgspec.json.encode(catalog).decode())
-                self.catalog = catalog
-            self.error = ""
-            self._to_say.set()
+            before, self.catalog = self.catalog, after(self.catalog, event)
+            if self.refused or self.error:  # the answer may be another one now
+                self._to_say.set()
             self._changed("controller")
+            if self.catalog != before:
+                await self._keep()
+
+    async def _keep(self) -> None:
+        """Write the catalog down, beside its way into force: a restart that finds an older one is told the rest."""
+        text = msgspec.json.encode(self.catalog).decode()
+        try:
+            await asyncio.to_thread(Files().write, str(self._path), text)
+        except OSError as error:
+            self._reports.state("the controller's last word is not kept on disk", str(error))
+        else:
+            self._reports.state("the controller's last word is not kept on disk", "")
 
     async def _speak(self, client: ControllerClient) -> None:
         delay = _RETRY_FIRST
@@ -124,8 +140,9 @@ class Mesh:
                 refused = (await client.publish(word)).refused
             except HostmeshError as error:
                 self.error = str(error)
+                with contextlib.suppress(TimeoutError):  # news, or a controller that is back, ends the wait
+                    await asyncio.wait_for(self._to_say.wait(), delay)
                 self._to_say.set()
-                await asyncio.sleep(delay)
                 delay = min(delay * 2, _RETRY_MOST)
                 continue
             delay = _RETRY_FIRST

@@ -15,6 +15,7 @@ from hostmesh.wire.agent_control import Suggestion
 from hostmesh.wire.proxy_control import Event, Events
 
 MAX_SUGGESTIONS = 200
+MAX_METHODS = 16  # a caller may send any word as a method
 _ERROR, _WARNING, _INFO = 3, 4, 6  # syslog(3)
 
 
@@ -58,7 +59,7 @@ class Callers:
         self.changed = True
         seen = callers.setdefault(key, _Seen())
         seen.client, seen.count = event.client, seen.count + 1
-        if event.method:
+        if event.method and len(seen.methods) < MAX_METHODS:
             seen.methods.add(event.method)
 
     def of(self, unit: str) -> list[Suggestion]:

@@ -53,6 +53,12 @@ def workloads(policies: Iterable[Policy], facts: HostFacts) -> list[Workload]:
     ]
 
 
+def still_ready(said: Iterable[Workload], now: Iterable[Workload]) -> list[Workload]:
+    """What was said before, with those ready no more that are not ready now."""
+    ready = {workload.unit for workload in now if workload.ready}
+    return [msgspec.structs.replace(load, ready=load.ready and load.unit in ready) for load in said]
+
+
 def effective(
     settings: Settings,
     catalog: WatchEvent,

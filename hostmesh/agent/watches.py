@@ -40,7 +40,7 @@ class Watches:
         units: Callable[[], Mapping[int, tuple[str, str]]],
         settings_changed: Callable[[], None],
     ) -> None:
-        self._settings, self._reports, self._units = settings, reports, units
+        self._settings, self._reports, self._units, self._wakeups = settings, reports, units, wakeups
         self._nflog: NflogReader | None = None
         self._lost = 0
         self._settings_timer: asyncio.TimerHandle | None = None
@@ -66,10 +66,11 @@ class Watches:
         loop = asyncio.get_running_loop()
         for watch, wake in self._watches:
             loop.add_reader(watch.fileno(), self._on_readable, watch, wake)
+        self._policies.attach()
+        self._settings_file.attach()
         try:
             while True:
-                self._policies.attach()
-                self._settings_file.attach()
+                self._attach_again()
                 if self._nflog is None:
                     self._open_nflog(loop)
                 self._reports.tick()
@@ -88,8 +89,15 @@ class Watches:
     def _on_readable(self, watch: _Watch, wake: Callable[[int], None]) -> None:
         seen = watch.read()
         if seen:
-            self._policies.attach()
+            self._attach_again()
             wake(seen)
+
+    def _attach_again(self) -> None:
+        """A folder that came back may have been filled before it was watched: that is worth a look."""
+        if not self._policies.attached and self._policies.attach():
+            self._wakeups.request("policies")
+        if not self._settings_file.attached and self._settings_file.attach():
+            self._settings_soon()
 
     def _settings_soon(self) -> None:
         if self._settings_timer is not None:

@@ -1,5 +1,6 @@
 """Turns cgroup paths into ids, and tells whether anybody lives there (cgroups(7)). An id is the folder's inode."""
 
+import os
 from pathlib import Path
 
 
@@ -19,16 +20,15 @@ class Cgroups:
     def ids(self, path: str) -> frozenset[int]:
         """The ids of a cgroup and all below it; a socket's is that of the one in which it was born."""
         top = self._root / path.lstrip("/")
-        found = {self.id(path)} - {0}
-        for folder in top.rglob("*/"):
-            found |= {self.id(str(folder.relative_to(self._root)))} - {0}
-        return frozenset(found)
+        # walk(), unlike rglob(), goes on when a cgroup vanishes under its feet.
+        found = {self.id(str(Path(folder).relative_to(self._root))) for folder, _, _ in os.walk(top)}
+        return frozenset(found - {0})
 
     def populated(self, path: str) -> bool:
         """Does a process live in it or below?"""
         try:
             events = (self._root / path.lstrip("/") / "cgroup.events").read_text()
-        except (FileNotFoundError, NotADirectoryError, OSError):
+        except OSError:  # it is gone, or going: ENODEV
             return False
         return "populated 1" in events
 

@@ -1,7 +1,8 @@
 """Turns changes into effects, step by named step: check, do, verify.
 
 The doors stand here as Protocols, their adapters beside this module, one each, and none knows another. A step that is
-already so is left alone; one that fails ends the run, and the next run begins where this one stopped.
+already so is left alone. One that fails ends the run, but for the steps that need none of the others: a drop-in that
+cannot be written must not keep policy out of the proxy. The next run begins where this one stopped.
 """
 
 from collections.abc import Callable, Sequence
@@ -93,24 +94,47 @@ Report = Callable[[str], None]
 """Gets the name of every step that had an effect, once, after it is verified."""
 
 
+_FILES = (WriteFile, RemoveFile, ReloadUnits)  # of use when a unit starts next: no other step needs them
+_FREE = (*_FILES, SendSnapshot)  # need no other step
+
+
 class StepFailed(HostmeshError):
-    """A step that did not do what it says; the steps before it stand, those after it were not begun."""
+    """A step, or several, that did not do what they say; what came before stands, what needs them was not begun."""
 
 
 async def apply(changes: Sequence[Change], doors: Doors, report: Report) -> None:
-    """Do the changes in order. Raises `StepFailed` at the first that fails, naming it and the cause."""
+    """Do the changes in order. Raises `StepFailed` when one fails, naming it and the cause."""
+    failed: list[StepFailed] = []
+    held = False
     for change in changes:
+        if held and not isinstance(change, _FREE):
+            continue
         try:
-            if await _is_so(change, doors):
-                continue
-            await _do(change, doors)
-            if await _is_so(change, doors) is False:
-                raise StepFailed(f"{change.name}: done, but it is not so", "does another program undo it?")
-        except (OSError, HostmeshError) as error:
-            if isinstance(error, StepFailed):
-                raise
-            raise StepFailed(f"{change.name}: {error}") from error
-        report(change.name)
+            done = await _step(change, doors)
+        except StepFailed as error:
+            failed.append(error)
+            held = held or not isinstance(change, _FILES)
+        else:
+            if done:
+                report(change.name)
+    if len(failed) > 1:
+        raise StepFailed("; ".join(map(str, failed)))
+    if failed:
+        raise failed[0]
+
+
+async def _step(change: Change, doors: Doors) -> bool:
+    """Check, do, verify; whether there was anything to do."""
+    try:
+        if await _is_so(change, doors):
+            return False
+        await _do(change, doors)
+        so = await _is_so(change, doors)
+    except (OSError, HostmeshError) as error:
+        raise StepFailed(f"{change.name}: {error}") from error
+    if so is False:
+        raise StepFailed(f"{change.name}: done, but it is not so", "does another program undo it?")
+    return True
 
 
 async def _is_so(change: Change, doors: Doors) -> bool | None:  # noqa: PLR0911 one line a kind of change

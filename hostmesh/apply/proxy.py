@@ -1,12 +1,9 @@
 """Turns requests to the proxy into frames on its control socket, and its frames into answers and events."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
-
-import msgspec
 
 from hostmesh.errors import HostmeshError
 from hostmesh.wire.codec import FrameReader, encode
@@ -68,8 +65,9 @@ class ProxyClient:
         task, self._reader = self._reader, None
         if task is not None:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait({task})  # not `await task`: that could not tell its cancellation from ours
+            if not task.cancelled():
+                task.result()
         self._lost()
 
     async def set_snapshot(self, snapshot: Snapshot) -> None:
@@ -119,7 +117,7 @@ class ProxyClient:
             while data := await reader.read(_READ):
                 for message in frames.feed(data):
                     self._take(message)
-        except (OSError, HostmeshError, msgspec.DecodeError):
+        except (OSError, HostmeshError):
             pass  # told by `gone`, and to whoever waits
         finally:
             self._lost()

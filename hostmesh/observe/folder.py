@@ -37,7 +37,7 @@ class FolderWatch:
 
     def __init__(self, folder: Path, suffix: str) -> None:
         self._folder, self._suffix = folder, suffix
-        self._attached = False
+        self.attached = False  # whether the folder is watched now
         self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
 
     def fileno(self) -> int:
@@ -46,10 +46,10 @@ class FolderWatch:
 
     def attach(self) -> bool:
         """Watch the folder if it isn't watched yet; False while there is none."""
-        if not self._attached and self._folder.is_dir():
+        if not self.attached and self._folder.is_dir():
             _checked(_libc.inotify_add_watch(self._fd, os.fsencode(self._folder), _MASK), str(self._folder))
-            self._attached = True
-        return self._attached
+            self.attached = True
+        return self.attached
 
     def read(self) -> Seen:
         """Take what is there, without waiting: did anything happen that is worth a look?"""
@@ -64,7 +64,7 @@ class FolderWatch:
 
     def _matters(self, watch: int, mask: int, name: str) -> Seen:
         if mask & _IGNORED:
-            self._attached = False
+            self.attached = False
         if mask & _MOVE_SELF:
             # The watch would follow the folder to its new name. IN_IGNORED follows, and `attach` begins anew.
             _checked(_libc.inotify_rm_watch(self._fd, watch), str(self._folder))

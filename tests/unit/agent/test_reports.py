@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hostmesh.agent.reports import MAX_SUGGESTIONS, Callers, Reports, rule_of
+from hostmesh.agent.reports import MAX_METHODS, MAX_SUGGESTIONS, Callers, Reports, rule_of
 from hostmesh.errors import HostmeshError
 from hostmesh.observe.journal import Journal
 from hostmesh.observe.nflog import Refusal
@@ -128,3 +128,11 @@ def test_a_trouble_is_told_once_and_so_is_its_end(listener: Listener) -> None:
     for trouble in ("", "no", "no", "still no", "", ""):
         listener.reports.state("apply", trouble)
     assert [line["MESSAGE"] for line in listener.lines()] == ["apply: no", "apply: still no", "apply: well again"]
+
+
+def test_a_caller_that_makes_up_methods_fills_no_memory() -> None:
+    callers = Callers()
+    for number in range(10 * MAX_METHODS):
+        callers.note(event(method=f"M{number}"))
+    (seen,) = callers.of("inventory.service")
+    assert (len(seen.methods), seen.count) == (MAX_METHODS, 10 * MAX_METHODS)

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from hostmesh.agent.services import NOTHING, after, effective, workloads
+from hostmesh.agent.services import NOTHING, after, effective, still_ready, workloads
 from hostmesh.names import UnitName
 from hostmesh.plan.facts import HostFacts, UnitFacts
 from hostmesh.policy.settings import Settings
@@ -87,3 +87,12 @@ def test_a_service_that_only_this_host_knows_has_no_vip() -> None:
 def test_what_the_controller_refused_serves_nobody() -> None:
     refused = {"web.service": "not granted"}
     assert effective(SETTINGS, NOTHING, workloads(POLICIES, facts()), refused, facts()) == []
+
+
+def test_what_was_said_can_lose_readiness_and_gain_none() -> None:
+    ready, stopped = workloads(POLICIES, facts()), workloads(POLICIES, facts(active=False))
+    assert [load.ready for load in ready] == [True]
+    assert still_ready(ready, ready) == ready
+    assert still_ready(ready, stopped) == stopped
+    assert still_ready(ready, []) == stopped
+    assert still_ready(stopped, ready) == stopped

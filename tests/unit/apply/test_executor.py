@@ -1,4 +1,4 @@
-"""Check, do, verify: a step that is so is left alone, one that fails ends the run and names itself."""
+"""Check, do, verify: a step that is so is left alone; one that fails names itself, and holds back what needs it."""
 
 import asyncio
 from collections.abc import Sequence
@@ -7,7 +7,20 @@ import pytest
 
 from hostmesh.apply.executor import Doors, StepFailed, apply
 from hostmesh.errors import HostmeshError
-from hostmesh.plan.diff import Change, ChangeRuleset, ReloadUnits, RemoveFile, SetSysctl, StartSlice, WriteFile
+from hostmesh.plan.diff import (
+    Change,
+    ChangeRuleset,
+    ReloadUnits,
+    RemoveFile,
+    SendSnapshot,
+    SetSysctl,
+    StartSlice,
+    WriteFile,
+)
+from hostmesh.plan.facts import HostFacts
+from hostmesh.plan.snapshot import snapshot
+from hostmesh.policy.settings import Settings
+from hostmesh.wire.snapshot import Snapshot
 
 
 class Door:
@@ -56,7 +69,13 @@ class Door:
     async def reload(self) -> None:
         self.calls.append("reload")
 
+    async def set_snapshot(self, snapshot: Snapshot) -> None:
+        self.calls.append("snapshot")
+        if self.broken == "proxy":
+            raise HostmeshError("refused")
 
+
+SNAPSHOT = SendSnapshot(snapshot(Settings(), (), HostFacts("h1", ()), (), ()))
 CHANGES = (
     WriteFile("/etc/a.conf", "a"),
     RemoveFile("/etc/b.conf"),
@@ -69,7 +88,7 @@ CHANGES = (
 
 def run(door: Door, changes: Sequence[Change] = CHANGES) -> list[str]:
     done: list[str] = []
-    doors = Doors(door, None, door, door, door, None)  # type: ignore[arg-type]
+    doors = Doors(door, None, door, door, door, door)  # type: ignore[arg-type]
     try:
         asyncio.run(apply(changes, doors, done.append))
     except StepFailed as error:
@@ -98,14 +117,42 @@ def test_what_is_so_already_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("broken", "last", "said"),
     [
-        ("undone", "write /etc/a.conf", "write /etc/a.conf: done, but it is not so"),
         ("disk", "set net.a", "sysctl net.a=1: [Errno 28] No space left on device"),
         ("nft", "nft table", "ruleset: load: nft: Error: syntax error"),
     ],
 )
-def test_a_step_that_fails_ends_the_run(broken: str, last: str, said: str) -> None:
+def test_a_step_that_fails_ends_the_run_of_those_that_need_it(broken: str, last: str, said: str) -> None:
     door = Door(broken)
     done = run(door)
     assert door.calls[-1] == last
     assert done[-1].startswith(said)
     assert said.split(":", maxsplit=1)[0] not in done[:-1]
+
+
+def test_a_drop_in_that_fails_holds_nothing_back() -> None:
+    door = Door("undone")
+    done = run(door)
+    assert door.calls[1:] == ["reload", "start mesh-a.slice", "set net.a", "nft table"]
+    assert done[-1] == "write /etc/a.conf: done, but it is not so\n    does another program undo it?"
+
+
+def test_the_proxy_gets_its_snapshot_whatever_fails_before_it() -> None:
+    door = Door("disk")
+    done = run(door, (CHANGES[4], SNAPSHOT, CHANGES[5]))
+    assert door.calls == ["set net.a", "snapshot"]
+    assert done[0].startswith("snapshot ")
+
+
+def test_without_the_snapshot_no_packet_is_sent_to_the_proxy() -> None:
+    door = Door("proxy")
+    run(door, (SNAPSHOT, CHANGES[5]))
+    assert door.calls == ["snapshot"]
+
+
+def test_all_that_failed_is_told() -> None:
+    door = Door("disk")
+    said = run(door, (SetSysctl("net.a", "1"), SNAPSHOT, SetSysctl("net.b", "1"), RemoveFile("/none")))
+    assert said[-1] == "sysctl net.a=1: [Errno 28] No space left on device"
+    door.broken = "undone"
+    said = run(door, (WriteFile("/x", "x"), WriteFile("/y", "y")))
+    assert "write /x: done" in said[-1] and "write /y: done" in said[-1]
