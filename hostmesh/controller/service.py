@@ -11,7 +11,6 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from functools import lru_cache
-from ipaddress import ip_address
 from typing import TypeVar
 
 import grpc
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hostmesh.controller import ca
 from hostmesh.controller.config import Config
 from hostmesh.controller.feed import Feed
+from hostmesh.controller.offers import check_port, offer, own_addresses
 from hostmesh.controller.store import BadToken, StaleError, Store, StoreError
 from hostmesh.errors import HostmeshError
 from hostmesh.identity import rotation, svid
@@ -31,7 +31,7 @@ from hostmesh.identity.attest import NotGranted, identity_of
 from hostmesh.identity.authority import Authority, CannotSign
 from hostmesh.identity.rotation import SvidState
 from hostmesh.identity.svid import BadCertificate
-from hostmesh.names import BadName, SpiffeId, UnitName, check_service_name
+from hostmesh.names import BadName, SpiffeId, UnitName
 from hostmesh.registry.catalog import RangeError
 from hostmesh.registry.events import Offer, admit
 from hostmesh.wire.controller import (
@@ -44,7 +44,6 @@ from hostmesh.wire.controller import (
     SignReply,
     SignRequest,
     WatchRequest,
-    Workload,
 )
 
 
@@ -57,7 +56,6 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
-_PROTOCOLS = ("http", "http2", "grpc", "tcp", "tls")
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (BadToken, grpc.StatusCode.PERMISSION_DENIED),
     (NotGranted, grpc.StatusCode.PERMISSION_DENIED),
@@ -115,19 +113,24 @@ class Controller:
 
     async def _publish(self, request: PublishRequest, context: Context) -> PublishReply:
         host = self._caller(context)
-        addresses = tuple(_address(text) for text in request.addresses)
-        _check_port(request.wire_port)
+        check_port(request.wire_port)
         grants = self._store.grants(host)
-        offers, refused = [], {}
+        offers: dict[UnitName, Offer] = {}
+        refused: dict[str, str] = {}
         for workload in request.workloads:
             try:
-                offer = _offer(workload)
-                identity_of(self._config.trust_domain, host, grants, offer.unit)
-                offers.append(offer)
+                one = offer(workload)
+                identity_of(self._config.trust_domain, host, grants, one.unit)
+                if one.unit in offers:
+                    raise BadName(f"{one.unit.full} is published twice")
+                offers[one.unit] = one
             except (BadName, NotGranted) as error:
                 refused[workload.unit] = str(error)
         self._feed.refresh()
-        admitted, foreign = admit(self._feed.catalog, offers)
+        addresses, others = own_addresses(self._feed.catalog, host, request.addresses)
+        if others:
+            log.warning("host %s published addresses that are another's: %s", host, ", ".join(others))
+        admitted, foreign = admit(self._feed.catalog, offers.values())
         for unit, owner in foreign.items():
             refused[unit.full] = f"the service name belongs to {owner}: choose another, or release it at the controller"
         self._feed.publish(host, addresses, request.wire_port, admitted)
@@ -196,30 +199,6 @@ def _unary(kind: type[Request], call: Callable[[Request, Context], Awaitable[Rep
 def _handler(calls: dict[str, grpc.RpcMethodHandler]) -> grpc.GenericRpcHandler:
     handler: grpc.GenericRpcHandler = grpc.method_handlers_generic_handler(SERVICE, calls)
     return handler
-
-
-def _offer(workload: Workload) -> Offer:
-    for number, protocol in workload.ports:
-        _check_port(number)
-        if protocol not in _PROTOCOLS:
-            raise BadName(f"{protocol!r} is not a protocol", f"one of {', '.join(_PROTOCOLS)}")
-    service = check_service_name(workload.service)
-    return Offer(UnitName(workload.unit), service, tuple(workload.ports), workload.traffic, workload.ready)
-
-
-def _check_port(number: int) -> None:
-    if not 0 < number < 65536:
-        raise BadName(f"{number} is not a port", "1 to 65535")
-
-
-def _address(text: str) -> str:
-    try:
-        address = ip_address(text)
-    except ValueError as error:
-        raise BadName(f"{text!r} is not an address") from error
-    if address.is_unspecified or address.is_multicast or address.is_link_local:
-        raise BadName(f"nobody can reach a host at {text}")
-    return str(address)
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,102 @@
+"""Turns what a host says of its workloads and addresses into what may stand in the catalog.
+
+Law: every host of the mesh takes the whole catalog or nothing of it, so nothing enters that one of them would refuse. A
+stolen host speaks here as well: what a policy file could not say, it can't either, and its addresses are its own.
+"""
+
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
+
+from hostmesh.names import BadName, UnitName, check_service_name
+from hostmesh.registry.catalog import Catalog
+from hostmesh.registry.events import Offer
+from hostmesh.wire.controller import Workload
+from hostmesh.wire.snapshot import Retries, Traffic
+
+_PROTOCOLS = ("http", "http2", "grpc", "tcp", "tls")
+_BALANCES = ("least-request", "round-robin")
+_RETRY_ON = ("5xx", "gateway-error", "connect-failure", "reset")
+_DAY_MS = 86_400_000
+_MOST_ATTEMPTS = 10
+_MOST_PORTS = 256
+_MOST_ADDRESSES = 64
+_LONGEST_RULE = 512
+
+
+def offer(workload: Workload) -> Offer:
+    """One workload as the registry takes it. Raises `BadName` for what no policy could have said."""
+    if len(workload.ports) > _MOST_PORTS:
+        raise BadName(f"{len(workload.ports)} ports", f"at most {_MOST_PORTS}")
+    for number, protocol in workload.ports:
+        check_port(number)
+        _one_of(protocol, _PROTOCOLS, "a protocol")
+    _check_traffic(workload.traffic)
+    service = check_service_name(workload.service)
+    return Offer(UnitName(workload.unit), service, tuple(workload.ports), workload.traffic, workload.ready)
+
+
+def check_port(number: int) -> None:
+    """Raises `BadName` for a number that is no port."""
+    if not 0 < number < 65536:
+        raise BadName(f"{number} is not a port", "1 to 65535")
+
+
+def own_addresses(catalog: Catalog, host: str, said: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The addresses at which a host may be called, and those that are another's: of a host that is heard of, or VIPs.
+
+    Callers reach a service by its endpoints' addresses as well: who could publish any would get other units' traffic.
+    Raises `BadName` for text that is no address, or one at which no host can be reached.
+    """
+    taken = {
+        address for other in catalog.hosts.values() if other.name != host and other.name not in catalog.silent
+        for address in other.addresses
+    }  # fmt: skip
+    vips = [ip_network(text) for text in catalog.vip_ranges]
+    own: list[str] = []
+    foreign: list[str] = []
+    for address in dict.fromkeys(_address(text) for text in said):
+        parsed = ip_address(address)
+        is_vip = any(parsed.version == network.version and parsed in network for network in vips)
+        (foreign if is_vip or address in taken else own).append(address)
+    if len(own) > _MOST_ADDRESSES:
+        raise BadName(f"{len(own)} addresses of one host", f"at most {_MOST_ADDRESSES}")
+    return tuple(own), tuple(foreign)
+
+
+def _address(text: str) -> str:
+    try:
+        address = ip_address(text)
+    except ValueError as error:
+        raise BadName(f"{text!r} is not an address") from error
+    if address.is_unspecified or address.is_multicast or address.is_link_local:
+        raise BadName(f"nobody can reach a host at {text}")
+    return str(address)
+
+
+def _check_traffic(traffic: Traffic) -> None:
+    _check_duration(traffic.timeout_ms)
+    _one_of(traffic.balance, _BALANCES, "a balance")
+    if len(traffic.rule) > _LONGEST_RULE or not traffic.rule.isprintable():
+        raise BadName("the place of a rule is not FILE:LINE")
+    if traffic.retries:
+        _check_retries(traffic.retries)
+
+
+def _check_retries(retries: Retries) -> None:
+    _check_duration(retries.per_try_timeout_ms)
+    if not 1 <= retries.attempts <= _MOST_ATTEMPTS:
+        raise BadName(f"{retries.attempts} attempts", f"1 to {_MOST_ATTEMPTS}")
+    if not 0 <= retries.budget <= 1:
+        raise BadName(f"a budget of {retries.budget}", "0 to 1")
+    for word in retries.on:
+        _one_of(word, _RETRY_ON, "a reason to try again")
+
+
+def _check_duration(milliseconds: int) -> None:
+    if not 0 <= milliseconds <= _DAY_MS:
+        raise BadName(f"{milliseconds} ms is not a duration", "0 (no limit) to a day")
+
+
+def _one_of(word: str, words: tuple[str, ...], what: str) -> None:
+    if word not in words:
+        raise BadName(f"{word!r} is not {what}", f"one of {', '.join(words)}")
