@@ -149,11 +149,20 @@ RETRIES = Table(
 OUTBOUND = Table(
     "outbound",
     "What the unit may call. Without this table it may call what it could before: services of the mesh with mTLS, the rest as "
-    "it was.",
+    "it was.\n\n"
+    "Services and networks hold as they are written, networks for all protocols. Names: TCP only, as looked up by the unit "
+    "through its own DNS. A name stands for the addresses of the answers that the unit got for it (A and AAAA, through CNAMEs) "
+    "from a resolver of the host's `/etc/resolv.conf`, or from one that is listed here as a network; answers of others are "
+    "passed on and let it call nothing. It holds for the answer's TTL and a minute more, a day at most. Refused are "
+    "thus: an address that was never looked up (one in a configuration file or in `/etc/hosts`); a program that keeps an "
+    "address for longer, such as one that looks up only when it starts; and, after the proxy has been restarted, an address "
+    "that is not looked up again. List the network for these. Two names that share an address are one: the port, not "
+    "the name in the request, is what is judged. UDP, QUIC too, needs a network.",
     (
         Key("allow", "list of destinations", "must be given",
             "Services (`db`), host names (`api.example.org`), addresses and networks (`198.51.100.0/24`), each with `:PORT` if "
-            "only one port is meant. Everything else is refused. An empty list refuses everything.",
+            "only one port is meant. Names: TCP only, as looked up. Everything else is refused. An empty list refuses "
+            "everything.",
             'allow = ["db", "api.example.org:443", "[2001:db8::1]:443"]'),
     ),
 )

@@ -18,6 +18,7 @@ from hostmesh.identity.svid import dns_names_of, read_request
 from hostmesh.names import SpiffeId, UnitName
 from hostmesh.plan.compile import Plan, compile_plan
 from hostmesh.plan.facts import HostFacts
+from hostmesh.policy.model import Policy
 from hostmesh.wire.proxy_control import Status
 from hostmesh.wire.snapshot import Service, Snapshot, Traffic
 from tests.host.plans import SETTINGS, SLICE, UNIT, VIPS, Bench, policy
@@ -47,13 +48,13 @@ def sign(ca: Authority, request: str, unit: UnitName = UNIT, host: str = "h1") -
     return [base64.b64encode(each.public_bytes(Encoding.DER)).decode() for each in chain]
 
 
-def made(ca: Authority) -> tuple[Plan, Snapshot]:
-    """The plan of a host with one unit that may call ``inventory``: for the kernel, and for the proxy."""
+def made(ca: Authority, unit: Policy | None = None) -> tuple[Plan, Snapshot]:
+    """The plan of a host with one unit, and a service ``inventory``: for the kernel, and for the proxy."""
     bundle = [base64.b64encode(root.public_bytes(Encoding.DER)).decode() for root in ca.trust_bundle]
     traffic = Traffic(timeout_ms=0, retries=None, balance="least-request", rule="")
     service = Service(name="inventory", vips=["240.240.0.5", "fd00:240::5"], ports=[], traffic=traffic, endpoints=[])
     facts = HostFacts("h1", (HERE4, HERE6), {}, {UNIT: 7})
-    plan = compile_plan(SETTINGS, [policy()], facts, [service], bundle, VIPS)
+    plan = compile_plan(SETTINGS, [unit or policy()], facts, [service], bundle, VIPS)
     assert plan.snapshot is not None
     return replace(plan, slices=(), files={}, snapshot=None), plan.snapshot
 
@@ -100,9 +101,9 @@ def expected(question: bytes) -> bytes:
     return question[:2] + ELSEWHERE + question[2:]
 
 
-def meshed(world: World, folder: Path) -> tuple[Manager, Snapshot]:
+def meshed(world: World, folder: Path, unit: Policy | None = None) -> tuple[Manager, Snapshot]:
     """The ruleset is in force, the proxy runs with its snapshot, there is a unit and somebody else."""
-    manager, (plan, snapshot) = Manager(folder), made(authority())
+    manager, (plan, snapshot) = Manager(folder), made(authority(), unit)
     world.cgroup(SLICE)
     world.cgroup("other")
     Bench(folder).apply(plan)

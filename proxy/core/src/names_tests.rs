@@ -1,3 +1,5 @@
+//! Answers as resolvers give them, and as somebody who wants a way out would.
+
 use hickory_proto::rr::Record;
 use hickory_proto::rr::rdata::CNAME;
 
