@@ -113,5 +113,5 @@ def _release(arguments: argparse.Namespace) -> int:
     from hostmesh.controller import admin  # noqa: PLC0415
 
     admin.release(arguments.service)
-    print(f"released {arguments.service}")
+    print(f"released {arguments.service}: the unit that claims it next owns it; its address stays")
     return 0

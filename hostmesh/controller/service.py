@@ -132,7 +132,8 @@ class Controller:
             log.warning("host %s published addresses that are another's: %s", host, ", ".join(others))
         admitted, foreign = admit(self._feed.catalog, offers.values())
         for unit, owner in foreign.items():
-            refused[unit.full] = f"the service name belongs to {owner}: choose another, or release it at the controller"
+            remedy = "choose another, or release it: hostmesh controller release NAME"
+            refused[unit.full] = f"the service name belongs to {owner}: {remedy}"
         self._feed.publish(host, addresses, request.wire_port, admitted)
         if refused:
             log.warning("host %s published what it may not: %s", host, ", ".join(sorted(refused)))
