@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from hostmesh.agent.identities import Identities
 from hostmesh.agent.mesh import Mesh
 from hostmesh.agent.numbers import Numbers
@@ -91,7 +89,7 @@ class Loop:
             try:
                 await self.reconcile(done.append)
                 self.failures, self._retry = (), _RETRY_FIRST
-            except (HostmeshError, OSError, EOFError, NetlinkError) as error:
+            except (HostmeshError, OSError) as error:
                 self.failures = (str(error),)
                 self.parts.wakeups.request("retry", self._retry)
                 self._retry = min(self._retry * 2, _RETRY_MOST)

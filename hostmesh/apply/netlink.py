@@ -6,15 +6,17 @@ Ours are known by their protocol number, so nothing of anybody else is ever list
 import errno
 import socket
 from collections.abc import AsyncIterator
-
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from hostmesh.errors import HostmeshError
 from hostmesh.plan.routing import PolicyRule, Route
 
 PROTOCOL = 73
 """Our mark of origin on rules and routes; free in iproute2's rt_protos."""
+
+if TYPE_CHECKING:
+    from pyroute2 import AsyncIPRoute
 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _TYPES = {"unicast": 1, "local": 2}  # RTN_UNICAST, RTN_LOCAL
@@ -34,7 +36,7 @@ class Netlink:
         """All rules of ours."""
         found = set()
         for version, family in _FAMILIES.items():
-            async with AsyncIPRoute() as ip:
+            async with _kernel("list rules") as ip:
                 async for rule in await ip.get_rules(family=family):
                     if rule.get("FRA_PROTOCOL") == PROTOCOL:
                         table = rule.get("FRA_TABLE") or rule["table"]
@@ -53,7 +55,7 @@ class Netlink:
     async def addresses(self) -> tuple[str, ...]:
         """Global unicast addresses of links that run, IPv4 first, in the kernel's order; no temporary IPv6 ones."""
         found: dict[int, list[str]] = {4: [], 6: []}
-        async with AsyncIPRoute() as ip:
+        async with _kernel("list addresses") as ip:
             links = await ip.get_links()
             up = {link["index"] async for link in links if link.get("IFLA_OPERSTATE") in _RUNNING} - {_LOOPBACK}
             async for address in await ip.get_addr():
@@ -78,16 +80,26 @@ class Netlink:
         await self._ask("route", "del", _route_request(route), present=errno.ESRCH)
 
     async def _ask(self, kind: str, verb: str, request: dict[str, object], present: int) -> None:
-        async with AsyncIPRoute() as ip:
-            try:
-                await getattr(ip, kind)(verb, **request)
-            except NetlinkError as error:
-                if error.code != present:
-                    raise RouteError(f"{verb} {kind} {request}: {error}") from error
+        async with _kernel(f"{verb} {kind} {request}", present) as ip:
+            await getattr(ip, kind)(verb, **request)
+
+
+@asynccontextmanager
+async def _kernel(what: str, harmless: int = 0) -> AsyncIterator["AsyncIPRoute"]:
+    """A conversation with rtnetlink. Raises `RouteError` for any errno but ``harmless``."""
+    from pyroute2 import AsyncIPRoute  # noqa: PLC0415  takes a third of a second, and few verbs need it
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
+
+    async with AsyncIPRoute() as ip:
+        try:
+            yield ip
+        except NetlinkError as error:
+            if error.code != harmless:
+                raise RouteError(f"{what}: {error}", "rtnetlink(7); this needs CAP_NET_ADMIN") from error
 
 
 async def _dump_routes(family: int) -> AsyncIterator[dict]:  # type: ignore[type-arg]
-    async with AsyncIPRoute() as ip:
+    async with _kernel("list routes") as ip:
         async for route in await ip.get_routes(family=family):
             yield route
 

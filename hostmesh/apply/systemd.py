@@ -4,24 +4,17 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from dbus_fast import BusType, Message, MessageType
-from dbus_fast.aio import MessageBus
+from dbus_fast import Message
 
+from hostmesh.apply.bus import MANAGER, NO_SUCH_UNIT, PATH, SYSTEMD, UNIT, Bus, BusError
 from hostmesh.errors import HostmeshError
 
-_SYSTEMD = "org.freedesktop.systemd1"
-_PATH = "/org/freedesktop/systemd1"
-_MANAGER, _UNIT = f"{_SYSTEMD}.Manager", f"{_SYSTEMD}.Unit"
 _JOB_SECONDS = 90.0  # systemd's own DefaultTimeoutStartSec
-_NO_SUCH_UNIT = f"{_SYSTEMD}.NoSuchUnit"
+_JOBS = f"path='{PATH}',interface='{MANAGER}',member='JobRemoved'"
 
 
-class SystemdError(HostmeshError):
-    """systemd didn't do what it was asked, or didn't answer. ``kind``: the D-Bus error's name, if it was one."""
-
-    def __init__(self, message: str, hint: str = "", kind: str = "") -> None:
-        super().__init__(message, hint)
-        self.kind = kind
+class JobFailed(HostmeshError):
+    """systemd took the job, and it did not end well."""
 
 
 class Systemd:
@@ -29,7 +22,7 @@ class Systemd:
 
     def __init__(self, address: str | None = None) -> None:
         self._address = address
-        self._bus: MessageBus | None = None
+        self._bus: Bus | None = None
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._ended: dict[str, str] = {}
         self._connecting = asyncio.Lock()
@@ -40,7 +33,7 @@ class Systemd:
 
     async def active_states(self, units: Sequence[str]) -> dict[str, str]:
         """ActiveState by unit, asked at once; ``inactive`` for those without a file."""
-        (found,) = await self._call(_MANAGER, "ListUnitsByNames", "as", list(units)) if units else ([],)
+        (found,) = await self._call("ListUnitsByNames", "as", list(units)) if units else ([],)
         return {str(entry[0]): str(entry[3]) for entry in found}
 
     async def needs_reload(self, units: Sequence[str]) -> bool:
@@ -50,7 +43,7 @@ class Systemd:
     async def control_group(self, unit: str) -> str:
         """Its cgroup's path from the root, with a leading slash; empty while it has none."""
         kind = {"service": "Service", "socket": "Socket", "slice": "Slice"}.get(unit.rsplit(".", 1)[-1], "Scope")
-        return str(await self._property(unit, "ControlGroup", "", f"{_SYSTEMD}.{kind}"))
+        return str(await self._property(unit, "ControlGroup", "", f"{SYSTEMD}.{kind}"))
 
     async def triggered_by(self, unit: str) -> tuple[str, ...]:
         """The ``.socket`` units that start this one, those that are enabled or running."""
@@ -63,7 +56,7 @@ class Systemd:
         return tuple(sorted(found))
 
     async def start(self, unit: str) -> None:
-        """Start it and wait for the job's end. Raises `SystemdError` unless the result is ``done``."""
+        """Start it and wait for the job's end. Raises `JobFailed` unless the result is ``done``."""
         await self._job("StartUnit", unit)
 
     async def stop(self, unit: str) -> None:
@@ -76,76 +69,68 @@ class Systemd:
 
     async def reload(self) -> None:
         """daemon-reload; returns when systemd has read its files."""
-        await self._call(_MANAGER, "Reload")
+        await self._call("Reload")
 
     async def close(self) -> None:
         """Leave the bus."""
-        if self._bus is not None and self._bus.connected:
-            self._bus.disconnect()
+        if self._bus is not None:
+            self._bus.close()
         self._bus = None
 
     async def _job(self, member: str, unit: str) -> None:
-        (path,) = await self._call(_MANAGER, member, "ss", unit, "replace")
+        bus = await self._connected()
+        (path,) = await bus.call(member, "ss", unit, "replace")
         result = self._ended.pop(path, None)
         if result is None:
-            future = self._jobs.setdefault(path, asyncio.get_running_loop().create_future())
-            try:
-                result = await asyncio.wait_for(future, _JOB_SECONDS)
-            except TimeoutError as error:
-                raise SystemdError(f"{member} {unit}: no end in time", f"systemctl status {unit}") from error
-            finally:
-                self._jobs.pop(path, None)
+            result = await self._end_of(bus, path, f"{member} {unit}", f"systemctl status {unit}")
         if result not in ("done", "skipped"):
-            raise SystemdError(f"{member} {unit}: {result}", f"systemctl status {unit}; journalctl -u {unit}")
+            raise JobFailed(f"{member} {unit}: {result}", f"systemctl status {unit}; journalctl -u {unit}")
 
-    async def _property(self, unit: str, name: str, missing: Any, interface: str = _UNIT) -> Any:  # noqa: ANN401 D-Bus
-        # LoadUnit also knows units that nothing has started yet; one without a file has no state worth asking.
+    async def _end_of(self, bus: Bus, path: str, what: str, hint: str) -> str:
+        future = self._jobs.setdefault(path, asyncio.get_running_loop().create_future())
+        gone = asyncio.ensure_future(bus.gone())  # nobody would tell of the end
         try:
-            (path,) = await self._call(_MANAGER, "LoadUnit", "s", unit)
-            reply = await self._call("org.freedesktop.DBus.Properties", "Get", "ss", interface, name, path=path)
-        except SystemdError as error:
-            if error.kind != _NO_SUCH_UNIT:
+            ends: set[asyncio.Future[Any]] = {future, gone}
+            await asyncio.wait(ends, timeout=_JOB_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if future.done():
+                return future.result()
+            if gone.done():
+                raise BusError(f"{what}: the system bus went away before the job's end", hint)
+            raise JobFailed(f"{what}: no end in time", hint)
+        finally:
+            gone.cancel()
+            self._jobs.pop(path, None)
+
+    async def _property(self, unit: str, name: str, missing: Any, interface: str = UNIT) -> Any:  # noqa: ANN401 D-Bus
+        # LoadUnit also knows units that nothing has started yet; one without a file has no state worth asking.
+        bus = await self._connected()
+        try:
+            (path,) = await bus.call("LoadUnit", "s", unit)
+            return await bus.get(path, interface, name)
+        except BusError as error:
+            if error.kind != NO_SUCH_UNIT:
                 raise
             return missing
-        return reply[0].value
 
-    async def _call(
-        self, interface: str, member: str, signature: str = "", *body: object, path: str = _PATH
-    ) -> list[Any]:
-        bus = await self._connected()
-        reply = await bus.call(_message(_SYSTEMD, path, interface, member, signature, list(body)))
-        if reply is None or reply.message_type is MessageType.ERROR:
-            kind = (reply.error_name or "") if reply else ""
-            text = str(reply.body[0]) if reply and reply.body else kind
-            raise SystemdError(f"systemd, {member} {' '.join(map(str, body))}: {text}", kind=kind)
-        return list(reply.body)
+    async def _call(self, member: str, signature: str = "", *body: object) -> list[Any]:
+        return await (await self._connected()).call(member, signature, *body)
 
-    async def _connected(self) -> MessageBus:
+    async def _connected(self) -> Bus:
         async with self._connecting:
             if self._bus is None or not self._bus.connected:
-                self._bus = await self._connect()
+                self._ended.clear()
+                bus = Bus(self._address)
+                await bus.connect()
+                try:
+                    await bus.follow(self._on_job_removed, _JOBS)
+                except BusError:
+                    bus.close()
+                    raise
+                self._bus = bus
             return self._bus
 
-    async def _connect(self) -> MessageBus:
-        self._ended.clear()
-        try:
-            bus = await MessageBus(bus_address=self._address, bus_type=BusType.SYSTEM).connect()
-        except (OSError, EOFError) as error:
-            raise SystemdError(f"the system bus does not answer: {error}", "is dbus.service running?") from error
-        bus.add_message_handler(self._on_message)
-        rule = f"type='signal',sender='{_SYSTEMD}',path='{_PATH}',interface='{_MANAGER}',member='JobRemoved'"
-        for destination, at, interface, member, signature, body in (
-            ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "AddMatch", "s", [rule]),
-            (_SYSTEMD, _PATH, _MANAGER, "Subscribe", "", []),
-        ):
-            reply = await bus.call(_message(destination, at, interface, member, signature, body))
-            if reply is None or reply.message_type is MessageType.ERROR:
-                bus.disconnect()
-                raise SystemdError(f"the system bus refused {member}")
-        return bus
-
-    def _on_message(self, message: Message) -> None:
-        if message.message_type is not MessageType.SIGNAL or message.member != "JobRemoved":
+    def _on_job_removed(self, message: Message) -> None:
+        if message.member != "JobRemoved":
             return
         path, result = message.body[1], message.body[3]
         future = self._jobs.get(path)
@@ -156,11 +141,3 @@ class Systemd:
             self._ended[path] = result
             while len(self._ended) > 64:
                 self._ended.pop(next(iter(self._ended)))
-
-
-def _message(  # noqa: PLR0917 as D-Bus has them
-    destination: str, path: str, interface: str, member: str, signature: str, body: list[Any]
-) -> Message:
-    return Message(
-        destination=destination, path=path, interface=interface, member=member, signature=signature, body=body
-    )

@@ -102,14 +102,15 @@ def _wait_until_ready(known: Settings, unit: UnitName) -> None:
 async def _run(unit: UnitName, command: list[str], user: str | None) -> int:
     import asyncio  # noqa: PLC0415
 
-    from hostmesh.cli.bus import SERVICE, UNIT, Bus  # noqa: PLC0415
+    from hostmesh.apply.bus import SERVICE, UNIT  # noqa: PLC0415
+    from hostmesh.cli.bus import Bus  # noqa: PLC0415
     from hostmesh.observe.units import object_path  # noqa: PLC0415
 
     name = f"{unit.stem.partition('@')[0]}-run-{secrets.token_hex(4)}.service"
     changed = asyncio.Event()
     async with Bus(fds=True) as bus:
         path = object_path(UnitName(name))
-        await bus.follow(path, changed.set)
+        await bus.watch(path, changed.set)
         await bus.call(
             "StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", _properties(unit, command, user), [], fds=(0, 1, 2)
         )

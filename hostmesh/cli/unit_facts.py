@@ -3,7 +3,8 @@
 import difflib
 from dataclasses import dataclass
 
-from hostmesh.cli.bus import PROPERTIES, SERVICE, UNIT, Bus, BusError, finish
+from hostmesh.apply.bus import SERVICE, UNIT, BusError
+from hostmesh.cli.bus import Bus, finish
 from hostmesh.names import UnitName
 
 
@@ -93,9 +94,8 @@ async def slice_of(bus: Bus, unit: str) -> str:
     interface = f"org.freedesktop.systemd1.{'Socket' if unit.endswith('.socket') else 'Service'}"
     try:
         (path,) = await bus.call("LoadUnit", "s", unit)
-        (slice_name,) = await bus.call("Get", "ss", interface, "Slice", path=path, interface=PROPERTIES)
+        return str(await bus.get(path, interface, "Slice"))
     except BusError as error:
         if error.kind.endswith((".NoSuchUnit", ".UnknownInterface")):
             return ""
         raise
-    return str(slice_name.value)

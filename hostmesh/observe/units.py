@@ -7,35 +7,18 @@ the last reading counts; the signal of the finished job comes last, so the last 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from dbus_fast import BusType, Message, MessageType
-from dbus_fast.aio import MessageBus
-from dbus_fast.errors import DBusError
+from dbus_fast import Message
 
-from hostmesh.errors import HostmeshError
+from hostmesh.apply.bus import MANAGER, NO_SUCH_UNIT, PATH, PROPERTIES, SERVICE, UNIT, Bus, BusError
 from hostmesh.names import BadName, UnitName
 
-_SYSTEMD = "org.freedesktop.systemd1"
-_ROOT = "/org/freedesktop/systemd1"
-_MANAGER, _UNIT, _SERVICE = f"{_SYSTEMD}.Manager", f"{_SYSTEMD}.Unit", f"{_SYSTEMD}.Service"
-_PROPERTIES = "org.freedesktop.DBus.Properties"
-_DBUS, _DBUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
 _NAME_AT = {"UnitNew": 0, "UnitRemoved": 0, "JobNew": 2, "JobRemoved": 2}
-_MATCHES = (
-    f"type='signal',sender='{_SYSTEMD}',path='{_ROOT}',interface='{_MANAGER}'",
-    f"type='signal',sender='{_SYSTEMD}',path_namespace='{_ROOT}/unit',interface='{_PROPERTIES}',"
-    f"member='PropertiesChanged',arg0='{_UNIT}'",
+_SIGNALS = (
+    f"path='{PATH}',interface='{MANAGER}'",
+    f"path_namespace='{PATH}/unit',interface='{PROPERTIES}',member='PropertiesChanged',arg0='{UNIT}'",
 )
 _RETRY_SECONDS = 0.5
-
-
-class BusError(HostmeshError):
-    """systemd didn't answer as expected. ``kind``: the D-Bus error's name, empty when there was no answer."""
-
-    def __init__(self, message: str, hint: str = "", kind: str = "") -> None:
-        super().__init__(message, hint)
-        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +46,7 @@ def object_path(unit: UnitName) -> str:
         char = chr(byte)
         plain = char.isascii() and (char.isalpha() or (char.isdigit() and index))
         out.append(char if plain else f"_{byte:02x}")
-    return f"{_ROOT}/unit/{''.join(out)}"
+    return f"{PATH}/unit/{''.join(out)}"
 
 
 class UnitFollower:
@@ -74,7 +57,7 @@ class UnitFollower:
         self.connected = asyncio.Event()
         self._changed = changed
         self._address = address
-        self._bus: MessageBus | None = None
+        self._bus: Bus | None = None
         self._paths: dict[str, UnitName] = {}
         self._dirty: set[UnitName] = set()
         self._wake = asyncio.Event()
@@ -93,30 +76,28 @@ class UnitFollower:
             try:
                 await self._connect()
                 await self._follow()
-            except (OSError, EOFError, DBusError, BusError):
-                self.connected.clear()
+            except BusError:
+                pass  # whoever needs the bus now is told, and tells it (`watch`)
             finally:
                 self._disconnect()
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _connect(self) -> None:
-        self._bus = await MessageBus(bus_address=self._address, bus_type=BusType.SYSTEM).connect()
-        self._bus.add_message_handler(self._on_message)
-        for rule in _MATCHES:
-            await self._call(_DBUS, _DBUS_PATH, _DBUS, "AddMatch", "s", rule)
-        await self._call(_SYSTEMD, _ROOT, _MANAGER, "Subscribe")
+        self._bus = Bus(self._address)
+        await self._bus.connect()
+        await self._bus.follow(self._on_signal, *_SIGNALS)
         self._mark(set(self._paths.values()))
         self.connected.set()
 
     def _disconnect(self) -> None:
         self.connected.clear()
-        if self._bus is not None and self._bus.connected:
-            self._bus.disconnect()
+        if self._bus is not None:
+            self._bus.close()
         self._bus = None
 
     async def _follow(self) -> None:
         assert self._bus is not None
-        gone = asyncio.ensure_future(self._bus.wait_for_disconnect())  # type: ignore[no-untyped-call]
+        gone = asyncio.ensure_future(self._bus.gone())
         try:
             while not gone.done():
                 wake = asyncio.ensure_future(self._wake.wait())
@@ -142,14 +123,12 @@ class UnitFollower:
         self._dirty |= units
         self._wake.set()
 
-    def _on_message(self, message: Message) -> None:
-        if message.message_type is not MessageType.SIGNAL:
-            return
-        if message.interface == _PROPERTIES:
+    def _on_signal(self, message: Message) -> None:
+        if message.interface == PROPERTIES:
             unit = self._paths.get(message.path or "")
             if unit:
                 self._mark({unit})
-        elif message.interface == _MANAGER:
+        elif message.interface == MANAGER:
             if message.member in _NAME_AT:
                 self._mark_named(message.body[_NAME_AT[message.member]])
             elif message.member == "Reloading" and message.body == [False]:
@@ -164,15 +143,18 @@ class UnitFollower:
             self._mark({unit})
 
     async def _read(self, unit: UnitName) -> UnitState:
+        bus = self._bus
+        if bus is None:
+            raise BusError("no connection to the system bus", "is dbus.service running?")
         # GetUnit loads nothing; reading the object of an unloaded unit would load it, and that is signalled.
         try:
-            path = (await self._call(_SYSTEMD, _ROOT, _MANAGER, "GetUnit", "s", unit.full))[0]
+            (path,) = await bus.call("GetUnit", "s", unit.full)
         except BusError as error:
-            if error.kind != f"{_SYSTEMD}.NoSuchUnit":
+            if error.kind != NO_SUCH_UNIT:
                 raise
-            return UnitState(active_state="inactive" if await self._has_file(unit) else "")
-        properties = await self._get_all(path, _UNIT)
-        service = await self._get_all(path, _SERVICE) if unit.full.endswith(".service") else {}
+            return UnitState(active_state="inactive" if await _has_file(bus, unit) else "")
+        properties = await bus.get_all(path, UNIT)
+        service = await bus.get_all(path, SERVICE) if unit.full.endswith(".service") else {}
         return UnitState(
             properties["ActiveState"],
             properties["SubState"],
@@ -180,32 +162,12 @@ class UnitFollower:
             service.get("MainPID", 0),
         )
 
-    async def _has_file(self, unit: UnitName) -> bool:
-        try:
-            await self._call(_SYSTEMD, _ROOT, _MANAGER, "GetUnitFileState", "s", unit.full)
-        except BusError as error:
-            if error.kind in (f"{_SYSTEMD}.NoSuchUnit", "org.freedesktop.DBus.Error.FileNotFound"):
-                return False
-            raise
-        return True
 
-    async def _get_all(self, path: str, interface: str) -> dict[str, Any]:
-        (properties,) = await self._call(_SYSTEMD, path, _PROPERTIES, "GetAll", "s", interface)
-        return {name: variant.value for name, variant in properties.items()}
-
-    async def _call(
-        self, to: str, path: str, interface: str, member: str, signature: str = "", *body: object
-    ) -> list[Any]:
-        if self._bus is None:
-            raise BusError("no connection to the system bus", "is dbus.service running?")
-        call = Message(
-            destination=to, path=path, interface=interface, member=member, signature=signature, body=list(body)
-        )
-        try:
-            reply = await self._bus.call(call)
-        except (EOFError, OSError) as error:
-            raise BusError(f"the system bus went away: {error}", "is dbus.service running?") from error
-        if reply is None or reply.message_type is MessageType.ERROR:
-            kind = (reply.error_name or "") if reply else ""
-            raise BusError(f"systemd, {member}: {reply.body[0] if reply and reply.body else kind}", kind=kind)
-        return reply.body
+async def _has_file(bus: Bus, unit: UnitName) -> bool:
+    try:
+        await bus.call("GetUnitFileState", "s", unit.full)
+    except BusError as error:
+        if error.kind in (NO_SUCH_UNIT, "org.freedesktop.DBus.Error.FileNotFound"):
+            return False
+        raise
+    return True
