@@ -7,20 +7,17 @@ straight from the kernel, and the tree is walked once.
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+from hostmesh.apply import nlmsg
 from hostmesh.errors import HostmeshError
 from hostmesh.plan.ruleset import Element
 
 _NETLINK_NETFILTER, _NFPROTO_INET = 12, 1
 _SUBSYS_NFTABLES, _GET_ELEMENTS, _NEW_ELEMENTS = 10, 13, 12
-_REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
-_DUMP_INTERRUPTED = 0x10
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _KEY, _DATA, _USERDATA, _VALUE = 1, 2, 6, 1
 _COMMENT = 0
-_HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
 _TRIES = 5
 
 
@@ -46,28 +43,28 @@ def _dump(table: str, name: str) -> list[bytes] | None:
     found: list[bytes] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as kernel:
         kernel.settimeout(5)
-        kernel.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST_DUMP, 1, 0) + body)
+        kernel.send(nlmsg.message(kind, nlmsg.REQUEST | nlmsg.DUMP, body))
         while True:
-            for kind, flags, payload in _messages(kernel.recv(1 << 18)):
-                if flags & _DUMP_INTERRUPTED:
+            for kind, flags, payload in nlmsg.messages(kernel.recv(1 << 18)):
+                if flags & nlmsg.INTERRUPTED:
                     return None
-                if kind == _NLMSG_DONE:
+                if kind == nlmsg.DONE:
                     return found
-                if kind == _NLMSG_ERROR:
-                    raise SetError(f"set {name}: {os.strerror(-struct.unpack_from('=i', payload)[0])}")
+                if kind == nlmsg.ERROR:
+                    raise SetError(f"set {name}: {os.strerror(nlmsg.errno_of(payload))}")
                 if kind == (_SUBSYS_NFTABLES << 8 | _NEW_ELEMENTS):
-                    elements = dict(_attributes(payload[4:])).get(_LIST_ELEMENTS, b"")
-                    found += [data for _, data in _attributes(elements)]
+                    elements = dict(nlmsg.attributes(payload[4:])).get(_LIST_ELEMENTS, b"")
+                    found += [data for _, data in nlmsg.attributes(elements)]
 
 
 def _element(raw: bytes, paths: Mapping[int, str]) -> Element:
-    parts = dict(_attributes(raw))
-    key = dict(_attributes(parts[_KEY]))[_VALUE]
+    parts = dict(nlmsg.attributes(raw))
+    key = dict(nlmsg.attributes(parts[_KEY]))[_VALUE]
     (cgroup,) = struct.unpack_from("=Q", key)
     text = f'"{paths.get(cgroup, cgroup)}"'
     if len(key) >= 12:
         text += f" . {struct.unpack_from('=I', key, 8)[0]:#010x}"
-    value = dict(_attributes(parts.get(_DATA, b""))).get(_VALUE)
+    value = dict(nlmsg.attributes(parts.get(_DATA, b""))).get(_VALUE)
     return Element(
         text, f"{struct.unpack_from('=I', value)[0]:#010x}" if value else "", _comment(parts.get(_USERDATA, b""))
     )
@@ -85,26 +82,4 @@ def _comment(userdata: bytes) -> str:
 
 
 def _text(kind: int, value: str) -> bytes:
-    data = value.encode() + b"\0"
-    whole = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data
-    return whole.ljust((len(whole) + 3) & ~3, b"\0")
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, flags, _, _ = _HEADER.unpack_from(data, at)
-        if length < _HEADER.size:
-            return
-        yield kind, flags, data[at + _HEADER.size : at + length]
-        at += (length + 3) & ~3
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & 0x3FFF, data[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
+    return nlmsg.attribute(kind, value.encode() + b"\0")

@@ -8,7 +8,7 @@ import errno
 import socket
 import struct
 
-from hostmesh.observe.nflog import attributes, messages
+from hostmesh.apply.nlmsg import attributes, messages
 
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 _LINK, _V4_ADDR, _V6_ADDR, _V4_ROUTE, _V6_ROUTE, _V4_RULE, _V6_RULE = 1, 5, 9, 7, 11, 8, 19
@@ -65,7 +65,7 @@ class _Watch:
                     raise
                 worth = True
             else:
-                worth = worth or any(self._matters(kind, body) for kind, body in messages(datagram))
+                worth = worth or any(self._matters(kind, body) for kind, _, body in messages(datagram))
 
     def _matters(self, kind: int, body: bytes) -> bool:
         raise NotImplementedError

@@ -6,15 +6,12 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from hostmesh.apply import nlmsg
 from hostmesh.errors import HostmeshError
-from hostmesh.observe.nflog import attributes, messages
 
 _NETLINK_SOCK_DIAG, _BY_FAMILY = 4, 20
-_REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _LISTEN = 1 << 10
 _CGROUP_ID = 21
-_HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBBBI48x")
 _MESSAGE = struct.Struct("!4xHH16s16s")  # inet_diag_msg up to the addresses
 _MESSAGE_SIZE = 72
@@ -31,7 +28,7 @@ def listeners() -> dict[int, frozenset[tuple[str, int]]]:
         kernel.settimeout(2)
         for family in (socket.AF_INET, socket.AF_INET6):
             body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _LISTEN)
-            kernel.send(_HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, _REQUEST_DUMP, family, 0) + body)
+            kernel.send(nlmsg.message(_BY_FAMILY, nlmsg.REQUEST | nlmsg.DUMP, body))
             for cgroup, address, port in _answers(kernel):
                 found.setdefault(cgroup, set()).add((address, port))
     return {cgroup: frozenset(places) for cgroup, places in found.items()}
@@ -39,12 +36,11 @@ def listeners() -> dict[int, frozenset[tuple[str, int]]]:
 
 def _answers(kernel: socket.socket) -> Iterator[tuple[int, str, int]]:
     while True:
-        for kind, body in messages(kernel.recv(1 << 18)):
-            if kind == _NLMSG_DONE:
+        for kind, _, body in nlmsg.messages(kernel.recv(1 << 18)):
+            if kind == nlmsg.DONE:
                 return
-            if kind == _NLMSG_ERROR:
-                code = -struct.unpack_from("=i", body)[0]
-                raise SocketTableError(f"sock_diag: {os.strerror(code)}")
+            if kind == nlmsg.ERROR:
+                raise SocketTableError(f"sock_diag: {os.strerror(nlmsg.errno_of(body))}")
             yield parse(body)
 
 
@@ -52,7 +48,7 @@ def parse(body: bytes) -> tuple[int, str, int]:
     """One inet_diag_msg: cgroup id (0 where the kernel tells none), address, port."""
     port, _, source, _ = _MESSAGE.unpack_from(body)
     address = source if body[0] == socket.AF_INET6 else source[:4]
-    cgroup = dict(attributes(body[_MESSAGE_SIZE:])).get(_CGROUP_ID, b"")
+    cgroup = dict(nlmsg.attributes(body[_MESSAGE_SIZE:])).get(_CGROUP_ID, b"")
     return int.from_bytes(cgroup, "little" if _LITTLE else "big"), str(ipaddress.ip_address(address)), port
 
 

@@ -12,20 +12,17 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from hostmesh.apply import nlmsg
 from hostmesh.errors import HostmeshError
 
 _NETLINK_NETFILTER = 12
 _SUBSYS_ULOG = 4
 _MSG_PACKET, _MSG_CONFIG = 0, 1
-_NLM_F_REQUEST, _NLM_F_ACK = 1, 4
-_NLMSG_ERROR = 2
 _CFG_CMD, _CFG_MODE, _CFG_TIMEOUT, _CFG_QTHRESH = 1, 2, 4, 5
 _CMD_BIND = 1
 _COPY_PACKET = 2
 _ATTR_MARK, _ATTR_PAYLOAD, _ATTR_PREFIX = 2, 9, 10
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _GENMSG = struct.Struct("!BBH")  # nfgenmsg: family, version, group
-_ATTR = struct.Struct("=HH")
 _IPV6_EXTENSIONS = (0, 43, 60)  # hop-by-hop, routing, destination options: RFC 8200, section 4
 _COPIED = 128  # bytes of each packet: IPv6 with options and the ports
 
@@ -48,38 +45,12 @@ class Refusal:
     mark: int = 0
 
 
-def _align(length: int) -> int:
-    return (length + 3) & ~3
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The netlink attributes of a message's body: (type without flags, payload). Stops where one is cut short."""
-    at = 0
-    while at + _ATTR.size <= len(data):
-        length, kind = _ATTR.unpack_from(data, at)
-        if length < _ATTR.size or at + length > len(data):
-            return
-        yield kind & 0x3FFF, data[at + _ATTR.size : at + length]
-        at += _align(length)
-
-
-def messages(datagram: bytes) -> Iterator[tuple[int, bytes]]:
-    """The netlink messages of a datagram: (type, body)."""
-    at = 0
-    while at + _HEADER.size <= len(datagram):
-        length, kind, _, _, _ = _HEADER.unpack_from(datagram, at)
-        if length < _HEADER.size or at + length > len(datagram):
-            return
-        yield kind, datagram[at + _HEADER.size : at + length]
-        at += _align(length)
-
-
 def refusals(datagram: bytes) -> Iterator[Refusal]:
     """The packets that a datagram of the log group carries; what isn't IP is left out."""
-    for kind, body in messages(datagram):
+    for kind, _, body in nlmsg.messages(datagram):
         if kind != (_SUBSYS_ULOG << 8 | _MSG_PACKET) or len(body) < _GENMSG.size:
             continue
-        found = dict(attributes(body[_GENMSG.size :]))
+        found = dict(nlmsg.attributes(body[_GENMSG.size :]))
         prefix = found.get(_ATTR_PREFIX, b"").split(b"\0", 1)[0].decode("utf-8", "replace")
         refusal = packet(prefix, found.get(_ATTR_PAYLOAD, b""))
         if refusal:
@@ -121,9 +92,8 @@ def bind_request(group: int) -> bytes:
         (_CFG_TIMEOUT, struct.pack("!I", 5)),
         (_CFG_QTHRESH, struct.pack("!I", 32)),
     ):
-        body += (_ATTR.pack(_ATTR.size + len(value), kind) + value).ljust(_align(_ATTR.size + len(value)), b"\0")
-    kind = _SUBSYS_ULOG << 8 | _MSG_CONFIG
-    return _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | _NLM_F_ACK, 1, 0) + body
+        body += nlmsg.attribute(kind, value)
+    return nlmsg.message(_SUBSYS_ULOG << 8 | _MSG_CONFIG, nlmsg.REQUEST | nlmsg.ACK, body)
 
 
 class NflogReader:
@@ -143,9 +113,9 @@ class NflogReader:
             raise
 
     def _expect_ack(self, group: int) -> None:
-        for kind, body in messages(self._socket.recv(65536)):
-            if kind == _NLMSG_ERROR:
-                code = -struct.unpack_from("=i", body)[0]
+        for kind, _, body in nlmsg.messages(self._socket.recv(65536)):
+            if kind == nlmsg.ERROR:
+                code = nlmsg.errno_of(body)
                 if code:
                     reason = os.strerror(code)
                     raise NflogError(

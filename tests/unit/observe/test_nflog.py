@@ -7,7 +7,8 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrHopByHop
 from scapy.packet import Packet, Raw
 
-from hostmesh.observe.nflog import Refusal, bind_request, messages, packet, refusals
+from hostmesh.apply.nlmsg import messages
+from hostmesh.observe.nflog import Refusal, bind_request, packet, refusals
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -63,6 +64,6 @@ def test_what_is_cut_short_gives_no_ports_and_no_error() -> None:
 def test_bind_request_is_one_aligned_message_for_the_group() -> None:
     request = bind_request(7300)
     assert len(request) % 4 == 0
-    ((kind, body),) = messages(request)
+    ((kind, _, body),) = messages(request)
     assert kind == 4 << 8 | 1
     assert struct.unpack_from("!BBH", body) == (0, 0, 7300)
