@@ -187,7 +187,7 @@ def make_parts(settings: Settings) -> Parts:
         identities.look()
 
     def about_mesh(what: str) -> None:
-        wakeups.request(what)
+        wakeups.request(what, 0.0)  # while a run is under way, the next words of the controller gather by themselves
         identities.look()
 
     proxy = ProxyLink(settings.paths.proxy_socket, about_proxy, reports.events)

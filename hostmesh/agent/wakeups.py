@@ -2,7 +2,7 @@
 
 import asyncio
 
-DEBOUNCE = 0.02
+DEBOUNCE = 0.005
 
 
 class Wakeups:
