@@ -147,6 +147,23 @@ fn heads_are_rewritten() {
 }
 
 #[test]
+fn names_that_an_application_takes_for_one() {
+    let head = with(
+        "X_Hostmesh_Peer: a\r\nx-hostmesh_peer: b\r\nX_Forwarded_Client-Cert: c\r\nX_Tenant: red\r\nx-tenant: blue\r\n",
+    );
+    let head = head.expect("a request");
+    let out = written(&head, &RequestEdits::default()).to_ascii_lowercase();
+    assert!(!out.contains("peer") && !out.contains("cert"), "{out}");
+    let mut seen = Vec::new();
+    head.headers().each("x-tenant", &mut |value| seen.push(value.to_vec()));
+    assert_eq!(
+        seen,
+        [b"red".to_vec(), b"blue".to_vec()],
+        "two lines of one name to a rule"
+    );
+}
+
+#[test]
 fn upgrades() {
     let head = with("Connection: Upgrade\r\nUpgrade: websocket\r\n").expect("a request");
     assert!(head.upgrade);
@@ -157,8 +174,17 @@ fn upgrades() {
     )
     .expect("101");
     assert!(!switched.is_interim());
+    let to_http = "HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n";
+    assert_eq!(
+        response(to_http, &head).err(),
+        Some(Refused::Upgrade),
+        "not what was asked for"
+    );
     for lines in [
         "Connection: upgrade\r\nUpgrade: h2c\r\n",
+        "Connection: upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",
+        "Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
+        "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n",
         "Upgrade: websocket\r\n",
         "Connection: upgrade\r\n",
     ] {

@@ -65,7 +65,8 @@ struct Hops {
     length: Option<u64>,
     chunked: bool,
     named: bool,
-    upgrade_field: Option<usize>,
+    /// `Upgrade` names something, and nothing of HTTP.
+    upgrade_to: Option<bool>,
 }
 
 impl Fields {
@@ -94,7 +95,7 @@ impl Fields {
 
     fn hops(&self) -> Result<Hops, Refused> {
         let mut hops = Hops::default();
-        for (index, field) in self.fields.iter().enumerate() {
+        for field in &self.fields {
             let value = self.value(field);
             match self.name(field) {
                 name if name.eq_ignore_ascii_case(b"connection") => connection(value, &mut hops)?,
@@ -110,7 +111,9 @@ impl Fields {
                     }
                     hops.chunked = true;
                 }
-                name if name.eq_ignore_ascii_case(b"upgrade") => hops.upgrade_field = Some(index),
+                name if name.eq_ignore_ascii_case(b"upgrade") => {
+                    hops.upgrade_to = Some(hops.upgrade_to.unwrap_or(true) && !is_http_upgrade(value));
+                }
                 _ => {}
             }
         }
@@ -123,8 +126,16 @@ impl Fields {
 
 impl Headers for Fields {
     fn each(&self, name: &str, see: &mut dyn FnMut(&[u8])) {
-        self.all(name).for_each(see);
+        let fits = |field: &&Field| is_same_variable(self.name(field), name.as_bytes());
+        self.fields.iter().filter(fits).for_each(|field| see(self.value(field)));
     }
+}
+
+/// Would applications take these for the same field? Many get fields as variables in which `-` and `_` are one (CGI, RFC
+/// 3875, section 4.1.18; WSGI).
+pub(super) fn is_same_variable(name: &[u8], other: &[u8]) -> bool {
+    let plain = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    name.len() == other.len() && name.iter().map(plain).eq(other.iter().map(plain))
 }
 
 /// RFC 9110, section 7.6.1. A hop must not be told to drop what frames or routes the message.
@@ -213,7 +224,6 @@ impl RequestHead {
         if hops.chunked && !is_http11 {
             return Err(Refused::TransferEncoding);
         }
-        let may_upgrade = |index| !is_http_upgrade(fields.value(&fields.fields[index]));
         let head = Self {
             method,
             target,
@@ -228,7 +238,7 @@ impl RequestHead {
                 _ => Framing::Empty,
             },
             keep_alive: is_http11 && !hops.close,
-            upgrade: is_http11 && hops.upgrade && hops.upgrade_field.is_some_and(may_upgrade),
+            upgrade: is_http11 && hops.upgrade && hops.upgrade_to == Some(true),
             names_hops: hops.named,
             fields,
         };
@@ -367,7 +377,7 @@ impl ResponseHead {
         if hops.chunked && (version == 0 || !request.is_http11) {
             return Err(Refused::TransferEncoding);
         }
-        if status < 100 || (status == 101 && !(request.upgrade && hops.upgrade)) {
+        if status < 100 || (status == 101 && !(request.upgrade && hops.upgrade && hops.upgrade_to == Some(true))) {
             return Err(Refused::Upgrade);
         }
         let framing = match (status, hops.length) {

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::head::Fields;
+use super::head::{Fields, is_same_variable};
 use super::{RequestHead, ResponseHead};
 
 /// What is set on a request on its way.
@@ -23,12 +23,12 @@ pub struct ResponseEdits {
     pub from_application: bool,
 }
 
-/// Is this a field that only the mesh may set?
+/// Is this a field that only the mesh may set, or one that an application would take for it?
 pub(super) fn is_mesh_field(name: &[u8]) -> bool {
     let mesh = b"x-hostmesh-";
     name.get(..mesh.len())
-        .is_some_and(|start| start.eq_ignore_ascii_case(mesh))
-        || name.eq_ignore_ascii_case(b"x-forwarded-client-cert")
+        .is_some_and(|start| is_same_variable(start, mesh))
+        || is_same_variable(name, b"x-forwarded-client-cert")
 }
 
 /// RFC 9110, section 7.6.1. `transfer-encoding` stays: the body passes as it is.
