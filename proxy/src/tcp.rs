@@ -51,56 +51,98 @@ pub async fn relay(application: TcpStream, other: Stream) -> Relayed {
     }
 }
 
+/// Why a direction stopped before its end.
+enum Stop {
+    /// It writes to a side that has said its end and is gone: nobody misses what was left.
+    Left,
+    /// Something broke.
+    Broke(io::Error),
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Broke(error)
+    }
+}
+
+/// A write that failed: of no account when the one who was to read had said its end before.
+fn unwritten(reader_ended: &Cell<bool>) -> impl Fn(io::Error) -> Stop {
+    |error| {
+        if reader_ended.get() {
+            Stop::Left
+        } else {
+            Stop::Broke(error)
+        }
+    }
+}
+
+fn relayed(sent: &Cell<u64>, received: &Cell<u64>, stopped: Result<((), ()), Stop>) -> Relayed {
+    Relayed {
+        sent: sent.get(),
+        received: received.get(),
+        result: match stopped {
+            Err(Stop::Broke(error)) => Err(error),
+            Ok(_) | Err(Stop::Left) => Ok(()),
+        },
+    }
+}
+
 async fn relay_wire(tcp: TcpStream, mut wire: WireStream) -> Relayed {
     let (sent, received) = (Cell::new(0), Cell::new(0));
+    let (tcp_ended, wire_ended) = (Cell::new(false), Cell::new(false));
     let (sender, receiver) = wire.split();
     let up = async {
         while let Some(data) = read(&tcp).await? {
             sent.set(sent.get() + data.len() as u64);
-            sender.write(data).await?;
+            sender.write(data).await.map_err(unwritten(&wire_ended))?;
         }
-        sender.finish()
+        tcp_ended.set(true);
+        sender.finish().map_err(unwritten(&wire_ended))
     };
     let down = async {
         while let Some(data) = receiver.read().await? {
-            write(&tcp, &data).await?;
+            write(&tcp, &data).await.map_err(unwritten(&tcp_ended))?;
             received.set(received.get() + data.len() as u64);
             receiver.consumed(data.len());
         }
-        shut(&tcp)
+        wire_ended.set(true);
+        shut(&tcp).map_err(unwritten(&tcp_ended))
     };
-    let result = tokio::try_join!(up, down).map(|_| ());
-    if result.is_err() {
+    let stopped = tokio::try_join!(up, down);
+    if stopped.is_err() {
         wire.reset(h2::Reason::CONNECT_ERROR);
         sockopt::abort(tcp);
     }
-    Relayed {
-        sent: sent.get(),
-        received: received.get(),
-        result,
-    }
+    relayed(&sent, &received, stopped)
 }
 
 async fn relay_tcp(one: TcpStream, two: TcpStream) -> Relayed {
     let (sent, received) = (Cell::new(0), Cell::new(0));
-    let result = tokio::try_join!(carry(&one, &two, &sent), carry(&two, &one, &received)).map(|_| ());
-    if result.is_err() {
+    let (one_ended, two_ended) = (Cell::new(false), Cell::new(false));
+    let stopped = tokio::try_join!(
+        carry(&one, &one_ended, &two, &two_ended, &sent),
+        carry(&two, &two_ended, &one, &one_ended, &received)
+    );
+    if stopped.is_err() {
         sockopt::abort(one);
         sockopt::abort(two);
     }
-    Relayed {
-        sent: sent.get(),
-        received: received.get(),
-        result,
-    }
+    relayed(&sent, &received, stopped)
 }
 
-async fn carry(from: &TcpStream, to: &TcpStream, count: &Cell<u64>) -> io::Result<()> {
+async fn carry(
+    from: &TcpStream,
+    from_ended: &Cell<bool>,
+    to: &TcpStream,
+    to_ended: &Cell<bool>,
+    count: &Cell<u64>,
+) -> Result<(), Stop> {
     while let Some(data) = read(from).await? {
-        write(to, &data).await?;
+        write(to, &data).await.map_err(unwritten(to_ended))?;
         count.set(count.get() + data.len() as u64);
     }
-    shut(to)
+    from_ended.set(true);
+    shut(to).map_err(unwritten(to_ended))
 }
 
 /// The next bytes of a socket; `None` at its end. Owns no buffer while it waits.
