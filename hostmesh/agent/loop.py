@@ -19,9 +19,11 @@ from hostmesh.agent.services import effective, still_ready, workloads
 from hostmesh.agent.wakeups import Wakeups
 from hostmesh.apply.executor import Doors, Report, StepFailed, apply
 from hostmesh.apply.nft import Nft
+from hostmesh.apply.systemd import Systemd
 from hostmesh.errors import HostmeshError
 from hostmesh.names import UnitName
 from hostmesh.observe.host import HostObserver
+from hostmesh.observe.journal import Journal
 from hostmesh.observe.units import UnitFollower
 from hostmesh.plan.compile import Plan, compile_plan, units_of
 from hostmesh.plan.diff import Change, Observed, diff
@@ -46,6 +48,8 @@ class Parts:
     host: HostObserver
     doors: Doors
     firewall: Nft
+    systemd: Systemd
+    journal: Journal
     proxy: ProxyLink
     mesh: Mesh
     identities: Identities

@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import logging
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -19,7 +18,6 @@ from hostmesh.agent.control import ControlSocket
 from hostmesh.agent.identities import Identities
 from hostmesh.agent.loop import Loop, Parts
 from hostmesh.agent.mesh import Mesh
-from hostmesh.agent.notify import Notifier
 from hostmesh.agent.numbers import Numbers
 from hostmesh.agent.policies import PolicyFolder
 from hostmesh.agent.proxy_link import ProxyLink
@@ -31,14 +29,15 @@ from hostmesh.apply.executor import Doors
 from hostmesh.apply.files import Files
 from hostmesh.apply.netlink import Netlink
 from hostmesh.apply.nft import Nft
+from hostmesh.apply.notify import Notifier
 from hostmesh.apply.sysctl import Sysctls
 from hostmesh.apply.systemd import Systemd
 from hostmesh.errors import HostmeshError
-from hostmesh.observe import metrics
+from hostmesh.observe import metrics, written
 from hostmesh.observe.host import HostObserver
 from hostmesh.observe.journal import Journal
 from hostmesh.observe.units import UnitFollower
-from hostmesh.policy.hostfile import PLACE, load_settings
+from hostmesh.policy.hostfile import PLACE
 from hostmesh.policy.settings import Settings
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -66,13 +65,9 @@ def main() -> int:
 
 
 def read_settings(file: Path) -> Settings:
-    """The settings in the file; the usual ones where there is none. Raises PolicyError with all findings."""
-    try:
-        text = file.read_text()
-    except FileNotFoundError:
-        text = ""
-    settings = load_settings(str(file), text)
-    return settings if settings.host else replace(settings, host=socket.gethostname())
+    """The settings in the file, and this host's name where they give none. Raises PolicyError with all findings."""
+    settings = written.settings(file)
+    return replace(settings, host=written.host_name(settings))
 
 
 class Agent:
@@ -103,6 +98,8 @@ class Agent:
                     task.cancel()
         finally:
             await asyncio.to_thread(close_metrics)
+            await self._parts.systemd.close()
+            self._parts.journal.close()
         return self._following
 
     def _work(self, answers: Answers) -> list[Coroutine[None, None, None]]:
@@ -176,7 +173,8 @@ class Agent:
 
 def make_parts(settings: Settings) -> Parts:
     """The parts of an agent, wired; nothing runs yet."""
-    wakeups, reports, state = Wakeups(), Reports(Journal()), Path(settings.paths.state)
+    wakeups, journal, state = Wakeups(), Journal(), Path(settings.paths.state)
+    reports = Reports(journal)
     firewall, systemd, files = Nft(), Systemd(), Files()
     sysctls_file = str(state / "sysctls.json")
     sysctls = Sysctls(lambda: files.read(sysctls_file), lambda text: files.write(sysctls_file, text))
@@ -209,6 +207,8 @@ def make_parts(settings: Settings) -> Parts:
         ),
         doors=Doors(firewall, netlink, sysctls, systemd, files, proxy),
         firewall=firewall,
+        systemd=systemd,
+        journal=journal,
         proxy=proxy,
         mesh=mesh,
         identities=identities,

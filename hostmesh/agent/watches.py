@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from hostmesh.agent.policies import SUFFIX
 from hostmesh.agent.reports import Reports
 from hostmesh.agent.wakeups import DEBOUNCE, Wakeups
 from hostmesh.errors import HostmeshError
 from hostmesh.observe.folder import FolderWatch, Seen
 from hostmesh.observe.kernel_events import NftWatch, RouteWatch
 from hostmesh.observe.nflog import NflogReader
+from hostmesh.observe.written import SUFFIX
 from hostmesh.plan.redirect import TABLE
 from hostmesh.policy.settings import Settings
 

@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-import os
 import signal
-import socket
 import time
 
+from hostmesh.apply.notify import Notifier
 from hostmesh.controller import ca
 from hostmesh.controller.config import Config
 from hostmesh.controller.feed import Feed
@@ -32,21 +31,23 @@ async def run(config: Config) -> None:
         where = await ports.start()
         log.info("trust domain %s: hosts on port %d, enrolment on port %d", config.trust_domain, *where)
         _warn_of_age(authority.active.intermediate.not_valid_after_utc.timestamp() - time.time())
-        _notify(f"READY=1\nSTATUS=trust domain {config.trust_domain}, ports {where[0]} and {where[1]}")
-        await _follow(feed, stop)
-        _notify("STOPPING=1")
+        notifier = Notifier()
+        notifier.ready()
+        notifier.status(f"trust domain {config.trust_domain}, ports {where[0]} and {where[1]}")
+        await _follow(feed, stop, notifier)
+        notifier.stopping()
         feed.close()
         await ports.stop(STOP_GRACE)
     finally:
         store.close()
 
 
-async def _follow(feed: Feed, stop: asyncio.Event) -> None:
+async def _follow(feed: Feed, stop: asyncio.Event, notifier: Notifier) -> None:
     """Every half second, until told to stop: hosts that fell silent, and what the command line wrote to the store."""
     while not stop.is_set():
         feed.refresh()
         feed.withdraw_silent()
-        _notify("WATCHDOG=1")
+        notifier.watchdog()
         try:
             await asyncio.wait_for(stop.wait(), TICK)
         except TimeoutError:
@@ -56,15 +57,3 @@ async def _follow(feed: Feed, stop: asyncio.Event) -> None:
 def _warn_of_age(seconds: float) -> None:
     if seconds < 60 * 86400:
         log.warning("the intermediate certificate ends in %.0f days; after that nothing can be signed", seconds / 86400)
-
-
-def _notify(message: str) -> None:
-    """Tell systemd (sd_notify(3)); without systemd there is nobody to tell."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sender:
-        try:
-            sender.sendto(message.encode(), "\0" + path[1:] if path.startswith("@") else path)
-        except OSError as error:
-            log.debug("systemd does not listen on %s: %s", path, error)

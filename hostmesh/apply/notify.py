@@ -1,8 +1,14 @@
-"""Turns the agent's state into messages to systemd (sd_notify(3)): READY, RELOADING, STOPPING, STATUS, WATCHDOG."""
+"""Turns a daemon's state into messages to systemd (sd_notify(3)): READY, RELOADING, STOPPING, STATUS, WATCHDOG.
 
+Law: nothing here waits for systemd, and no daemon ends because it could not be told.
+"""
+
+import logging
 import os
 import socket
 import time
+
+log = logging.getLogger(__name__)
 
 
 class Notifier:
@@ -11,7 +17,6 @@ class Notifier:
     def __init__(self) -> None:
         path = os.environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + path[1:] if path.startswith("@") else path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
     @property
     def watchdog_seconds(self) -> float:
@@ -39,5 +44,10 @@ class Notifier:
         self._send("STATUS=" + text.replace("\n", " "))
 
     def _send(self, message: str) -> None:
-        if self._address:
-            self._socket.sendto(message.encode(), self._address)
+        if not self._address:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sender:
+            try:
+                sender.sendto(message.encode(), self._address)
+            except OSError as error:
+                log.warning("systemd does not listen on %s: %s", self._address, error)
