@@ -17,6 +17,7 @@ from tests.mesh.world import World, world
 Show = Callable[[World], str]
 ROWS: tuple[Show, ...] = (
     shows.allowed,
+    shows.same_host,
     shows.nothing_readable,
     shows.readable_without,
     shows.wire_refuses_strangers,

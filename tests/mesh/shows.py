@@ -339,3 +339,14 @@ def wrong_policy(w: World) -> str:
         assert checked.exit == 1 and where in checked.stdout + checked.stderr, checked
     wait_until(lambda: not w.status(w.h2)["findings"], "the error is gone", 5.0, 0.05)
     return str(told[0]["MESSAGE"]).splitlines()[0]
+
+
+def same_host(w: World) -> str:
+    """Two meshed units of one host: one pass through one proxy, both policies; a unit that isn't named gets 403"""
+    assert w.shop("curl", "-sS", "-w", "%{http_code}", "http://orders/orders/7").must().stdout.endswith("200")
+    cursor = w.h1.journal_cursor()
+    said = refused(w.h1, "guest", "orders", "80", GET, run=w.guest)
+    assert said["first"] == "HTTP/1.1 403 Forbidden", said
+    line = w.denials(w.h1, after=cursor, HOSTMESH_UNIT="orders.service", HOSTMESH_VERDICT="deny")[0]
+    assert line["HOSTMESH_DIRECTION"] == "local", line
+    return f"shop → orders: 200; guest → orders: {said['first']}; HOSTMESH_RULE={line['HOSTMESH_RULE']}"

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.lab
     "show",
     [
         shows.allowed,
+        shows.same_host,
         shows.nothing_readable,
         shows.readable_without,
         shows.wire_refuses_strangers,
