@@ -32,6 +32,8 @@ def ask(known: Settings, request: wire.Request, answer: type[AnswerT], seconds: 
             said = _read(connection)
     except (OSError, BadFrame) as error:
         hint = "systemctl status hostmeshd.service; what is in force stays in force without it"
+        if not known.controllers:
+            hint = "this host is in no mesh: hostmesh enable UNIT, or hostmesh join TOKEN"
         raise AgentAway(f"the agent does not answer on {path}: {error}", hint) from error
     if isinstance(said, answer):
         return said

@@ -20,7 +20,8 @@ def certs(arguments: argparse.Namespace) -> int:
         show.print_json({"host_svid_not_after": answer.controller.host_svid_not_after,
                          "units": {unit.unit: unit.svid for unit in answer.units}})  # fmt: skip
     else:
-        rows = [("(this host)", "", "", "", show.moment(answer.controller.host_svid_not_after))]
+        own = f"spiffe://{answer.trust_domain}/host/{answer.host}"
+        rows = [("(this host)", own, "", "", show.moment(answer.controller.host_svid_not_after))]
         for unit in answer.units:
             svid = unit.svid
             if svid is None:

@@ -33,7 +33,7 @@ async def _disable(unit: UnitName, *, now: bool) -> int:
     from hostmesh.cli import removal  # noqa: PLC0415
     from hostmesh.cli.doors import open_doors  # noqa: PLC0415
 
-    known = host.settings()
+    known = removal.settings()
     doors = open_doors(known)
     aside = removal.set_policy_aside(host.policy_path(known, unit.full))
     dropins = removal.dropins_of(known, doors, unit)

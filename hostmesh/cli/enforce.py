@@ -1,7 +1,6 @@
 """Turns a policy in audit mode into one that is enforced; the rest of its text stays as a person wrote it."""
 
 import argparse
-import sys
 
 from hostmesh.apply.files import Files
 from hostmesh.cli import drafts, host
@@ -53,7 +52,7 @@ def _rules_for_seen(known: Settings, unit: UnitName) -> str:
         status = ask(known, GetStatus(1), Status)
         own = ask(known, GetPlan(2), PlanInForce).snapshot.addresses
     except AgentAway as error:
-        print(f"hostmesh enforce: nobody can tell who called so far: {error}", file=sys.stderr)
-        return ""
+        what = "nobody can tell which callers this would refuse: no agent answers"
+        raise Undecided(what, f"systemctl start hostmeshd.service; or hostmesh enforce {unit} --refuse-seen") from error
     seen = next((row.suggestions for row in status.units if row.unit == unit.full), [])
     return drafts.suggested_rules(seen, own)

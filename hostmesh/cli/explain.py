@@ -168,7 +168,7 @@ def _only(ports: list[int], name: str, port: int) -> int:
     if 80 in ports:
         return 80
     if len(ports) != 1:
-        known = f"its ports: {', '.join(map(str, ports))}" if ports else f"for example {name}:443"
+        known = f"its ports: {', '.join(map(str, ports))}" if ports else f"no service of that name here; {name}:443"
         raise HostmeshError(f"which port of {name}?", known)
     return ports[0]
 

@@ -5,12 +5,15 @@ What the agent would do, were it alive, is done here in its stead: the last unit
 
 import contextlib
 import re
+import sys
 from pathlib import Path
 
 from hostmesh.apply.executor import Doors, apply
 from hostmesh.apply.proxy import ProxyClient
+from hostmesh.cli import host
 from hostmesh.cli.agent_link import AgentAway, AgentRefused, ask
 from hostmesh.cli.doors import HostDoors
+from hostmesh.errors import HostmeshError
 from hostmesh.names import UnitName
 from hostmesh.plan.compile import empty_plan
 from hostmesh.plan.diff import diff
@@ -21,6 +24,15 @@ from hostmesh.policy.settings import Settings
 from hostmesh.wire.agent_control import Done, Reconcile
 
 DISABLED = ".disabled"
+
+
+def settings() -> Settings:
+    """The host's settings; the usual ones, with a word on stderr, where the file is broken: it keeps nobody in."""
+    try:
+        return host.settings()
+    except HostmeshError as error:
+        print(f"note    the usual settings are taken, because\n{error}", file=sys.stderr)
+        return Settings()
 
 
 def set_policy_aside(path: Path) -> Path | None:

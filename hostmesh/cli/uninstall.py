@@ -31,7 +31,7 @@ async def _uninstall() -> int:
     from hostmesh.cli.disable import leave  # noqa: PLC0415
     from hostmesh.cli.doors import open_doors  # noqa: PLC0415
 
-    known = host.settings()
+    known = removal.settings()
     doors = open_doors(known)
     await doors.systemd.stop(_SERVICES[0])  # it would make anew what is taken down
     print(f"stopped {_SERVICES[0]}")

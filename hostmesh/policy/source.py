@@ -63,6 +63,9 @@ class Node:
 
 def parse(file: str, text: str, findings: Findings) -> Node | None:
     """Read one file; what TOML does not allow goes to ``findings``, and there is no tree then."""
+    if text.startswith("\ufeff"):
+        findings.add(Code.SYNTAX, Place(file, 1, 1), "begins with a byte order mark", "save it as UTF-8 without one")
+        return None
     try:
         tree = tomli.loads(text)
         places = _Scanner(text).scan()

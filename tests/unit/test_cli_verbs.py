@@ -219,13 +219,37 @@ def test_status_suggests_rules_that_pass(agent: Path) -> None:
 def test_status_without_an_agent(folder: Path) -> None:
     done = hostmesh(folder, "status")
     assert done.returncode == 1
-    assert "systemctl status hostmeshd.service" in done.stderr
+    assert "this host is in no mesh: hostmesh enable UNIT" in done.stderr
+    settings = folder / "hostmesh.toml"
+    settings.write_text(f'controllers = ["198.18.0.1:15010"]\n{settings.read_text()}')
+    assert "systemctl status hostmeshd.service" in hostmesh(folder, "status").stderr
+
+
+def test_enforce_without_an_agent_takes_a_decision(folder: Path) -> None:
+    path = folder / "policies/inventory.service.toml"
+    path.write_text("[inbound]\nmode = 'audit'\n")
+    done = hostmesh(folder, "enforce", "inventory")
+    assert done.returncode == 1
+    assert "no agent answers" in done.stderr
+    assert "'audit'" in path.read_text()
+    assert hostmesh(folder, "enforce", "inventory", "--refuse-seen").returncode == 0
+    assert "'enforce'" in path.read_text()
+
+
+def test_settings_that_are_broken_keep_no_unit_in(folder: Path) -> None:
+    (folder / "hostmesh.toml").write_text("{{garbage")
+    script = "from hostmesh.cli import removal; print(removal.settings().paths.policies)"
+    environment = {"HOSTMESH_SETTINGS": str(folder / "hostmesh.toml")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "/etc/hostmesh/policies\n"
+    assert "the usual settings are taken" in done.stderr
 
 
 def test_certs_tells_by_its_exit_code_that_one_is_missing(agent: Path) -> None:
     done = hostmesh(agent, "certs")
     assert done.returncode == 1
     assert "inventory.service  none yet" in done.stdout
+    assert "spiffe://mesh.local/host/h1" in done.stdout
 
 
 def test_diff_lays_files_over_those_in_force(agent: Path) -> None:

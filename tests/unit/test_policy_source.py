@@ -154,3 +154,9 @@ def test_every_value_is_where_its_token_is(parts: list[tuple[str, Shape]]) -> No
 
     for name, entry in tree(text).table.items():
         check(entry, name)
+
+
+def test_a_byte_order_mark_is_called_by_its_name() -> None:
+    findings = Findings()
+    assert parse("f", "\ufefftop = 1\n", findings) is None
+    assert "byte order mark" in findings.diagnostics[0].message
