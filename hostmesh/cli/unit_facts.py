@@ -15,6 +15,7 @@ class UnitFact:
     load_state, active_state: systemd's words. capabilities: bits of the bounding set; ambient: of AmbientCapabilities.
     sockets: ``.socket`` units that start it and are enabled or running. similar: units that there are, where this one
     is not found. alias_of: the unit's own name, where ``unit`` is another one for it.
+    default_dependencies: systemd's DefaultDependencies=; units of the early boot have none.
     """
 
     unit: UnitName
@@ -33,6 +34,7 @@ class UnitFact:
     need_reload: bool = False
     similar: tuple[str, ...] = ()
     alias_of: str = ""
+    default_dependencies: bool = True
 
 
 def read(units: tuple[UnitName, ...]) -> dict[UnitName, UnitFact]:
@@ -47,6 +49,8 @@ def read(units: tuple[UnitName, ...]) -> dict[UnitName, UnitFact]:
 
 async def look(bus: Bus, unit: UnitName) -> UnitFact:
     """One unit's facts; a unit that nothing has loaded yet is loaded, which starts nothing."""
+    if unit.stem.endswith("@"):
+        return UnitFact(unit, "template")
     (path,) = await bus.call("LoadUnit", "s", unit.full)
     base = await bus.get_all(path, UNIT)
     if base["LoadState"] != "loaded":
@@ -68,6 +72,7 @@ async def look(bus: Bus, unit: UnitName) -> UnitFact:
         await _sockets(bus, base["TriggeredBy"]),
         base["NeedDaemonReload"],
         alias_of=base["Id"] if base["Id"] != unit.full else "",
+        default_dependencies=base["DefaultDependencies"],
     )
 
 

@@ -17,9 +17,13 @@ GOOD = UnitFact(UnitName("web.service"), "loaded", "active", "system.slice", use
     [
         (replace(GOOD, load_state="not-found", similar=("wed.service",)), "does not know", "did you mean wed.service?"),
         (replace(GOOD, load_state="not-found"), "does not know", "units of users cannot be meshed"),
+        (UnitFact(UnitName("db@.service"), "template"), "a template", "hostmesh enable db@NAME"),
         (replace(GOOD, load_state="masked"), "masked", "systemctl unmask web.service"),
         (replace(GOOD, alias_of="nginx.service"), "another name of nginx.service", "hostmesh enable nginx.service"),
         (replace(GOOD, unit=UnitName("web.socket")), "not a socket", "name its service"),
+        (replace(GOOD, unit=UnitName("hostmeshd.service")), "part of hostmesh itself", "mesh the services"),
+        (replace(GOOD, unit=UnitName("dbus.service")), "starts before hostmesh can", "leave it out"),
+        (replace(GOOD, default_dependencies=False), "starts before hostmesh can", "leave it out"),
         (replace(GOOD, slice="own.slice"), "own.slice, whose limits would be lost", "take Slice= out"),
         (replace(GOOD, slice="system-web.slice"), "slice of its own", "take Slice= out"),
         (replace(GOOD, private_network=True), "PrivateNetwork=yes", "take PrivateNetwork= out"),
