@@ -71,6 +71,7 @@ def _token(arguments: argparse.Namespace) -> int:
     host.must_be_root("controller token")
     from hostmesh.controller import admin  # noqa: PLC0415  the CA takes its time to load
 
+    admin.must_be_reachable(arguments.host, host.host_name(host.settings()))
     print(admin.make_token(arguments.host, tuple(arguments.unit), ttl=arguments.ttl))
     return 0
 

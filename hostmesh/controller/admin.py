@@ -4,6 +4,7 @@ No network and no running controller is needed; a running one takes over what wa
 """
 
 import base64
+import ipaddress
 import os
 import pwd
 import secrets
@@ -91,6 +92,17 @@ def make_token(host: str, units: tuple[str, ...], *, ttl: timedelta = TOKEN_LIFE
             root=base64.b64encode(root.public_bytes(Encoding.DER)).decode(),
         )
     )
+
+
+def must_be_reachable(host: str, own: str, *, config_path: Path = PATH) -> None:
+    """Raises AdminError where ``host`` is another than the controller's ``own`` and only loopback is advertised."""
+    config = load(config_path)
+    if host != own and all(ipaddress.ip_address(address).is_loopback for address in config.advertise):
+        raise AdminError(
+            f"{host} could not reach this controller, which advertises {', '.join(config.advertise)} alone",
+            f'in {config_path} set listen = ["::"] and advertise to addresses of this host, then systemctl restart '
+            "hostmesh-controller.service",
+        )
 
 
 def grant(host: str, units: tuple[str, ...], *, config_path: Path = PATH) -> tuple[str, ...]:

@@ -179,3 +179,13 @@ def test_a_second_controller_on_the_port_hears_of_it(mesh: Mesh) -> None:
         second.start()
     assert second.process is not None
     assert second.process.wait(10) == 1
+
+
+def test_a_token_that_could_not_be_used_is_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "controller.toml"
+    path.write_text(dump(Config(state=tmp_path / "state")))
+    admin.must_be_reachable("h1", "h1", config_path=path)
+    with pytest.raises(admin.AdminError, match="h2 could not reach this controller"):
+        admin.must_be_reachable("h2", "h1", config_path=path)
+    path.write_text(dump(Config(state=tmp_path / "state", advertise=("127.0.0.1", "198.18.0.1"))))
+    admin.must_be_reachable("h2", "h1", config_path=path)
