@@ -52,6 +52,20 @@ _AGENT_HELP = {
 }
 
 
+_PROXY_HELP = {
+    "connections": "Open connections",
+    "streams": "Open streams of the wire",
+    "pooled": "TLS connections in the pools",
+    "workers": "Threads that carry traffic",
+    "tls_handshakes": "TLS handshakes done",
+    "dns_answered": "DNS queries of meshed units answered",
+    "dns_forwarded": "DNS queries of meshed units passed on",
+    "dns_failed": "DNS queries of meshed units refused or failed",
+    "events_dropped": "Events that did not fit into the proxy's queue; their counters are exact",
+}
+_PROXY_COUNTERS = frozenset({"tls_handshakes", "dns_answered", "dns_forwarded", "dns_failed", "events_dropped"})
+
+
 class MeshCollector(Collector):
     """Asks ``source`` for what is, at each scrape, and renders it."""
 
@@ -117,7 +131,10 @@ class _Sum:
 
 
 def flows(rows: Iterable[TrafficCount]) -> dict[Flow, _Sum]:
-    """The rows summed up by flow: source and destination by direction, peers bounded."""
+    """The rows summed up by flow: source and destination by direction, peers bounded.
+
+    A call between two units of this host has two rows: ``outbound`` the caller's, ``local`` the callee's.
+    """
     peers: dict[str, set[str]] = {}
     sums: dict[Flow, _Sum] = {}
     for row in rows:
@@ -144,14 +161,14 @@ def _proxy(stats: Stats) -> Iterator[Metric]:
         sent.add_metric(flow, total.bytes_out)
         duration.add_metric(flow, _cumulative(stats.bounds_us, total.buckets), total.duration_us / 1e6)
     yield from (count, retries, received, sent, duration)
-    denied = CounterMetricFamily("hostmesh_denied", "Refusals, by the rule that decided", labels=("rule",))
+    told = "Refusals, by the rule that decided; in audit mode what would have been refused"
+    denied = CounterMetricFamily("hostmesh_denied", told, labels=("rule",))
     for rule, number in sorted(stats.denied.items()):
         denied.add_metric((rule,), number)
     yield denied
-    gauges = GaugeMetricFamily("hostmesh_proxy", "What the proxy holds now", labels=("what",))
     for name, number in sorted(stats.gauges.items()):
-        gauges.add_metric((name,), number)
-    yield gauges
+        family = CounterMetricFamily if name in _PROXY_COUNTERS else GaugeMetricFamily
+        yield family(f"hostmesh_proxy_{name}", _PROXY_HELP.get(name, "What the proxy says of itself"), value=number)
 
 
 def _cumulative(bounds_us: list[int], buckets: list[int]) -> list[tuple[str, float]]:

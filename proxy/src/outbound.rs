@@ -230,10 +230,7 @@ impl Outgoing {
     }
 
     async fn local_unit(self, tcp: TcpStream, unit: &Arc<Unit>, port: &Port) {
-        let about = About {
-            direction: "local",
-            ..self.about(&unit.spiffe_id, &unit.service, port.port, port.protocol.as_str())
-        };
+        let about = self.about(&unit.spiffe_id, &unit.service, port.port, port.protocol.as_str());
         let Some(rule) = self.judge(&about, Some(&unit.service)) else {
             return sockopt::abort(tcp);
         };

@@ -241,7 +241,7 @@ impl Calling {
             });
         };
         let (request, id) = (call.request, self.route.connector.unit.spiffe_id.clone());
-        let caller = self.account(unit.spiffe_id.clone(), "local");
+        let caller = self.account(unit.spiffe_id.clone(), "outbound");
         let asked = Request {
             method: request.method(),
             path: request.path(),
@@ -250,6 +250,7 @@ impl Calling {
         let decision = authorize::request(unit, &Caller::Identity(&id), port.port, &asked);
         let about = About {
             unit: unit.clone(),
+            direction: "local",
             peer: id,
             port: port.port,
             ..caller.about.clone()

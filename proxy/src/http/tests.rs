@@ -283,7 +283,7 @@ fn requests_follow_each_other_on_one_connection() {
             rows,
             [
                 ("nginx.service", "local", ORDERS, "2xx", 2),
-                ("orders.service", "local", nginx, "2xx", 2)
+                ("orders.service", "outbound", nginx, "2xx", 2)
             ],
             "one pass, both sides' counters"
         );

@@ -41,7 +41,13 @@ def scrape(observed: Observed) -> dict[tuple[str, tuple[tuple[str, str], ...]], 
 
 
 def test_counters_of_proxy_kernel_and_agent() -> None:
-    stats = Stats(id=1, bounds_us=[1000, 10000], traffic=[row()], denied={"f:3": 4}, gauges={"connections": 5})
+    stats = Stats(
+        id=1,
+        bounds_us=[1000, 10000],
+        traffic=[row()],
+        denied={"f:3": 4},
+        gauges={"connections": 5, "tls_handshakes": 6},
+    )
     found = scrape(
         Observed(
             "1.2", stats, kernel={("web.service", "f:no-plaintext"): 7}, svids={"web.service": 123}, agent={"units": 2}
@@ -54,7 +60,8 @@ def test_counters_of_proxy_kernel_and_agent() -> None:
     assert found["hostmesh_requests_total", flow] == 10
     assert found["hostmesh_retries_total", flow] == 2
     assert found["hostmesh_denied_total", (("rule", "f:3"),)] == 4
-    assert found["hostmesh_proxy", (("what", "connections"),)] == 5
+    assert found["hostmesh_proxy_connections", ()] == 5
+    assert found["hostmesh_proxy_tls_handshakes_total", ()] == 6
     assert found["hostmesh_kernel_refused_packets_total", (("rule", "f:no-plaintext"), ("unit", "web.service"))] == 7
     assert found["hostmesh_svid_expiry_seconds", (("unit", "web.service"),)] == 123
     assert found["hostmesh_agent_units", ()] == 2
