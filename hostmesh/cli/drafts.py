@@ -26,8 +26,8 @@ def first_draft(unit: UnitName, listens: Iterable[tuple[str, int]]) -> str:
     return f"""\
 # Policy of {unit.full}, written by `hostmesh enable`.
 #
-# In audit mode nothing is refused yet: whoever would be is recorded, and shown by `hostmesh status`.
-# `hostmesh enforce {unit.full}` ends that. All that can be said here: docs/policy.md
+# While mode is "audit", nothing is refused: whoever would be is recorded, and shown by `hostmesh status`.
+# `hostmesh enforce {unit.full}` ends that. All that can be said here: /opt/hostmesh/share/hostmesh/docs/policy.md
 
 [service]
 name = "{service_name_of(unit)}"
