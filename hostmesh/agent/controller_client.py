@@ -49,6 +49,7 @@ _OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_receive_message_length", 256 * 1024 * 1024),  # a whole catalog in one event: gRPC stops at 4 MB
     ("grpc.use_local_subchannel_pool", 1),  # a new certificate must mean a new connection
 ]
 

@@ -4,6 +4,7 @@ Law: every event carries the revision at which it happened, and a host's younges
 the same catalog in whatever order they come, and coming twice changes nothing. Pure.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ from hostmesh.registry.catalog import (
     Catalog,
     Claim,
     Host,
+    RangeError,
     Workload,
     capacity,
     conflict_of,
@@ -20,6 +22,9 @@ from hostmesh.registry.catalog import (
 )
 from hostmesh.registry.catalog import allocate as allocate_claim
 from hostmesh.wire.snapshot import Traffic
+
+MOST_NAMES = 1024
+"""Service names that one owner may have: instances of a template share them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +151,24 @@ def admit(catalog: Catalog, offers: Iterable[Offer]) -> tuple[list[Offer], dict[
 
 
 def claims_for(catalog: Catalog, offers: Iterable[Offer]) -> list[Claimed]:
-    """The claims that these offers need and nobody made yet. Raises `RangeError` when the ranges are used up."""
+    """The claims that these offers need and nobody made yet. Raises `RangeError` when the ranges are used up, or one
+    owner wants more than `MOST_NAMES`: a name stays for ever, and a stolen host must not use up those of the mesh."""
     made: dict[str, Claim] = {}
     size = capacity(catalog.vip_ranges)
+    held = Counter(claim.owner for claim in catalog.claims.values())
     for offer in sorted(offers, key=lambda o: o.service):
         known = catalog.claims.get(offer.service)
         if offer.service in made or (known and known.owner):
             continue
+        owner = owner_of(offer.unit)
+        held[owner] += 1
+        if held[owner] > MOST_NAMES:
+            raise RangeError(f"{owner} has {MOST_NAMES} service names", "release some at the controller")
         if known:
-            made[offer.service] = Claim(known.index, owner_of(offer.unit))
+            made[offer.service] = Claim(known.index, owner)
         else:
             claims = {**catalog.claims, **made}
-            made[offer.service] = allocate_claim(claims, offer.service, owner_of(offer.unit), size)
+            made[offer.service] = allocate_claim(claims, offer.service, owner, size)
     return [Claimed(service, claim) for service, claim in made.items()]
 
 

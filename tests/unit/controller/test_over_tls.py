@@ -21,7 +21,8 @@ from hostmesh.agent.enrol import JoinError, join
 from hostmesh.agent.host_identity import new_request
 from hostmesh.controller import admin
 from hostmesh.identity.authority import check_chain
-from hostmesh.wire.controller import SERVICE, SignRequest, read_token, write_token
+from hostmesh.wire.controller import SERVICE, PublishRequest, SignRequest, Workload, read_token, write_token
+from hostmesh.wire.snapshot import Traffic
 from tests.unit.controller.conftest import Mesh, beside, next_event, own_address, until, word
 
 
@@ -73,6 +74,26 @@ def test_a_change_reaches_a_watcher_at_once(mesh: Mesh) -> None:
         await h1.close()
         await h2.close()
         assert statistics.median(times) < 0.1, times
+
+    asyncio.run(scenario())
+
+
+def test_a_catalog_of_many_megabytes_reaches_a_watcher(mesh: Mesh) -> None:
+    """What a host may publish adds up to more than gRPC takes in one message, unless it is told otherwise."""
+    mesh.join("h1", "*")
+    mesh.join("h2")
+    ports = [(number, "tcp") for number in range(10_001, 10_257)]
+    traffic = Traffic(timeout_ms=0, retries=None, balance="least-request", rule="")
+    loads = [Workload(f"s{number}.service", f"s{number}", ports, traffic, True) for number in range(400)]
+
+    async def scenario() -> None:
+        h1, h2 = mesh.client("h1"), mesh.client("h2")
+        assert (await h1.publish(PublishRequest(["198.18.0.1"], 15008, loads))).refused == {}
+        event = await next_event(h2.watch())
+        assert len(event.services) == len(loads)
+        assert len(msgspec.json.encode(event)) > 4 * 1024 * 1024
+        await h1.close()
+        await h2.close()
 
     asyncio.run(scenario())
 

@@ -22,6 +22,7 @@ from hostmesh.registry.catalog import (
     where_published,
 )
 from hostmesh.registry.events import (
+    MOST_NAMES,
     Claimed,
     Event,
     FellSilent,
@@ -185,6 +186,16 @@ def test_a_foreign_unit_does_not_take_a_name() -> None:
 def test_a_new_name_has_one_owner_within_one_word() -> None:
     a, b = offer("a.service", "web", (80, "http")), offer("b.service", "web", (81, "http"))
     assert admit(EMPTY, [b, a]) == ([a], {UnitName("b.service"): "a"})
+
+
+def test_one_owner_does_not_use_up_the_names() -> None:
+    """A stolen host publishes its unit under one name after the other: each stays claimed."""
+    claims = {f"s{number}": Claim(number + 1, "evil") for number in range(MOST_NAMES)}
+    catalog = replace(EMPTY, claims=claims)
+    with pytest.raises(RangeError, match="evil has 1024 service names"):
+        claims_for(catalog, [offer("evil@7.service", "one-more", (80, "http"))])
+    assert claims_for(catalog, [offer("evil.service", "s5", (80, "http"))]) == [], "its own name again"
+    assert len(claims_for(catalog, [offer("good.service", "good", (80, "http"))])) == 1
 
 
 def test_changes_name_only_what_changed() -> None:
