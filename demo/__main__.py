@@ -41,8 +41,8 @@ ROWS: tuple[Show, ...] = (
 STEP_IN = """
 The hosts are up. In another terminal, in this folder:
 
-    make lab-exec HOST=h1 CMD='hostmesh status'          as the administrator of h1
-    .venv/bin/python -m tests.lab shell h2                a shell on h2
+    .venv/bin/python -m tests.lab exec h1 -- hostmesh status       as the administrator of h1
+    .venv/bin/python -m tests.lab shell h2                          a shell on h2
 
 Ctrl-C here takes everything down."""
 
@@ -59,7 +59,7 @@ def main() -> int:
         print(f"[{time.monotonic() - started:5.1f} s] {what}", flush=True)
 
     try:
-        with world(tell) as built:
+        with world(tell, open_house=keep) as built:
             rows = [attempt(built, show, tell) for show in ROWS]
             if keep:
                 print(table(rows) + STEP_IN, flush=True)
@@ -91,8 +91,8 @@ def table(rows: list[tuple[bool, str, str]]) -> str:
     left = 48
     lines = ["", f"{'':5}{'what was tried':{left}}  what was seen", "-" * width]
     for ok, tried, seen in rows:
-        tries = textwrap.wrap(tried, left)
-        seens = textwrap.wrap(seen, width - left - 7) or [""]
+        tries = textwrap.wrap(tried, left, break_on_hyphens=False)
+        seens = textwrap.wrap(seen, width - left - 7, break_on_hyphens=False) or [""]
         for index in range(max(len(tries), len(seens))):
             mark = ("ok" if ok else "FAIL") if index == 0 else ""
             one = tries[index] if index < len(tries) else ""

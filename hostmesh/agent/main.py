@@ -32,7 +32,7 @@ from hostmesh.apply.nft import Nft
 from hostmesh.apply.notify import Notifier
 from hostmesh.apply.sysctl import Sysctls
 from hostmesh.apply.systemd import Systemd
-from hostmesh.errors import HostmeshError
+from hostmesh.errors import HostmeshError, PolicyError
 from hostmesh.observe import metrics, written
 from hostmesh.observe.host import HostObserver
 from hostmesh.observe.journal import Journal
@@ -41,6 +41,7 @@ from hostmesh.policy.hostfile import PLACE
 from hostmesh.policy.settings import Settings
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+EX_CONFIG = 78
 _SCRAPE_SECONDS = 8.0
 _START_SECONDS = 1.0
 _WATCHDOG_SECONDS = 10.0
@@ -48,7 +49,7 @@ _STUCK_SECONDS = 120.0  # longer than a job of systemd may take (`apply/systemd.
 
 
 def main() -> int:
-    """The agent's command line."""
+    """The agent's command line. EX_CONFIG (sysexits.h) tells systemd that starting again won't help."""
     parser = argparse.ArgumentParser(prog="hostmeshd", description="The agent of a host.")
     parser.add_argument("--settings", type=Path, default=Path(PLACE), metavar="PATH", help="default: %(default)s")
     file: Path = parser.parse_args().settings
@@ -58,6 +59,9 @@ def main() -> int:
         settings = read_settings(file)
         while following := asyncio.run(Agent(settings, file, notifier).run()):
             settings = following
+    except PolicyError as error:
+        print(f"<3>hostmeshd: {error}\n    mend it, then: systemctl restart hostmeshd", file=sys.stderr)
+        return EX_CONFIG
     except (HostmeshError, OSError) as error:
         print(f"<3>hostmeshd: {error}", file=sys.stderr)
         return 1

@@ -240,6 +240,18 @@ def test_other_settings_are_taken_without_a_restart(h1: Host) -> None:
     assert main_pid(h1) == pid
 
 
+def test_a_start_with_wrong_settings_is_told_once_and_touches_nothing(h1: Host) -> None:
+    rules, cursor = ruleset(h1), h1.journal_cursor()
+    h1.write("/etc/hostmesh/hostmesh.toml", "[ports]\nmetrics = 'x'\n")
+    assert not h1.exec(["systemctl", "restart", "hostmeshd.service"]).ok
+    assert h1.exec(["systemctl", "is-failed", "hostmeshd.service"]).must().stdout.strip() == "failed"
+    told = [e for e in h1.journal(unit="hostmeshd.service", after=cursor) if "hostmesh.toml:2:" in str(e["MESSAGE"])]
+    assert len(told) == 1, told
+    assert ruleset(h1) == rules
+    h1.exec(["rm", "/etc/hostmesh/hostmesh.toml"]).must()
+    h1.systemctl("restart", "hostmeshd.service")
+
+
 def test_anyone_may_look_only_root_may_change(h1: Host) -> None:
     code = (
         "import socket, sys\n"

@@ -108,10 +108,10 @@ class World:
 
 
 @contextlib.contextmanager
-def world(tell: Tell = lambda _: None) -> Iterator[World]:
-    """The whole world, up and meshed; all gone after the ``with``."""
+def world(tell: Tell = lambda _: None, *, open_house: bool = False) -> Iterator[World]:
+    """The whole world, up and meshed; all gone after the ``with``. ``open_house``: for the lab's hand tool too."""
     tell("booting three hosts")
-    with Lab(("h1", "h2", "outsider")) as lab:
+    with Lab(("h1", "h2", "outsider"), open_house=open_house) as lab:
         the_world = World(lab)
         lab["outsider"].exec(["ip", "address", "add", f"{STRANGER}/24", "dev", "eth0"]).must()
         tell("h1, h2: installing hostmesh from the wheels")
