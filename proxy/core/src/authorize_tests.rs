@@ -1,3 +1,5 @@
+//! Held to the same table as the specification in Python: `tests/vectors/authorize.json`.
+
 use serde::Deserialize;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Which endpoint is taken, and that load is spread.
+
 use super::*;
 use crate::config::tests::sample;
 

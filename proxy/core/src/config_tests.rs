@@ -1,3 +1,5 @@
+//! The sample snapshots of both languages, and what is refused in them.
+
 use super::*;
 
 const H1: &str = include_str!("../../../tests/vectors/snapshot/h1.json");

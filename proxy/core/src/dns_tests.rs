@@ -1,3 +1,5 @@
+//! Queries as they come off the wire, and what is said to each.
+
 use super::*;
 use crate::config::tests::{sample, without_endpoints};
 

@@ -63,5 +63,8 @@ impl Refused {
 }
 
 #[cfg(test)]
+#[path = "http1_stream_tests.rs"]
+mod stream_tests;
+#[cfg(test)]
 #[path = "http1_tests.rs"]
 mod tests;

@@ -1,3 +1,5 @@
+//! Paths with one meaning, and those with more.
+
 use proptest::prelude::*;
 use serde::Deserialize;
 

@@ -1,3 +1,5 @@
+//! What may be tried again, when, and who pays.
+
 use proptest::prelude::*;
 
 use super::*;
