@@ -184,6 +184,13 @@ pub fn read_leaf(der: &[u8]) -> Result<Peer, WrongPeer> {
     })
 }
 
+/// The end of a leaf's validity, seconds since the epoch.
+pub fn not_after(der: &[u8]) -> Result<u64, WrongPeer> {
+    let (_, leaf) =
+        X509Certificate::from_der(der).map_err(|error| WrongPeer(format!("peer's certificate: {error}")))?;
+    Ok(u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0))
+}
+
 fn wrong(error: WrongPeer) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
 }

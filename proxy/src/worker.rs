@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use hostmesh_proxy_core::balance::Loads;
 use hostmesh_proxy_core::config::{AccessLog, Unit};
+use rustls::pki_types::UnixTime;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
@@ -118,6 +119,8 @@ impl Worker {
                 _ = beats.tick() => {
                     self.shared.beat(index);
                     self.pool.sweep();
+                    let now = UnixTime::now().as_secs();
+                    self.each_link(|link| link.sweep(now));
                 }
                 Ok(()) = changes.changed() => {
                     self.pool.refresh();

@@ -110,7 +110,10 @@ fn streams_that_nobody_reads_do_not_stand_in_the_way() {
         let mut seen = vec![0; megabyte.len()];
         let (sent, received) = tokio::join!(stream.write_all(&megabyte), soon(application.read_exact(&mut seen)));
         assert!(sent.is_ok() && received.is_ok() && seen == megabyte);
-        assert!(stalled.iter().all(|(written, _)| !written.is_finished()), "they were to be full");
+        assert!(
+            stalled.iter().all(|(written, _)| !written.is_finished()),
+            "they were to be full"
+        );
         assert_eq!(mesh.accepted.get(), 1, "all of it on one connection");
     });
 }

@@ -87,9 +87,12 @@ struct Connection {
 #[derive(Default)]
 struct Peer {
     connections: Vec<Rc<Connection>>,
-    /// One dials, the others wait for what comes of it.
-    dialing: Rc<tokio::sync::Mutex<()>>,
+    /// One dials, the others wait for what comes of it: a connection, or the failure that is kept here.
+    dialing: Rc<tokio::sync::Mutex<Option<Failed>>>,
 }
+
+/// When nobody could be reached, and why.
+struct Failed(Instant, io::ErrorKind, String);
 
 /// The TLS connections of one worker.
 pub struct Pool {
@@ -138,7 +141,11 @@ impl Pool {
 
     async fn request(&self, connection: &Connection, authority: Uri) -> Result<Result<WireStream, OpenError>, Stale> {
         let lease = connection.link.lease(&self.stats);
-        let mut requests = connection.requests.clone().ready().await.map_err(|_| Stale)?;
+        let Ok(ready) = timeout(ANSWER, connection.requests.clone().ready()).await else {
+            let full = io::Error::new(io::ErrorKind::TimedOut, "the peer takes no more streams");
+            return Ok(Err(OpenError::Unreachable(full)));
+        };
+        let mut requests = ready.map_err(|_| Stale)?;
         let mut request = Request::new(());
         *request.method_mut() = Method::CONNECT;
         *request.uri_mut() = authority;
@@ -162,11 +169,25 @@ impl Pool {
             return Ok(connection);
         }
         let dialing = self.peers.borrow_mut().entry(pair.clone()).or_default().dialing.clone();
-        let _turn = dialing.lock().await;
+        let asked = Instant::now();
+        let mut turn = dialing.lock().await;
         if let Some(connection) = self.pooled(pair) {
             return Ok(connection);
         }
-        let connection = Rc::new(self.dial(pair, endpoint).await?);
+        // Else those who wait would find out one after the other, each with its own time to wait.
+        if let Some(Failed(_, kind, why)) = turn.as_ref().filter(|Failed(at, ..)| *at >= asked) {
+            return Err(OpenError::Unreachable(io::Error::new(*kind, why.clone())));
+        }
+        let connection = match self.dial(pair, endpoint).await {
+            Ok(connection) => Rc::new(connection),
+            Err(error) => {
+                if let OpenError::Unreachable(why) = &error {
+                    *turn = Some(Failed(Instant::now(), why.kind(), why.to_string()));
+                }
+                return Err(error);
+            }
+        };
+        *turn = None;
         self.peers
             .borrow_mut()
             .entry(pair.clone())

@@ -25,7 +25,7 @@ use crate::inbound;
 use crate::sockopt;
 use crate::stats::Gauge;
 use crate::stream::WireStream;
-use crate::tls::{ALPN, Peer, Trust, read_leaf};
+use crate::tls::{ALPN, Peer, Trust, not_after, read_leaf};
 use crate::worker::Worker;
 
 /// Streams that a peer opens and resets before they were looked at, at most (CVE-2023-44487).
@@ -43,12 +43,21 @@ pub struct ServerLink {
     /// The address that the wire shows.
     pub client: IpAddr,
     chain: Vec<CertificateDer<'static>>,
+    /// The end of the client's certificate, seconds since the epoch.
+    not_after: u64,
 }
 
 impl ServerLink {
     /// Says GOAWAY; open streams end in their own time.
     pub fn retire(&self) {
         self.link.retire();
+    }
+
+    /// Says GOAWAY when the client's certificate is over: it has another by now, or shall open nothing more.
+    pub fn sweep(&self, now: u64) {
+        if now >= self.not_after {
+            self.retire();
+        }
     }
 
     /// Ends the connection if its client is not trusted any more.
@@ -86,6 +95,7 @@ async fn handshake(worker: &Worker, tcp: TcpStream, client: IpAddr) -> io::Resul
     let chain = session.peer_certificates().unwrap_or_default().to_vec();
     let leaf = chain.first().ok_or_else(|| io::Error::other("no certificate"))?;
     let peer = read_leaf(leaf).map_err(io::Error::other)?;
+    let not_after = not_after(leaf).map_err(io::Error::other)?;
     Ok((
         tls,
         ServerLink {
@@ -94,6 +104,7 @@ async fn handshake(worker: &Worker, tcp: TcpStream, client: IpAddr) -> io::Resul
             sni,
             client,
             chain,
+            not_after,
         },
     ))
 }

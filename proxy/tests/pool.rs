@@ -1,0 +1,82 @@
+//! The pool of wire connections when things go wrong: a peer that cannot be reached, a certificate that is over.
+
+#[allow(dead_code)] // each test file uses a part
+mod ends;
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use ends::{End, Mesh, config, run, soon};
+use hostmesh_proxy::wire::client::OpenError;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+#[test]
+fn those_who_wait_for_a_peer_learn_together_that_it_is_not_there() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let dead = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let wire = dead.local_addr().expect("an address").port();
+        let h1 = End::new(config("h1", &[&mesh.ca], wire, mesh.ports), [mesh.ca.orders()]);
+        let dialed = Rc::new(Cell::new(0));
+        let count = dialed.clone();
+        tokio::task::spawn_local(async move {
+            while let Ok((tcp, _)) = dead.accept().await {
+                count.set(count.get() + 1);
+                drop(tcp);
+            }
+        });
+        let endpoint = h1.shared().config().expect("a config").services[0].endpoints[0].clone();
+        let unit = "orders.service".into();
+        let open = || soon(h1.worker.pool.open(&unit, &endpoint, mesh.ports[0]));
+        let (one, two, three) = tokio::join!(open(), open(), open());
+        for opened in [one, two, three] {
+            assert!(matches!(opened, Err(OpenError::Unreachable(_))));
+        }
+        assert_eq!(dialed.get(), 1, "each found out for itself");
+        assert!(open().await.is_err());
+        assert_eq!(dialed.get(), 2, "who asks later is not told old news");
+    });
+}
+
+#[test]
+fn a_client_whose_certificate_is_over_opens_nothing_more_on_its_connection() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let unit = "orders.service".into();
+        let endpoint = mesh.endpoint();
+        let open = || soon(mesh.h1.worker.pool.open(&unit, &endpoint, mesh.ports[0]));
+        let (first, mut application) = tokio::join!(open(), mesh.arrives());
+        let mut first = first.expect("a stream");
+        let link = mesh.h2.worker.links.borrow()[0].upgrade().expect("a connection");
+        link.sweep(0);
+        let (second, _other) = tokio::join!(open(), mesh.arrives());
+        second.expect("a stream");
+        assert_eq!(mesh.accepted.get(), 1, "it is not over yet");
+        link.sweep(u64::MAX);
+        let third = async {
+            loop {
+                let (opened, _application) = tokio::join!(open(), mesh.arrives());
+                opened.expect("a stream");
+                if mesh.accepted.get() == 2 {
+                    break;
+                }
+            }
+        };
+        soon(third).await;
+        first
+            .split()
+            .0
+            .write(bytes::Bytes::from_static(b"still"))
+            .await
+            .expect("open");
+        let mut still = [0; 5];
+        soon(application.read_exact(&mut still)).await.expect("bytes");
+        application.write_all(b"here").await.expect("open");
+        assert_eq!(&still, b"still");
+        assert_eq!(
+            soon(first.split().1.read()).await.expect("bytes").as_deref(),
+            Some(&b"here"[..])
+        );
+    });
+}
