@@ -19,9 +19,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::events::{Event, EventSource};
+use crate::events::{Event, EventSource, QUEUE};
 use crate::identity::SvidStore;
-use crate::persist::Persist;
+use crate::persist::Saver;
 use crate::shared::{Refused, Shared};
 use crate::stats::{BOUNDS_US, Gauge, TrafficCount};
 
@@ -103,7 +103,7 @@ struct SvidStatus {
 pub struct Control {
     shared: Arc<Shared>,
     svids: SvidStore,
-    persist: Persist,
+    saver: Saver,
     source: EventSource,
     waiting: Vec<Event>,
     dropped: u64,
@@ -125,11 +125,11 @@ pub fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 
 impl Control {
     /// Of these parts.
-    pub fn new(shared: Arc<Shared>, svids: SvidStore, persist: Persist, source: EventSource) -> Self {
+    pub fn new(shared: Arc<Shared>, svids: SvidStore, saver: Saver, source: EventSource) -> Self {
         Self {
             shared,
             svids,
-            persist,
+            saver,
             source,
             waiting: Vec::new(),
             dropped: 0,
@@ -151,8 +151,8 @@ impl Control {
         }
     }
 
-    /// Talks with one agent until its connection ends; gives the reason. May be dropped at any await: a request is
-    /// carried out between awaits, and events stay in `waiting` until they are written.
+    /// Talks with one agent until its connection ends; gives the reason. May be dropped at any await: what a request puts
+    /// in force it puts there between awaits, and events stay in `waiting` until they are written.
     async fn attend(&mut self, mut agent: UnixStream) -> io::Error {
         let (reading, mut writing) = agent.split();
         let mut frames = Frames {
@@ -163,20 +163,33 @@ impl Control {
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let done = tokio::select! {
-                frame = frames.next() => match frame.and_then(|frame| self.answer(&frame)) {
-                    Ok(answer) => write(&mut writing, &answer).await,
+                frame = frames.next() => match frame {
+                    Ok(frame) => self.reply(&frame, &mut writing).await,
                     Err(error) => Err(error),
                 },
-                more = self.source.batch(BATCH - self.waiting.len()), if self.waiting.len() < BATCH => {
-                    self.waiting.extend(more);
-                    if self.waiting.len() == BATCH { self.tell(&mut writing).await } else { Ok(()) }
+                // Waits for the first only: who emits the next wakes nobody.
+                first = self.source.batch(BATCH), if self.waiting.is_empty() => {
+                    self.waiting = first;
+                    Ok(())
                 }
-                _ = pace.tick(), if !self.waiting.is_empty() => self.tell(&mut writing).await,
+                _ = pace.tick(), if !self.waiting.is_empty() => self.tell_all(&mut writing).await,
             };
             if let Err(error) = done {
                 return error;
             }
         }
+    }
+
+    /// Tells what is there; what comes meanwhile has its turn at the next pace.
+    async fn tell_all(&mut self, agent: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
+        for _ in 0..=QUEUE / BATCH {
+            self.source.top_up(&mut self.waiting, BATCH);
+            if self.waiting.is_empty() {
+                break;
+            }
+            self.tell(agent).await?;
+        }
+        Ok(())
     }
 
     async fn tell(&mut self, agent: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
@@ -195,9 +208,9 @@ impl Control {
     }
 
     /// Carries out one request; an error means that the connection is beyond understanding.
-    fn answer(&mut self, request: &[u8]) -> io::Result<Vec<u8>> {
+    async fn reply(&mut self, request: &[u8], agent: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
         let answer = match serde_json::from_slice(request) {
-            Ok(request) => self.carry_out(request),
+            Ok(request) => self.carry_out(request).await,
             Err(error) => match serde_json::from_slice(request) {
                 Ok(OnlyId { id }) => Answer::Nack {
                     id,
@@ -214,14 +227,15 @@ impl Control {
         if let Answer::Nack { reason, .. } = &answer {
             eprintln!("<4>refused: {reason}");
         }
-        frame(&answer)
+        write(agent, &frame(&answer)?).await
     }
 
-    fn carry_out(&mut self, request: Request) -> Answer<'static> {
+    async fn carry_out(&mut self, request: Request) -> Answer<'static> {
         let nack = |id, reason: String| Answer::Nack { id, reason };
         match request {
             Request::Snapshot { id, snapshot } => self
                 .put(*snapshot)
+                .await
                 .map_or_else(|why| nack(id, why), |()| Answer::Ack { id }),
             Request::GetCsr { id, unit } => match self.svids.request(&unit) {
                 Ok(csr) => Answer::Csr {
@@ -242,7 +256,7 @@ impl Control {
         }
     }
 
-    fn put(&mut self, snapshot: Snapshot) -> Result<(), String> {
+    async fn put(&mut self, snapshot: Snapshot) -> Result<(), String> {
         let config = Config::build(snapshot.clone()).map_err(|why| why.to_string())?;
         let refused = match self.shared.set_config(config) {
             // What is in force stays; the file is for the restart that this asks for.
@@ -253,11 +267,9 @@ impl Control {
                 None
             }
         };
-        if let Err(error) = self.persist.save(&snapshot) {
-            eprintln!(
-                "<3>snapshot {} will not outlive this process: {error}",
-                snapshot.revision
-            );
+        let revision = snapshot.revision.clone();
+        if let Err(error) = self.saver.save(snapshot).await {
+            eprintln!("<3>snapshot {revision} will not outlive this process: {error}");
         }
         refused.map_or(Ok(()), Err)
     }

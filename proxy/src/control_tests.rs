@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use tokio::task::LocalSet;
 
 use super::*;
-use crate::events::QUEUE;
 use crate::fixture::{Authority, Wrong, shared, snapshot};
+use crate::persist::Persist;
 
 /// A control thread of its own, as the process has one.
 struct Proxy {
@@ -28,7 +28,7 @@ impl Proxy {
         let control = Control::new(
             shared.clone(),
             SvidStore::new(shared.clone()),
-            Persist::new(folder.path()),
+            Saver::start(Persist::new(folder.path())).expect("a thread"),
             source,
         );
         std::thread::spawn(move || {

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use hostmesh_proxy_core::config::Unit;
@@ -15,7 +16,7 @@ use hostmesh_proxy_core::names::Asked;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
 use crate::dns_socket::{DnsSocket, Query};
@@ -57,6 +58,24 @@ fn judge(shared: &Shared, query: &Query) -> Judged {
         Answer::Reply(bytes) => Judged::Answered(Gauge::DnsAnswered, Some(bytes)),
         Answer::Forward => Judged::PassedOn(config.marks.proxy, unit.clone()),
     }
+}
+
+/// Serves the sockets for ever in a thread of its own: neither a large snapshot nor a slow disk, which the control side
+/// meets, keeps anybody waiting for a name.
+pub fn start(sockets: Vec<Socket>, shared: Arc<Shared>) -> io::Result<thread::JoinHandle<io::Result<()>>> {
+    thread::Builder::new().name("names".to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        LocalSet::new().block_on(&runtime, async {
+            let mut serving = JoinSet::new();
+            for socket in sockets {
+                serving.spawn_local(serve_udp(socket, shared.clone(), shared.stats.worker()));
+            }
+            match serving.join_next().await {
+                Some(ended) => ended.map_err(io::Error::other)?,
+                None => std::future::pending().await,
+            }
+        })
+    })
 }
 
 /// Serves one socket for ever. Runs in a `LocalSet`.

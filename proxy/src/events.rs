@@ -151,6 +151,15 @@ impl EventSource {
         events
     }
 
+    /// Takes what is there without waiting, until there are `limit` of them.
+    pub fn top_up(&mut self, events: &mut Vec<Event>, limit: usize) {
+        while events.len() < limit
+            && let Ok(event) = self.queue.try_recv()
+        {
+            events.push(event);
+        }
+    }
+
     /// Drops since the last call; reading takes them.
     pub fn take_dropped(&self) -> u64 {
         self.dropped.since_batch.swap(0, Ordering::Relaxed)

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use std::{env, io};
 
@@ -15,7 +15,7 @@ use hostmesh_proxy::events::{self, EventSource};
 use hostmesh_proxy::fdstore::Inherited;
 use hostmesh_proxy::identity::SvidStore;
 use hostmesh_proxy::listener;
-use hostmesh_proxy::persist::Persist;
+use hostmesh_proxy::persist::{Persist, Saver};
 use hostmesh_proxy::shared::Shared;
 use hostmesh_proxy::stats::Stats;
 use hostmesh_proxy::{dns, dns_socket, worker};
@@ -40,7 +40,7 @@ impl Options {
         let mut options = Self {
             control: "/run/hostmesh-proxy/control.sock".into(),
             state: "/var/lib/hostmesh-proxy".into(),
-            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            workers: thread::available_parallelism().map_or(1, usize::from),
             drain: Duration::from_secs(5),
         };
         while let Some(name) = arguments.next() {
@@ -99,13 +99,12 @@ async fn serve(options: &Options, inherited: &Inherited, shared: Arc<Shared>, so
     let mut svids = SvidStore::new(shared.clone());
     svids.restore(inherited);
     let socket = control::listen(&options.control)?;
-    let control = Control::new(shared.clone(), svids, persist, source);
+    let control = Control::new(shared.clone(), svids, Saver::start(persist)?, source);
     let mut control = tokio::task::spawn_local(control.serve(socket, AGENT_UID));
     let mut changes = shared.changes();
-    let mut workers = if known {
-        start(options, inherited, &shared)?
-    } else {
-        Vec::new()
+    let mut threads = match known {
+        true => Threads::start(options, inherited, &shared)?,
+        false => None,
     };
     tell(&[NotifyState::Ready]);
     let mut watch = Watch::new(shared.clone());
@@ -114,51 +113,55 @@ async fn serve(options: &Options, inherited: &Inherited, shared: Arc<Shared>, so
             Some(()) = terminated.recv() => break,
             Some(()) = interrupted.recv() => break,
             ended = &mut control => return ended?,
-            Ok(()) = changes.changed(), if workers.is_empty() => {
-                if shared.config().is_some() {
-                    workers = start(options, inherited, &shared)?;
-                }
-            }
+            Ok(()) = changes.changed(), if threads.is_none() => threads = Threads::start(options, inherited, &shared)?,
             () = watch.beat() => {
-                if let Some(dead) = workers.iter().find(|worker| worker.is_finished()) {
-                    return Err(io::Error::other(format!("{} ended by itself", dead.thread().name().unwrap_or("a worker"))));
+                if let Some(dead) = threads.as_ref().and_then(Threads::dead) {
+                    return Err(io::Error::other(format!("{dead} ended by itself")));
                 }
             }
         }
     }
     tell(&[NotifyState::Stopping]);
     shared.drain();
-    finish(workers).await
+    // Names are answered to the end of the process: what drains may ask for some.
+    finish(threads.map(|threads| threads.workers).unwrap_or_default()).await
 }
 
-/// Opens the listeners and starts what serves them.
-fn start(
-    options: &Options,
-    inherited: &Inherited,
-    shared: &Arc<Shared>,
-) -> io::Result<Vec<JoinHandle<io::Result<usize>>>> {
-    let Some(config) = shared.config() else {
-        return Ok(Vec::new());
-    };
-    let ports = &config.listeners;
-    for socket in dns_socket::open(&config, inherited)? {
-        let dns = dns::serve_udp(socket, shared.clone(), shared.stats.worker());
-        tokio::task::spawn_local(async move {
-            if let Err(error) = dns.await {
-                eprintln!("<3>names are not answered any more: {error}");
-            }
-        });
+/// What serves the listeners. This thread does nothing for them but see that they live.
+struct Threads {
+    workers: Vec<JoinHandle<io::Result<usize>>>,
+    names: JoinHandle<io::Result<()>>,
+}
+
+impl Threads {
+    /// Opens the listeners and starts what serves them, if there is a config.
+    fn start(options: &Options, inherited: &Inherited, shared: &Arc<Shared>) -> io::Result<Option<Self>> {
+        let Some(config) = shared.config() else {
+            return Ok(None);
+        };
+        let ports = &config.listeners;
+        let names = dns::start(dns_socket::open(&config, inherited)?, shared.clone())?;
+        let sets = listener::open(ports, options.workers, inherited)?;
+        let started = sets.into_iter().enumerate();
+        let workers = started
+            .map(|(index, set)| worker::start(shared.clone(), index, set, options.drain))
+            .collect::<Result<_, _>>()?;
+        eprintln!(
+            "<6>{} workers listen on ports {} (outbound), {} (plain text), {} (wire)",
+            options.workers, ports.outbound, ports.plaintext, ports.wire
+        );
+        Ok(Some(Self { workers, names }))
     }
-    let sets = listener::open(ports, options.workers, inherited)?;
-    let started = sets.into_iter().enumerate();
-    let workers = started
-        .map(|(index, set)| worker::start(shared.clone(), index, set, options.drain))
-        .collect::<Result<_, _>>()?;
-    eprintln!(
-        "<6>{} workers listen on ports {} (outbound), {} (plain text), {} (wire)",
-        options.workers, ports.outbound, ports.plaintext, ports.wire
-    );
-    Ok(workers)
+
+    /// The name of one that has ended.
+    fn dead(&self) -> Option<String> {
+        let ended = |thread: &thread::Thread| thread.name().unwrap_or("a thread").to_owned();
+        let mut workers = self.workers.iter();
+        let worker = workers
+            .find(|worker| worker.is_finished())
+            .map(|dead| ended(dead.thread()));
+        worker.or_else(|| self.names.is_finished().then(|| ended(self.names.thread())))
+    }
 }
 
 /// Waits for the workers; each ends by itself when its time is over.

@@ -7,9 +7,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 
 use hostmesh_proxy_core::config::Config;
 use hostmesh_proxy_core::snapshot::Snapshot;
+use tokio::sync::oneshot;
 
 use crate::shared::Shared;
 
@@ -79,5 +82,69 @@ impl Persist {
                 false
             }
         }
+    }
+}
+
+/// Saves in a thread of its own: a disk may take seconds, which nobody else shall feel.
+pub struct Saver {
+    orders: mpsc::Sender<Order>,
+}
+
+struct Order {
+    snapshot: Snapshot,
+    done: oneshot::Sender<io::Result<()>>,
+}
+
+impl Saver {
+    /// Into this folder.
+    pub fn start(persist: Persist) -> io::Result<Self> {
+        let (orders, queue) = mpsc::channel::<Order>();
+        thread::Builder::new().name("saver".to_owned()).spawn(move || {
+            for order in queue {
+                // Who asked may be gone; the file counts all the same.
+                let _gone = order.done.send(persist.save(&order.snapshot));
+            }
+        })?;
+        Ok(Self { orders })
+    }
+
+    /// Replaces the file; those that are asked for at once are saved in their order. Carried out whether it is awaited
+    /// or not.
+    pub fn save(&self, snapshot: Snapshot) -> impl Future<Output = io::Result<()>> + use<> {
+        let (done, saved) = oneshot::channel();
+        let ordered = self.orders.send(Order { snapshot, done });
+        async move {
+            let ended = || io::Error::other("the thread that saves has ended");
+            ordered.map_err(|_| ended())?;
+            saved.await.map_err(|_| ended())?
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{Authority, snapshot};
+
+    #[test]
+    fn saves_are_carried_out_in_their_order_whether_awaited_or_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let saver = Saver::start(Persist::new(folder.path())).expect("a thread");
+        let named = |revision: &str| Snapshot {
+            revision: revision.into(),
+            ..snapshot(&Authority::new())
+        };
+        drop(saver.save(named("one")));
+        let two = saver.save(named("two"));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(two).expect("saved");
+        let found = Persist::new(folder.path()).load().expect("read").expect("there");
+        assert_eq!(found.revision, "two");
+        fs::remove_dir_all(folder.path()).expect("removed");
+        runtime
+            .block_on(saver.save(named("three")))
+            .expect_err("no folder, no file");
     }
 }
