@@ -102,7 +102,7 @@ fn is_without_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-/// Accepts until told to stop, and hands each connection on. Out of descriptors: waits for some to be closed.
+/// Accepts until told to stop, and hands each connection on. Where none can be had, it waits a little.
 pub async fn accept(
     listener: tokio::net::TcpListener,
     mut draining: tokio::sync::watch::Receiver<bool>,
@@ -115,15 +115,10 @@ pub async fn accept(
         };
         match accepted {
             Ok((stream, client)) => each(stream, client),
-            // accept(2): EMFILE, ENFILE, ENOBUFS, ENOMEM pass; errors of one connection are its own.
-            Err(error) if error.raw_os_error().is_some_and(is_shortage) => {
-                tokio::time::sleep(Duration::from_millis(50)).await
-            }
-            Err(_) => {}
+            // accept(2): this one's own, and it is gone.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            // Out of descriptors or memory, most likely: waiting helps, and is all that does.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
-}
-
-fn is_shortage(code: i32) -> bool {
-    matches!(code, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
 }

@@ -134,6 +134,11 @@ impl Shared {
         self.config.load_full()
     }
 
+    /// Is this the config in force? Costs no count that all workers share.
+    pub fn is_in_force(&self, config: &Arc<Config>) -> bool {
+        self.config.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, config))
+    }
+
     /// The SVIDs in force.
     pub fn svids(&self) -> Arc<Svids> {
         self.svids.load_full()

@@ -3,6 +3,7 @@
 //! Law: an end is passed on as an end, a reset as a reset. No bytes are looked at; nobody must speak first.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 
 use bytes::{Bytes, BytesMut};
@@ -148,7 +149,8 @@ async fn carry(
 /// The next bytes of a socket; `None` at its end. Owns no buffer while it waits.
 pub async fn read(tcp: &TcpStream) -> io::Result<Option<Bytes>> {
     loop {
-        tcp.readable().await?;
+        // A socket is read by one task: the place for one waker does, and takes no list of waiters.
+        poll_fn(|cx| tcp.poll_read_ready(cx)).await?;
         match BLOCK.with_borrow_mut(|block| read_into(tcp, block)) {
             Ok(data) if data.is_empty() => return Ok(None),
             Ok(data) => return Ok(Some(data)),

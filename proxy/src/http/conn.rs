@@ -84,6 +84,11 @@ impl Conn {
         }
     }
 
+    /// Is it of the wire, on a connection that is to end?
+    pub fn is_retired(&self) -> bool {
+        matches!(&self.stream, Stream::Wire(wire) if wire.is_retired())
+    }
+
     /// Itself, if it may serve another request: nothing has arrived that nobody asked for, and nothing ended.
     pub fn if_clean(mut self) -> Option<Self> {
         (self.buffer.is_empty() && self.stream.is_idle()).then_some(self)

@@ -11,7 +11,7 @@ use hostmesh_proxy_core::retry::Failure;
 use tokio::time::{Instant, sleep_until};
 
 use super::conn::{Conn, NoHead, Sink, Source};
-use super::{COALESCE, REPLAY};
+use super::{COALESCE, HALF_CLOSED, REPLAY};
 
 /// Bytes of request heads, and of responses, in all tries.
 #[derive(Debug, Default)]
@@ -27,7 +27,8 @@ fn add(count: &Cell<u64>, bytes: usize) {
 /// A request's body on its way, with what went out already as long as that is little.
 pub struct Upload<'a> {
     body: Body,
-    sent: Vec<Bytes>,
+    /// A copy: parts of what was received would keep whole blocks alive, a single byte each.
+    sent: BytesMut,
     length: usize,
     /// All that went out is still here.
     replayable: &'a Cell<bool>,
@@ -36,6 +37,8 @@ pub struct Upload<'a> {
 enum Stopped {
     /// The client broke off.
     Downstream,
+    /// The client has ended its side after its request: it may have gone, or wait for the answer.
+    HalfClosed,
     BadBody(BodyError),
     /// The upstream takes no more; what it answered may be there all the same.
     Upstream,
@@ -46,7 +49,7 @@ impl<'a> Upload<'a> {
         replayable.set(true);
         Self {
             body: Body::new(request.framing),
-            sent: Vec::new(),
+            sent: BytesMut::new(),
             length: 0,
             replayable,
         }
@@ -76,21 +79,22 @@ impl<'a> Upload<'a> {
         self.length += body.len();
         if self.length > REPLAY {
             self.replayable.set(false);
-            self.sent = Vec::new();
-        } else if !body.is_empty() {
-            self.sent.push(body.clone());
+            self.sent = BytesMut::new();
+        } else {
+            self.sent.extend_from_slice(&body);
         }
         Ok(body)
     }
 
     /// Sends the head, what an earlier try had sent, then the rest as it comes.
     async fn run(&mut self, mut head: BytesMut, source: &mut Source<'_>, sink: &mut Sink<'_>) -> Result<(), Stopped> {
-        let mut first = self.sent.clone();
+        let again = Bytes::copy_from_slice(&self.sent);
+        let mut more = Bytes::new();
         if !self.is_done() {
             let bytes = source.buffered();
-            first.push(self.take(source, bytes).map_err(Stopped::BadBody)?);
+            more = self.take(source, bytes).map_err(Stopped::BadBody)?;
         }
-        for body in first {
+        for body in [again, more] {
             if body.len() <= COALESCE {
                 head.extend_from_slice(&body);
             } else {
@@ -110,6 +114,30 @@ impl<'a> Upload<'a> {
             sink.send(body).await.map_err(|_| Stopped::Upstream)?;
         }
         Ok(())
+    }
+
+    /// The same, and then sees whether the client is still there. Ends with a reason to stop, else never.
+    async fn run_and_watch(
+        &mut self,
+        head: BytesMut,
+        source: &mut Source<'_>,
+        sink: &mut Sink<'_>,
+        uploaded: &Cell<Option<bool>>,
+    ) -> Stopped {
+        match self.run(head, source, sink).await {
+            Err(Stopped::Upstream) => uploaded.set(Some(false)),
+            Err(stopped) => return stopped,
+            Ok(()) => {
+                uploaded.set(Some(true));
+                match source.recv().await {
+                    Err(_) => return Stopped::Downstream,
+                    Ok(None) => return Stopped::HalfClosed,
+                    // The next request, come early.
+                    Ok(Some(bytes)) => source.put_back(bytes),
+                }
+            }
+        }
+        pending().await
     }
 }
 
@@ -169,23 +197,29 @@ impl Exchange<'_> {
         self.request.write(&self.edits, &mut head);
         add(&self.tally.sent, head.len());
         let continued = Cell::new(!untouched);
-        let mut uploaded = None;
+        let uploaded = Cell::new(None);
+        let mut half_closed = false;
         let status;
         let passed = {
-            let mut pump = pin!(upload.run(head, &mut down_source, &mut up_sink));
+            let mut pump = pin!(upload.run_and_watch(head, &mut down_source, &mut up_sink, &uploaded));
             let found = {
                 let mut answer = pin!(self.answer(&mut up_source, &mut down_sink, &continued));
                 let mut late = pin!(until(self.deadline));
+                let mut gone = pin!(until(None));
                 loop {
                     tokio::select! {
                         biased;
-                        result = &mut pump, if uploaded.is_none() => match result {
-                            Err(Stopped::Downstream) => return Ended::Failed(Fault::Gone),
-                            Err(Stopped::BadBody(error)) => return Ended::Failed(Fault::BadRequestBody(error)),
-                            other => uploaded = Some(other.is_ok()),
+                        stopped = &mut pump, if !half_closed => match stopped {
+                            Stopped::BadBody(error) => return Ended::Failed(Fault::BadRequestBody(error)),
+                            Stopped::HalfClosed => {
+                                half_closed = true;
+                                gone.set(until(Some(Instant::now() + HALF_CLOSED)));
+                            }
+                            Stopped::Downstream | Stopped::Upstream => return Ended::Failed(Fault::Gone),
                         },
                         found = &mut answer => break found,
                         () = &mut late => return Ended::Failed(Fault::Timeout),
+                        () = &mut gone => return Ended::Failed(Fault::Gone),
                     }
                 }
             };
@@ -203,9 +237,9 @@ impl Exchange<'_> {
             let passed = loop {
                 tokio::select! {
                     biased;
-                    result = &mut pump, if uploaded.is_none() => match result {
-                        Err(Stopped::Downstream | Stopped::BadBody(_)) => break Passed::ClientGone,
-                        other => uploaded = Some(other.is_ok()),
+                    stopped = &mut pump, if !half_closed => match stopped {
+                        Stopped::HalfClosed => half_closed = true,
+                        _ => break Passed::ClientGone,
                     },
                     passed = &mut pass => break passed,
                 }
@@ -230,7 +264,7 @@ impl Exchange<'_> {
         let (keep_alive, close) = passed;
         Ended::Answered {
             status,
-            upstream_clean: keep_alive && uploaded == Some(true) && self.request.is_http11,
+            upstream_clean: keep_alive && uploaded.get() == Some(true) && self.request.is_http11,
             downstream_clean: !close && upload.is_done(),
         }
     }

@@ -140,8 +140,8 @@ fn entry<'a>(request: &'a RequestHead, rule: &'a str, span: Span, begun: Instant
 impl Serving {
     /// The port, by the config in force; `None`: the unit serves it no more, or not as HTTP.
     fn refresh(&mut self) -> Option<Port> {
-        let config = self.worker.shared.config()?;
-        if !Arc::ptr_eq(&config, &self.config) {
+        if !self.worker.shared.is_in_force(&self.config) {
+            let config = self.worker.shared.config()?;
             let unit = config.unit_by_name(&self.account.about.unit.unit)?.clone();
             self.account = Account::new(
                 &self.worker,

@@ -6,6 +6,7 @@
 mod call;
 mod conn;
 mod exchange;
+mod hop;
 pub mod inbound;
 mod observe;
 pub mod outbound;
@@ -22,5 +23,8 @@ const REPLAY: usize = 64 * 1024;
 const COALESCE: usize = 16 * 1024;
 /// A head must be there so long after its first byte.
 const HEAD_TIME: Duration = Duration::from_secs(30);
+/// A client that has ended its side after a request gets so long for the answer's head: most of these have gone, and what
+/// they asked for is not to be waited for without end.
+const HALF_CLOSED: Duration = Duration::from_secs(10);
 /// After the last response a client may send so long before its connection is cut.
 const LINGER: Duration = Duration::from_secs(1);

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{self, Caller, Request, Verdict};
-use hostmesh_proxy_core::config::{Endpoint, Port, Unit};
+use hostmesh_proxy_core::config::Unit;
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{RequestEdits, RequestHead, ResponseHead};
 use hostmesh_proxy_core::retry::{self, is_idempotent};
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::call::{Call, InFlight, Tried, describe, failed_connect, failure_of, pause, status, timed_out, until};
 use super::conn::Conn;
 use super::exchange::{Ended, Exchange, Tally, Upload};
+use super::hop::{Hop, Parties};
 use super::observe::{Account, Entry, span};
 use super::route::{Route, To};
 use super::session::{self, Handler, Next, reply};
@@ -59,43 +60,6 @@ struct Calling {
     /// The connection to an application of this host, between requests.
     kept: Option<(Arc<str>, u16, Conn)>,
     begun: Instant,
-}
-
-/// Whose counters and journals a try concerns.
-struct Parties {
-    caller: Rc<Account>,
-    /// Where it is a unit of this host; and the rule that lets the caller in.
-    callee: Option<(Rc<Account>, Arc<str>)>,
-}
-
-impl Parties {
-    fn ended(&self, worker: &Worker, entry: &Entry<'_>) {
-        self.caller.ended(worker, entry);
-        self.callee_ended(worker, entry);
-    }
-
-    fn callee_ended(&self, worker: &Worker, entry: &Entry<'_>) {
-        if let Some((callee, rule)) = &self.callee {
-            callee.ended(
-                worker,
-                &Entry {
-                    rule,
-                    tries: 1,
-                    ..*entry
-                },
-            );
-        }
-    }
-}
-
-/// Where one try goes.
-struct Hop {
-    /// The endpoint; `None`: a unit of this host that was called by address.
-    endpoint: Option<Arc<Endpoint>>,
-    /// The unit and its port, where it runs on this host.
-    local: Option<(Arc<Unit>, Port)>,
-    /// The port of the endpoint.
-    target: u16,
 }
 
 impl Handler for Calling {
@@ -147,8 +111,7 @@ impl Handler for Calling {
 impl Calling {
     /// Finds the route again when another config is in force. `None`: there is no more HTTP where it led.
     fn refresh(&mut self) -> Option<()> {
-        let config = self.worker.shared.config()?;
-        if !Arc::ptr_eq(&config, &self.route.connector.config) {
+        if !self.worker.shared.is_in_force(&self.route.connector.config) {
             self.route = Route::find(&self.worker, self.number, self.called, self.client)?;
             self.accounts.clear();
             self.kept = None;

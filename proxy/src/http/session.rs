@@ -1,5 +1,7 @@
 //! Serves one client's connection, request by request, in their order.
 
+use std::pin::pin;
+
 use bytes::Bytes;
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{Framing, RequestHead, local_reply};
@@ -34,13 +36,16 @@ pub trait Handler {
 }
 
 /// Serves the connection to its end, or, when the process drains, to the end of its request.
-pub async fn serve(stream: Stream, mut draining: watch::Receiver<bool>, handler: &mut impl Handler) {
+pub async fn serve(stream: Stream, draining: watch::Receiver<bool>, handler: &mut impl Handler) {
     let mut down = Conn::new(stream);
+    // One wait for the whole connection: to begin and end one for each request takes a lock that workers share.
+    let mut told = draining.clone();
+    let mut told = pin!(told.wait_for(|draining| *draining));
     loop {
         let waited = tokio::select! {
             biased;
             waited = down.wait() => waited,
-            _ = draining.wait_for(|draining| *draining) => return down.linger().await,
+            _ = &mut told => return down.linger().await,
         };
         match waited {
             Ok(true) => {}
@@ -59,7 +64,7 @@ pub async fn serve(stream: Stream, mut draining: watch::Receiver<bool>, handler:
                 return down.linger().await;
             }
         };
-        let last = *draining.borrow();
+        let last = down.is_retired() || *draining.borrow();
         // Boxed: most connections wait most of the time, and a request is larger than its connection.
         match Box::pin(handler.request(&mut down, request, last)).await {
             Next::Keep => {}
