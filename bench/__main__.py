@@ -46,8 +46,8 @@ def measure(w: World, contender: Contender, seconds: int) -> Round:
     errors = sum(map(int, re.findall(r"(?:connect|read|write|timeout|Non-2xx or 3xx responses:?) (\d+)", said)))
     return Round(
         rps=float(_found(r"Requests/sec:\s+([\d.]+)", said)),
-        p50=_milliseconds(_found(r"50%\s+(\S+)", said)),
-        p99=_milliseconds(_found(r"99%\s+(\S+)", said)),
+        p50=_milliseconds(_found(r"\n +50%\s+(\S+)", said)),
+        p99=_milliseconds(_found(r"\n +99%\s+(\S+)", said)),
         errors=errors,
         proxy_cpu_us=1e6 * (sum(after[0]) - sum(before[0])) / requests,
         app_cpu_us=1e6 * (after[1] - before[1]) / requests,
