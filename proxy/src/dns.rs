@@ -1,7 +1,8 @@
 //! Turns meshed units' DNS queries into answers: names of the mesh from the config in force, all others from whom they
 //! were for.
 //!
-//! Law: a query of nobody known is refused, never passed on; what is passed on, and what comes back, is not touched.
+//! Law: a query of nobody known, and of a unit with `[outbound]` to whom it may not ask, is refused, never passed on; what
+//! is passed on, and what comes back, is not touched.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,6 +21,8 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
 use crate::dns_socket::{DnsSocket, Query};
+use crate::events::Event;
+use crate::lookups::may_ask;
 use crate::shared::Shared;
 use crate::sockopt;
 use crate::stats::{Gauge, WorkerStats};
@@ -48,7 +51,7 @@ enum Judged {
     PassedOn(u32, Arc<Unit>),
 }
 
-fn judge(shared: &Shared, query: &Query) -> Judged {
+fn judge(shared: &Shared, stats: &WorkerStats, query: &Query) -> Judged {
     let config = shared.config();
     let unit = config.as_ref().and_then(|config| config.unit_by_mark(query.mark));
     let (Some(config), Some(unit)) = (&config, unit) else {
@@ -56,7 +59,10 @@ fn judge(shared: &Shared, query: &Query) -> Judged {
     };
     match answer(config, &query.bytes) {
         Answer::Reply(bytes) => Judged::Answered(Gauge::DnsAnswered, Some(bytes)),
-        Answer::Forward => Judged::PassedOn(config.marks.proxy, unit.clone()),
+        Answer::Forward => match outbound(unit, query.from.ip(), query.to, &query.bytes, shared, stats) {
+            Ok(()) => Judged::PassedOn(config.marks.proxy, unit.clone()),
+            Err(refusal) => Judged::Answered(Gauge::DnsFailed, refusal),
+        },
     }
 }
 
@@ -76,6 +82,33 @@ pub fn start(sockets: Vec<Socket>, shared: Arc<Shared>) -> io::Result<thread::Jo
             }
         })
     })
+}
+
+/// Is the unit's policy for the query to go on? Else the refusal, counted and recorded; `None` for what can't be answered.
+fn outbound(
+    unit: &Unit,
+    client: IpAddr,
+    to: SocketAddr,
+    query: &[u8],
+    shared: &Shared,
+    stats: &WorkerStats,
+) -> Result<(), Option<Vec<u8>>> {
+    let why = match may_ask(unit, to.ip(), query) {
+        Ok(true) => return Ok(()),
+        Ok(false) => String::new(),
+        Err(error) => format!(": /etc/resolv.conf: {error}"),
+    };
+    let rule = &unit.rule_outbound_default;
+    stats.denied(rule);
+    let message = format!("{} may not ask {to}{why}", unit.unit);
+    shared.events.emit(Event {
+        peer: "passthrough".into(),
+        port: to.port(),
+        protocol: "dns",
+        client: client.to_canonical().to_string(),
+        ..Event::denied(&unit.unit, "outbound", rule, message)
+    });
+    Err(failure(query, REFUSED))
 }
 
 /// Serves one socket for ever. Runs in a `LocalSet`.
@@ -101,7 +134,7 @@ pub async fn serve_udp(socket: Socket, shared: Arc<Shared>, stats: WorkerStats) 
                 continue;
             }
         };
-        let (gauge, bytes) = match judge(&shared, &query) {
+        let (gauge, bytes) = match judge(&shared, &stats, &query) {
             Judged::Answered(gauge, bytes) => (gauge, bytes),
             Judged::PassedOn(..) if in_flight.len() >= MAX_IN_FLIGHT => {
                 (Gauge::DnsFailed, failure(&query.bytes, SERVFAIL))
@@ -135,7 +168,7 @@ async fn pass_on(query: &Query, mark: u32, unit: &Unit, shared: &Shared, stats: 
             stats.add(Gauge::DnsForwarded, 1);
             // Before the unit has the answer and connects by it.
             if let Some(asked) = Asked::of(unit, &query.bytes) {
-                shared.lookups.learn(unit, &asked, query.to.ip(), &bytes);
+                shared.lookups.learn(unit, &asked, &bytes);
             }
             Some(bytes)
         }
@@ -219,6 +252,7 @@ pub async fn serve_tcp(
     shared: &Shared,
     stats: &WorkerStats,
 ) -> io::Result<()> {
+    let from = client.peer_addr()?.ip();
     let (reading, mut writing) = client.into_split();
     let mut queries = Messages {
         stream: Some(reading),
@@ -243,7 +277,7 @@ pub async fn serve_tcp(
             Some(Err(bytes)) => {
                 stats.add(Gauge::DnsForwarded, 1);
                 if let Some(asked) = bytes[2..].first_chunk().and_then(|id| open.remove(id)) {
-                    shared.lookups.learn(unit, &asked, to.ip(), &bytes[2..]);
+                    shared.lookups.learn(unit, &asked, &bytes[2..]);
                 }
                 writing.write_all(&bytes).await?;
             }
@@ -254,6 +288,12 @@ pub async fn serve_tcp(
                 if let Answer::Reply(bytes) = answer(&config, &query[2..]) {
                     stats.add(Gauge::DnsAnswered, 1);
                     writing.write_all(&framed(&bytes)?).await?;
+                    continue;
+                }
+                if let Err(refusal) = outbound(unit, from, to, &query[2..], shared, stats) {
+                    stats.add(Gauge::DnsFailed, 1);
+                    let Some(refusal) = refusal else { return Ok(()) };
+                    writing.write_all(&framed(&refusal)?).await?;
                     continue;
                 }
                 if upstream.is_none() {

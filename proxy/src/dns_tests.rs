@@ -231,44 +231,124 @@ fn tcp_answers_names_of_the_mesh_and_passes_the_others_on() {
 
 #[test]
 fn what_udp_passes_on_names_the_address_for_the_unit_that_asked() {
-    for (network, counts) in [("127.0.0.1/32", true), ("127.0.0.9/32", false)] {
-        run(async move {
-            let (shared, unit, stats) = named(network);
-            let server = UdpSocket::bind("127.0.0.1:0").await.expect("a server");
-            let to = server.local_addr().expect("its address");
-            tokio::task::spawn_local(async move {
-                for last in [1, 2] {
-                    let mut bytes = [0; 512];
-                    let (length, from) = server.recv_from(&mut bytes).await.expect("the query");
-                    let bytes = answered(&bytes[..length], last);
-                    server.send_to(&bytes, from).await.expect("sent");
-                }
-            });
-            for (last, name) in [(1, "API.example.org"), (2, "other.example.org")] {
-                let question = Query {
-                    bytes: query(9, name),
-                    from: to,
-                    to,
-                    mark: 0,
-                };
-                let bytes = pass_on(&question, 0, &unit, &shared, &stats).await;
-                assert_eq!(
-                    bytes,
-                    Some(answered(&question.bytes, last)),
-                    "as it is, whoever answers"
-                );
+    run(async move {
+        let (shared, unit, stats) = named("127.0.0.1/32");
+        let server = UdpSocket::bind("127.0.0.1:0").await.expect("a server");
+        let to = server.local_addr().expect("its address");
+        tokio::task::spawn_local(async move {
+            for last in [1, 2] {
+                let mut bytes = [0; 512];
+                let (length, from) = server.recv_from(&mut bytes).await.expect("the query");
+                let bytes = answered(&bytes[..length], last);
+                server.send_to(&bytes, from).await.expect("sent");
             }
-            let names = |unit: &Unit, last| shared.lookups.names(unit, Ipv4Addr::new(198, 18, 9, last).into());
-            let known = names(&unit, 1);
-            assert_eq!(
-                known.iter().map(|name| &**name).collect::<Vec<_>>(),
-                [API].repeat(usize::from(counts))
-            );
-            assert!(names(&unit, 2).is_empty(), "no rule has this name");
-            let other = shared.config().expect("in force").units[1].clone();
-            assert!(names(&other, 1).is_empty(), "another unit asked");
         });
+        for (last, name) in [(1, "API.example.org"), (2, "other.example.org")] {
+            let question = Query {
+                bytes: query(9, name),
+                from: to,
+                to,
+                mark: 0,
+            };
+            let bytes = pass_on(&question, 0, &unit, &shared, &stats).await;
+            assert_eq!(
+                bytes,
+                Some(answered(&question.bytes, last)),
+                "as it is, whoever answers"
+            );
+        }
+        let names = |unit: &Unit, last| shared.lookups.names(unit, Ipv4Addr::new(198, 18, 9, last).into());
+        let known = names(&unit, 1);
+        assert_eq!(known.iter().map(|name| &**name).collect::<Vec<_>>(), [API]);
+        assert!(names(&unit, 2).is_empty(), "no rule has this name");
+        let other = shared.config().expect("in force").units[1].clone();
+        assert!(names(&other, 1).is_empty(), "another unit asked");
+    });
+}
+
+/// The rule by which [`named`]'s unit is refused.
+const REFUSER: &str = "nginx.service.toml:no-outbound";
+
+#[test]
+fn with_outbound_only_queries_go_on_and_only_to_whom_is_believed() {
+    let (shared, unit, stats) = named("198.18.0.1/32");
+    let mark = shared.config().expect("in force").marks.outbound | unit.number;
+    let judged = |to: &str, bytes: Vec<u8>| {
+        let asked = Query {
+            bytes,
+            from: SocketAddr::from((Ipv4Addr::LOCALHOST, 4000)),
+            to: to.parse().expect("an address"),
+            mark,
+        };
+        match judge(&shared, &stats, &asked) {
+            Judged::PassedOn(..) => None,
+            Judged::Answered(_, bytes) => Some(bytes.map(|bytes| bytes[3] & 0x0f)),
+        }
+    };
+    let denied = || shared.stats.collect().denied.get(REFUSER).copied().unwrap_or(0);
+    let mut reply = query(1, API);
+    reply[2] |= 0x80;
+    assert_eq!(judged("198.18.0.1:53", query(1, "any.example.org")), None);
+    assert_eq!(judged("198.18.0.1:53", query(1, "inventory")), Some(Some(0)));
+    assert_eq!(denied(), 0);
+    assert_eq!(
+        judged("198.18.0.2:53", query(1, "inventory")),
+        Some(Some(0)),
+        "of the mesh"
+    );
+    assert_eq!(judged("198.18.0.2:53", query(1, API)), Some(Some(REFUSED)));
+    assert_eq!(judged("198.18.0.1:53", b"no DNS".to_vec()), Some(None));
+    assert_eq!(
+        judged("198.18.0.1:53", vec![0x55; 40]),
+        Some(Some(REFUSED)),
+        "no DNS either"
+    );
+    assert_eq!(judged("198.18.0.1:53", reply), Some(None), "an answer");
+    assert_eq!(denied(), 4);
+    let mut without = snapshot(&Authority::new());
+    without.units[0].outbound = None;
+    shared
+        .set_config(Config::build(without).expect("a config"))
+        .expect("in force");
+    for bytes in [query(1, API), b"no DNS".to_vec()] {
+        assert_eq!(judged("198.18.0.2:53", bytes), None, "without [outbound]");
     }
+    assert_eq!(denied(), 4);
+}
+
+#[test]
+fn with_outbound_tcp_is_refused_too_and_nothing_is_sent_there() {
+    let (shared, unit, stats) = named("198.18.0.1/32");
+    run(async move {
+        let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a server");
+        let to = upstream.local_addr().expect("its address");
+        let front = TcpListener::bind("127.0.0.1:0").await.expect("the front");
+        let mut client = TcpStream::connect(front.local_addr().expect("its address"))
+            .await
+            .expect("connected");
+        let (accepted, _) = front.accept().await.expect("accepted");
+        let of_server = shared.clone();
+        let served = tokio::task::spawn_local(async move { serve_tcp(accepted, to, &unit, &of_server, &stats).await });
+        let all =
+            [framed(&query(1, API)), framed(&query(2, "nginx")), framed(b"no DNS")].map(|one| one.expect("short"));
+        client.write_all(&all.concat()).await.expect("sent");
+        let mut client = Messages {
+            stream: Some(client),
+            buffer: Vec::new(),
+        };
+        let refused = client.next().await.expect("read").expect("a refusal");
+        assert_eq!((&refused[2..4], refused[5] & 0x0f), (&[0, 1][..], REFUSED));
+        let own = client.next().await.expect("read").expect("the mesh's own answer");
+        assert!(own[2..4] == [0, 2] && own.ends_with(&[240, 240, 0, 12]), "{own:?}");
+        assert_eq!(client.next().await.expect("read"), None, "what is no DNS ends it");
+        served.await.expect("no panic").expect("a good end");
+        assert_eq!(shared.stats.collect().denied.get(REFUSER), Some(&2));
+        upstream
+            .into_std()
+            .expect("the listener")
+            .accept()
+            .expect_err("nobody came");
+    });
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Remembers by which names meshed units looked up addresses: written by the resolver, read when a connection is set up.
 //!
-//! Law: only units that have a rule for a name cost anything here. The table is of this process: after a restart a unit
+//! Law: only units with `[outbound]` cost anything here, and only queries that [`may_ask`] let go on teach names. The table is of this process: after a restart a unit
 //! must look up again.
 
 use std::collections::HashMap;
@@ -13,19 +13,25 @@ use std::time::Instant;
 use hostmesh_proxy_core::config::{Config, Unit};
 use hostmesh_proxy_core::names::{self, Asked, Names};
 
-/// Whom this host asks (resolv.conf(5)). Read anew for each answer that counts, so that a change needs no word.
+/// Whom this host asks (resolv.conf(5)). Read anew for each query that counts, so that a change needs no word.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-#[derive(Default)]
-struct Table {
-    names: Names,
-    /// It was said once that a resolver is not believed.
-    told: bool,
+/// May this unit's query, which the mesh doesn't answer, go on to this resolver? Without [`RESOLV_CONF`] the host asks
+/// itself; where it can't be read, the host's resolvers aren't known.
+pub fn may_ask(unit: &Unit, resolver: IpAddr, query: &[u8]) -> io::Result<bool> {
+    if unit.outbound.is_none() {
+        return Ok(true);
+    }
+    let resolv_conf = match fs::read_to_string(RESOLV_CONF) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read,
+    }?;
+    Ok(names::passes_on(unit, query, resolver, &resolv_conf))
 }
 
 /// What all units have looked up.
 pub struct Lookups {
-    by_unit: Mutex<HashMap<Arc<str>, Table>>,
+    by_unit: Mutex<HashMap<Arc<str>, Names>>,
     clock: Instant,
 }
 
@@ -39,30 +45,15 @@ impl Default for Lookups {
 }
 
 impl Lookups {
-    /// Takes up what this resolver answered.
-    pub fn learn(&self, unit: &Unit, asked: &Asked, resolver: IpAddr, answer: &[u8]) {
+    /// Takes up what a resolver answered that the unit may ask.
+    pub fn learn(&self, unit: &Unit, asked: &Asked, answer: &[u8]) {
         let addresses = asked.addresses(answer);
         if addresses.is_empty() {
             return;
         }
-        let resolv_conf = match fs::read_to_string(RESOLV_CONF) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-            read => read,
-        };
-        let believed = resolv_conf.map(|text| names::is_believed(unit, resolver, &text));
         let mut by_unit = self.lock();
-        let table = by_unit.entry(unit.unit.clone()).or_default();
-        if let Ok(true) = believed {
-            return table.names.learn(&asked.name, &addresses, self.clock.elapsed());
-        }
-        if !std::mem::replace(&mut table.told, true) {
-            let why = believed.err().map_or_else(
-                || format!("is neither in {RESOLV_CONF} nor a network of [outbound]"),
-                |error| format!("may be in {RESOLV_CONF}: {error}"),
-            );
-            let (unit, name) = (&unit.unit, &asked.name);
-            eprintln!("<4>{unit} asked {resolver} for {name}, which {why}: the answer lets it call nothing");
-        }
+        let names = by_unit.entry(unit.unit.clone()).or_default();
+        names.learn(&asked.name, &addresses, self.clock.elapsed());
     }
 
     /// The names by which the unit knows this address now.
@@ -71,8 +62,8 @@ impl Lookups {
             return Vec::new();
         }
         let by_unit = self.lock();
-        let table = by_unit.get(&unit.unit);
-        table.map_or_else(Vec::new, |table| table.names.of(address, self.clock.elapsed()))
+        let names = by_unit.get(&unit.unit);
+        names.map_or_else(Vec::new, |names| names.of(address, self.clock.elapsed()))
     }
 
     /// Forgets units that have no rule for a name any more.
@@ -82,7 +73,7 @@ impl Lookups {
     }
 
     /// A panic while it was held leaves at worst an address without its name.
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Table>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Names>> {
         self.by_unit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -255,7 +255,7 @@ impl Outgoing {
         http::outbound::serve(worker, unit, self.called, client, Stream::Tcp(tcp)).await;
     }
 
-    /// Names are part of the mesh: no policy hides them.
+    /// Names are part of the mesh: no policy hides them. Whom the others are asked of, `[outbound]` limits there.
     async fn names(self, tcp: TcpStream) {
         let Connector { worker, unit, .. } = &self.connector;
         if let Err(error) = dns::serve_tcp(tcp, self.called, unit, &worker.shared, &worker.stats).await {

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.kernel
 OTHER = "198.18.7.3"
 LIAR = "198.18.7.4"
 A, AAAA = 1, 28
+REFUSED = 5  # RFC 1035, section 4.1.1
 
 
 def resolver(ready: int, address: str, hosts: dict[str, str], udp: bool = True) -> None:
@@ -90,9 +91,11 @@ def test_a_name_opens_the_address_that_the_unit_looked_up_and_nothing_else(tmp_p
         )
         manager, _ = meshed(world, tmp_path, replace(policy(), outbound=rules))
         assert not reaches(world, PEER4, 443), "not looked up yet"
-        assert world.run(resolve, LIAR, query("api.example.org"), cgroup=SLICE).endswith(socket.inet_aton(OTHER))
+        for ask_by in (resolve, resolve_by_tcp):
+            assert world.run(ask_by, LIAR, query("api.example.org"), cgroup=SLICE)[3] & 15 == REFUSED, "not the host's"
+        assert world.run(resolve, PEER4, b"x" * 40, cgroup=SLICE)[3] & 15 == REFUSED, "no DNS message"
         assert world.run(resolve, PEER4, query("other.example.org"), cgroup=SLICE).endswith(socket.inet_aton(OTHER))
-        assert not reaches(world, OTHER, 443), "another name, and a resolver that is not the host's"
+        assert not reaches(world, OTHER, 443), "another name"
         assert world.run(resolve, PEER4, query("api.EXAMPLE.org"), cgroup=SLICE).endswith(socket.inet_aton(PEER4))
         assert reaches(world, PEER4, 443)
         assert not reaches(world, PEER4, 80), "another port"
@@ -104,8 +107,28 @@ def test_a_name_opens_the_address_that_the_unit_looked_up_and_nothing_else(tmp_p
         )
         assert reaches(world, PEER6, 443) and reaches(world, PEER6, 80), "any port, learned over TCP"
         denied = manager.agent(ProxyClient.stats).denied
-        assert denied == {"web.service.toml:no-outbound": 5}
+        assert denied == {"web.service.toml:no-outbound": 5 + 3}
         assert not isinstance(world.run(ask_udp, PEER4, 443, cgroup=SLICE), dict), "names are for TCP"
+        manager.kill()
+
+    in_world(test)
+
+
+def test_port_53_is_no_way_out_but_to_a_listed_network(tmp_path: Path) -> None:
+    def test(world: World) -> None:
+        named(world, tmp_path)
+        rule = destination(Place("web.service.toml", 20), f"{LIAR}:53")
+        manager, _ = meshed(world, tmp_path, replace(policy(), outbound=(rule,)))
+        question = query("api.example.org")
+        assert world.run(resolve, LIAR, question, cgroup=SLICE).endswith(socket.inet_aton(OTHER)), "listed"
+        assert world.run(resolve, PEER4, question, cgroup=SLICE).endswith(socket.inet_aton(PEER4)), "the host's"
+        for ask_by in (resolve, resolve_by_tcp):
+            for address in (OTHER, PEER6):
+                told = world.run(ask_by, address, question, cgroup=SLICE)
+                assert (told[:2], told[3] & 15) == (question[:2], REFUSED), (ask_by, address, told)
+        seen = manager.agent(ProxyClient.stats)
+        assert seen.denied == {"web.service.toml:no-outbound": 4}
+        assert (seen.gauges["dns_forwarded"], seen.gauges["dns_failed"]) == (2, 4)
         manager.kill()
 
     in_world(test)

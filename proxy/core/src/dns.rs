@@ -2,7 +2,7 @@
 //!
 //! `NAME` and `NAME.mesh` of a service stand for its VIPs, in any case of letters. Other types of such names have no
 //! data, other names under `.mesh` do not exist, so that neither is asked outside. What is not one plain question in
-//! class IN, garbage too, is passed on: the resolver that it was meant for knows better what to say.
+//! class IN, garbage too, is passed on, where the policy lets it: the resolver that it was meant for knows better what to say.
 
 use std::net::IpAddr;
 

@@ -8,7 +8,7 @@
 //!
 //! Whoever makes the answer decides which address the name lets the unit reach. Hence only whom the unit can't choose is
 //! believed: the host's own resolvers, and those that `[outbound]` itself lets the unit call ([`is_believed`]); a unit
-//! that was taken over may ask a resolver of its own, and learns no way out by it. What is left to it is what those
+//! that was taken over may ask nobody else ([`passes_on`]). What is left to it is what those
 //! resolvers let it do: to send the right name to a wrong address it must deceive them, not the proxy. An answer counts
 //! only for the question that was asked of that resolver, on the socket that asked (RFC 5452, sections 4 and 9).
 
@@ -36,6 +36,16 @@ const MAX_ALIASES: usize = 16;
 
 /// The port of resolvers.
 const DNS: u16 = 53;
+
+/// May a query that the mesh doesn't answer go on to this resolver? With `[outbound]` port 53 is no way out: only queries
+/// go on, and only to whom is believed.
+pub fn passes_on(unit: &Unit, query: &[u8], resolver: IpAddr, resolv_conf: &str) -> bool {
+    unit.outbound.is_none() || is_query(query) && is_believed(unit, resolver, resolv_conf)
+}
+
+fn is_query(bytes: &[u8]) -> bool {
+    Message::from_vec(bytes).is_ok_and(|message| message.metadata.message_type == MessageType::Query)
+}
 
 /// Has this unit rules that take a name?
 pub fn has_rules(unit: &Unit) -> bool {
