@@ -84,6 +84,7 @@ class Answers:
                 "policy_errors": len(parts.policies.findings),
                 "apply_failures": len(self._loop.failures),
                 "units": len(parts.policies.policies),
+                "units_outside": len(self._loop.outside()),
                 "controller_connected": int(parts.mesh.connected),
                 "proxy_connected": int(parts.proxy.connected),
                 "plan_applied_seconds": self._loop.applied,
@@ -110,7 +111,8 @@ class Answers:
         return refused
 
     def _notes(self) -> list[str]:
-        parts, notes = self._loop.parts, []
+        parts = self._loop.parts
+        notes = [f"NOT MESHED: {unit} runs without its policy: {why}" for unit, why in self._loop.outside().items()]
         if not parts.mesh.joined:
             notes.append("this host has not joined a mesh: only traffic within this host works (hostmesh join TOKEN)")
         audited = [policy.unit.full for policy in parts.policies.policies if policy.mode is Mode.AUDIT]
@@ -157,11 +159,12 @@ class Answers:
             service=policy.service,
             number=facts.numbers.get(unit, 0) if facts else 0,
             ports=[wire.UnitPort(p.number, p.protocol.value, p.number in seen) for p in policy.ports],
-            in_slice=f"/{unit.cgroup}/" in f"{state.control_group}/",
+            in_slice=state.is_in_slice(unit),
             published=name in parts.mesh.published,
             refused=parts.mesh.refused.get(name) or parts.identities.reason(name),
             svid=parts.identities.svids.get(name),
             suggestions=parts.reports.callers.of(name) if policy.mode is Mode.AUDIT else [],
+            outside=state.outside(unit),
         )
 
 

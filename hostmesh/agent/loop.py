@@ -118,6 +118,8 @@ class Loop:
             self._withdraw(facts)
             raise
         self._publish(plan, facts)
+        await self.parts.units.look(frozenset(self._outside()))  # a drop-in may just have changed what is said of them
+        self.parts.reports.outside(self.outside())
 
     async def preview(self, policies: Mapping[str, str]) -> tuple[Change, ...]:
         """What the loop would do if these files (name to text, empty: removed) were there too. Raises PolicyError."""
@@ -180,6 +182,14 @@ class Loop:
             reports.info(f"in force after {self.last_seconds * 1000:.0f} ms ({reason}): {'; '.join(done)}")
         reports.state("policies refused, the plan of before stays", "\n".join(map(str, findings)))
         reports.state("apply", "\n".join(self.failures))
+
+    def outside(self) -> dict[str, str]:
+        """Units with a policy in force that run outside their mesh slice, and why."""
+        return {unit.full: why for unit, why in self._outside().items()}
+
+    def _outside(self) -> dict[UnitName, str]:
+        states, units = self.parts.units.states, sorted(units_of(self.parts.policies.policies))
+        return {unit: why for unit in units if unit in states and (why := states[unit].outside(unit))}
 
     def units_by_number(self) -> dict[int, tuple[str, str]]:
         """Unit and policy file (empty: it has none any more) by the number that packets carry."""

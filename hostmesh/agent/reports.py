@@ -86,6 +86,7 @@ class Reports:
         self.callers = Callers()
         self.dropped = 0
         self._said: dict[str, str] = {}
+        self._outside: dict[str, str] = {}
 
     @property
     def lost(self) -> int:
@@ -122,6 +123,13 @@ class Reports:
     def warning(self, message: str) -> None:
         """A line of the agent itself that somebody should see."""
         self._journal.send(lines.agent_fields(message, _WARNING))
+
+    def outside(self, units: dict[str, str]) -> None:
+        """Units that run outside their mesh slice, and why: told in their journals once, and when the why changes."""
+        for unit, why in units.items():
+            if self._outside.get(unit) != why:
+                self._unit_line(unit, lines.outside_fields(unit, why))
+        self._outside = units
 
     def state(self, about: str, trouble: str) -> None:
         """Tell a trouble once when it begins or becomes another, and its end once. ``trouble`` empty: all is well."""

@@ -83,6 +83,7 @@ def _finding(found: Finding) -> str:
 def _row(unit: UnitStatus) -> tuple[str, ...]:
     ports = " ".join(f"{p.port}/{p.protocol}{'' if p.listening else '(nobody listens)'}" for p in unit.ports)
     mode = "AUDIT: nothing is enforced yet" if unit.mode == "audit" else unit.mode
+    mode = f"{mode}, NOT IN FORCE" if unit.outside else mode
     until = show.moment(unit.svid.not_after) if unit.svid else "none yet"
     return (unit.unit, unit.state or "not there", mode, unit.service, ports or "-", _meshed(unit), until)
 
@@ -90,7 +91,7 @@ def _row(unit: UnitStatus) -> tuple[str, ...]:
 def _meshed(unit: UnitStatus) -> str:
     if unit.in_slice:
         return "yes"
-    return "after a restart" if unit.state in ("active", "reloading") else "when it runs"
+    return "NOT MESHED" if unit.outside else "when it runs"
 
 
 def _seen(unit: UnitStatus) -> str:

@@ -60,6 +60,11 @@ def refusal_fields(unit: str, rule: str, refusal: Refusal) -> Fields:
     }
 
 
+def outside_fields(unit: str, why: str) -> Fields:
+    """The entry of a unit that has a policy and runs outside its mesh slice."""
+    return {"MESSAGE": f"NOT MESHED, no policy holds: {why}", "PRIORITY": _WARNING, **_unit_fields(unit)}
+
+
 def suppressed_fields(unit: str, count: int) -> Fields:
     """The entry that stands for lines that were not written."""
     return {

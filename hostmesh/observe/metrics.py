@@ -38,6 +38,7 @@ _AGENT_HELP = {
     "policy_errors": "Errors of the policies on disk; not zero: the plan of before is in force",
     "apply_failures": "Steps of the plan that could not be applied at the last run",
     "units": "Meshed units of this host",
+    "units_outside": "Units with a policy that run outside their mesh slice: no policy holds for them",
     "controller_connected": "1 while a controller answers",
     "proxy_connected": "1 while the proxy answers",
     "plan_applied_seconds": "When the plan in force was applied, seconds since the epoch",

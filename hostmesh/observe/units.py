@@ -25,18 +25,33 @@ _RETRY_SECONDS = 0.5
 class UnitState:
     """A unit as systemd says it is. active_state: empty when systemd has never heard of the unit.
 
-    control_group: path from the root of the cgroup tree, empty while nothing runs. main_pid: 0 for none.
+    control_group: path from the root of the cgroup tree, empty while nothing runs. main_pid: 0 for none. slice: where
+    its processes go when it starts next.
     """
 
     active_state: str = ""
     sub_state: str = ""
     control_group: str = ""
     main_pid: int = 0
+    slice: str = ""
 
     @property
     def active(self) -> bool:
         """Ready to serve: for ``Type=notify`` this is the unit's own READY=1."""
         return self.active_state in ("active", "reloading")
+
+    def is_in_slice(self, unit: UnitName) -> bool:
+        """Are the unit's processes in its mesh slice?"""
+        return f"/{unit.cgroup}/" in f"{self.control_group}/"
+
+    def outside(self, unit: UnitName) -> str:
+        """Why processes of the active unit are not in its mesh slice, and the remedy; empty when none are outside."""
+        if not self.active or not self.control_group or self.is_in_slice(unit):
+            return ""
+        if self.slice == unit.slice:
+            return f"its processes are from before: systemctl restart {unit.full}"
+        remedy = f"remove that setting (systemctl cat {unit.full} shows where), daemon-reload, restart it"
+        return f"its Slice= is {self.slice}: {remedy}"
 
 
 def object_path(unit: UnitName) -> str:
@@ -69,6 +84,11 @@ class UnitFollower:
         self._paths = {object_path(unit): unit for unit in units}
         for unit in new:
             self.states[unit] = await self._read(unit)
+
+    async def look(self, units: frozenset[UnitName]) -> None:
+        """Read these anew, ahead of systemd's signals. Raises `BusError`."""
+        for unit in units & self.states.keys():
+            await self._refresh(unit)
 
     async def run(self) -> None:
         """Follow until cancelled; a lost bus is taken up again, with everything read anew."""
@@ -160,6 +180,7 @@ class UnitFollower:
             properties["SubState"],
             service.get("ControlGroup", ""),
             service.get("MainPID", 0),
+            service.get("Slice", ""),
         )
 
 

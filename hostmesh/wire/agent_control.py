@@ -76,7 +76,8 @@ class UnitStatus(Struct):
     """A unit with a policy.
 
     state: systemd's ActiveState; empty when systemd doesn't know the unit. in_slice: its processes really are in its
-    mesh slice (they come there with a restart, not before). published: the controller knows it to be ready; refused:
+    mesh slice (they come there with a restart, not before). outside: why they are not, though it is active, and the
+    remedy; empty when they are. published: the controller knows it to be ready; refused:
     why the controller didn't take it, or sign for it. svid: None until it has one.
     """
 
@@ -93,6 +94,7 @@ class UnitStatus(Struct):
     refused: str
     svid: SvidStatus | None
     suggestions: list[Suggestion]
+    outside: str = ""
 
 
 class ControllerLink(Struct):

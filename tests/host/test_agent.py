@@ -96,6 +96,8 @@ def test_a_unit_comes_into_its_slice_by_a_restart_and_status_knows(h1: Host) -> 
     before = unit_status(h1, "web.service")
     assert before
     assert (before.state, before.number, before.mode) == ("active", 1, "enforce")
+    assert before.outside == "its processes are from before: systemctl restart web.service"
+    assert outside(h1) == (1, [f"NOT MESHED, no policy holds: {before.outside}"])
     h1.systemctl("restart", "web.service")
 
     def there() -> wire.UnitStatus | None:
@@ -105,6 +107,36 @@ def test_a_unit_comes_into_its_slice_by_a_restart_and_status_knows(h1: Host) -> 
     wait_until(there, "the unit is in its slice and seen to listen", 5.0)
     cgroup = h1.read(f"/proc/{main_pid(h1, 'web.service')}/cgroup")
     assert "/mesh.slice/mesh-web.slice/web.service" in cgroup
+
+
+def test_a_unit_that_somebody_moves_out_of_its_slice_is_loudly_not_meshed(h1: Host) -> None:
+    theirs, local = "/etc/systemd/system/web.service.d/90-theirs.conf", ["curl", "-sf", "http://127.0.0.1:8080/"]
+
+    def why(begin: str) -> str | None:
+        found = unit_status(h1, "web.service")
+        return found.outside if found and found.outside.startswith(begin) else None
+
+    cursor = h1.journal_cursor()
+    h1.write(theirs, "[Service]\nSlice=other.slice\n")
+    h1.systemctl("daemon-reload")
+    h1.systemctl("restart", "web.service")
+    setting = wait_until(lambda: why("its Slice= is other.slice: remove"), "it is told", 5.0)
+    h1.wait_port(8080)
+    assert h1.exec(local).ok, "plain text from this host reaches it: what is told is true"
+    ask(h1, wire.Reconcile(1), wire.Done)
+    assert outside(h1, cursor) == (1, [f"NOT MESHED, no policy holds: {setting}"]), "once"
+    told = h1.exec(["hostmesh", "status"]).must().stdout
+    assert f"NOT MESHED: web.service runs without its policy: {setting}" in told
+    assert re.search(r"^web.service .*NOT IN FORCE.* NOT MESHED ", told, re.MULTILINE), told
+    h1.exec(["rm", theirs]).must()
+    h1.systemctl("daemon-reload")
+    before = wait_until(lambda: why("its processes are from before"), "the other remedy", 5.0)
+    ask(h1, wire.Reconcile(2), wire.Done)
+    assert outside(h1, cursor) == (1, [f"NOT MESHED, no policy holds: {text}" for text in (setting, before)])
+    h1.systemctl("restart", "web.service")
+    wait_until(lambda: unit_status(h1, "web.service").in_slice, "it is back", 5.0)
+    assert outside(h1, h1.journal_cursor()) == (0, [])
+    assert "NOT MESHED" not in h1.exec(["hostmesh", "status"]).must().stdout
 
 
 def test_units_are_followed_by_signals(h1: Host) -> None:
@@ -300,6 +332,14 @@ def refused(host: Host) -> int:
     """Packets to the unit that the kernel refused as plain text, by `/metrics`."""
     wanted = f'hostmesh_kernel_refused_packets_total{{rule="{FILE}:no-plaintext",unit="web.service"}} '
     return next((int(float(line.removeprefix(wanted))) for line in metrics(host) if line.startswith(wanted)), 0)
+
+
+def outside(host: Host, after: str = "") -> tuple[int, list[str]]:
+    """How many units run outside their slices, by `/metrics`; and what the unit's journal says of it."""
+    name = "hostmesh_agent_units_outside "
+    count = next(int(float(line.removeprefix(name))) for line in metrics(host) if line.startswith(name))
+    entries = host.journal(unit="web.service", after=after, SYSLOG_IDENTIFIER="hostmesh")
+    return count, [e["MESSAGE"] for e in entries if e["MESSAGE"].startswith("NOT MESHED")]
 
 
 def runs(host: Host) -> int:

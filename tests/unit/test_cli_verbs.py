@@ -75,6 +75,7 @@ class Questions:
         unit = wire.UnitStatus(
             "inventory.service", "inventory.service.toml", "active", "audit", "cgroup", "inventory", 1,
             [wire.UnitPort(8080, "http", True)], False, True, "", None, [seen],
+            "its Slice= is x.slice",
         )  # fmt: skip
         return wire.Status(
             number, "0.1.0", "h1", "mesh.local", 1, "abc", 2, [], ["no room"], [],
@@ -205,7 +206,14 @@ def test_explain_what_cannot_be(agent: Path, words: tuple[str, ...], says: str) 
 def test_status_says_loudly_what_is_not_enforced_or_applied(agent: Path) -> None:
     done = hostmesh(agent, "status")
     assert done.returncode == 0
-    for words in ("AUDIT: nothing is enforced yet", "NOT APPLIED: no room", "after a restart", "shop", "7 connections"):
+    for words in (
+        "AUDIT: nothing is enforced yet",
+        "NOT APPLIED: no room",
+        "NOT MESHED",
+        "NOT IN FORCE",
+        "shop",
+        "7 connections",
+    ):
         assert words in done.stdout
     assert json.loads(hostmesh(agent, "status", "--json").stdout)["units"][0]["suggestions"][0]["caller"] == "shop"
 

@@ -130,6 +130,14 @@ def test_a_trouble_is_told_once_and_so_is_its_end(listener: Listener) -> None:
     assert [line["MESSAGE"] for line in listener.lines()] == ["apply: no", "apply: still no", "apply: well again"]
 
 
+def test_a_unit_outside_its_slice_is_told_once_per_reason(listener: Listener) -> None:
+    for why in ("restart it", "restart it", "its Slice= is x.slice", "", "restart it"):
+        listener.reports.outside({"web.service": why} if why else {})
+    found = [(line["OBJECT_SYSTEMD_UNIT"], line["PRIORITY"], line["MESSAGE"]) for line in listener.lines()]
+    told = ("restart it", "its Slice= is x.slice", "restart it")
+    assert found == [("web.service", "4", f"NOT MESHED, no policy holds: {why}") for why in told]
+
+
 def test_a_caller_that_makes_up_methods_fills_no_memory() -> None:
     callers = Callers()
     for number in range(10 * MAX_METHODS):
