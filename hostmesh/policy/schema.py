@@ -152,12 +152,13 @@ OUTBOUND = Table(
     "it was.\n\n"
     "Services and networks hold as they are written, networks for all protocols. Names: TCP only, as looked up by the unit "
     "through its own DNS. A name stands for the addresses of the answers that the unit got for it (A and AAAA, through CNAMEs) "
-    "from a resolver of the host's `/etc/resolv.conf`, or from one that is listed here as a network; queries to others "
-    "are refused, UDP and TCP, and so is what is no DNS query on port 53. It holds for the answer's TTL and a minute more, a day at most. Refused are "
-    "thus: an address that was never looked up (one in a configuration file or in `/etc/hosts`); a program that keeps an "
-    "address for longer, such as one that looks up only when it starts; and, after the proxy has been restarted, an address "
-    "that is not looked up again. List the network for these. Two names that share an address are one: the port, not "
-    "the name in the request, is what is judged. UDP, QUIC too, needs a network.",
+    "from a resolver of the host's `/etc/resolv.conf`, or from one that is listed here as a network; queries to "
+    "others are refused, UDP and TCP, and so is what is no DNS query on port 53. It holds for the answer's TTL and a "
+    "minute more, a day at most. Refused are thus: an address that was never looked up (one in a configuration file "
+    "or in `/etc/hosts`); a program that keeps an address for longer, such as one that looks up only when it starts; "
+    "and, after the proxy has been restarted, an address that is not looked up again. List the network for these. Two"
+    " names that share an address are one: the port, not the name in the request, is what is judged. UDP, QUIC too, "
+    "needs a network.",
     (
         Key("allow", "list of destinations", "must be given",
             "Services (`db`), host names (`api.example.org`), addresses and networks (`198.51.100.0/24`), each with `:PORT` if "
