@@ -13,10 +13,7 @@ import pytest
 from hostmesh.agent.controller_client import ControllerAway, ControllerClient
 from hostmesh.agent.enrol import JoinError, join
 from hostmesh.controller import admin
-from tests.lab.waiting import wait_until
 from tests.unit.controller.conftest import Mesh, beside, next_event, word
-
-UNREACHED = "no controller could be reached"
 
 
 def test_killed_under_load_no_token_opens_twice(mesh: Mesh) -> None:
@@ -27,22 +24,17 @@ def test_killed_under_load_no_token_opens_twice(mesh: Mesh) -> None:
     reasons: list[str] = []
     some, guard = threading.Event(), threading.Lock()
 
-    def attempt(host: str, machine: int) -> str:
+    def attempt(host: str, machine: int) -> None:
         where = mesh.folder / "machines" / f"{host}-{machine}"
         try:
             join(tokens[host], state=where, config=where / "hostmesh.toml")
         except JoinError as error:
             reasons.append(f"{host}-{machine}: {error.message}")
-            return error.message
+            return
         with guard:
             opened[host] += 1
             if sum(opened.values()) >= 10:
                 some.set()
-        return ""
-
-    def insist(host: str, machine: int) -> None:
-        # gRPC shares connections, and their back-off after the kill, between all the joins of this one process
-        wait_until(lambda: UNREACHED not in attempt(host, machine), f"{host} reaches the controller", 60.0, 0.2)
 
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(attempt, host, machine) for host in hosts for machine in (1, 2)]
@@ -50,12 +42,12 @@ def test_killed_under_load_no_token_opens_twice(mesh: Mesh) -> None:
         mesh.kill()
         for future in futures:
             future.result(60)
-    assert any(UNREACHED in reason for reason in reasons), "the kill fell beside the load"
+    assert any("no controller could be reached" in reason for reason in reasons), "the kill fell beside the load"
     with closing(sqlite3.connect(mesh.config.state / "controller.db")) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     mesh.start()
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda pair: insist(*pair), [(host, machine) for host in hosts for machine in (3, 4)]))
+        list(pool.map(lambda pair: attempt(*pair), [(host, machine) for host in hosts for machine in (3, 4)]))
     assert max(opened.values()) == 1
     enrolled = {row.name for row in admin.hosts(config_path=mesh.path)}
     assert {host for host, times in opened.items() if times} <= enrolled
