@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the hosts up until Ctrl-C")
     keep = parser.parse_args().keep
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started this in the background
     started = time.monotonic()
 
     def tell(what: str) -> None:

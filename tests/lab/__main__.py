@@ -65,7 +65,8 @@ def _rootfs(_: argparse.Namespace) -> int:
 
 
 def _up(chosen: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT is ignored where a shell started this in the background
+        signal.signal(number, signal.default_int_handler)
     layers = [hostmesh_layer()] if chosen.hostmesh else []
     try:
         with Lab(chosen.hosts, layers=layers, open_house=True) as lab:
