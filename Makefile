@@ -9,6 +9,10 @@ PY := $(VENV)/bin/python
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
+changes:
+	@echo "On this machine: the Debian packages of packages.debian are installed, fs.inotify.max_user_instances is raised,"
+	@echo "/var/cache/hostmesh-lab is kept, .venv, dist, build and cargo's target folder are made. All else is taken down again."
+
 setup: ## Debian packages of packages.debian, .venv with requirements.lock; quick when done
 	@packaging/setup
 
@@ -24,10 +28,10 @@ install: wheels ## hostmesh on this machine: /opt/hostmesh, commands, units
 lab: rootfs ## two test hosts to step into, until Ctrl-C
 	@$(PY) -m tests.lab up
 
-demo: rootfs wheels ## the main job on two real hosts, as a table (KEEP=1 leaves them up)
+demo: changes rootfs wheels ## the main job on two real hosts, as a table (KEEP=1 leaves them up)
 	@$(PY) -m demo $(if $(KEEP),--keep)
 
-test: rootfs wheels ## everything but the slow suites
+test: changes rootfs wheels ## everything but the slow suites
 	cargo test --manifest-path proxy/Cargo.toml --workspace --release --locked
 	$(PY) -m pytest $(ARGS)
 
@@ -53,4 +57,4 @@ lock: ## renew requirements.lock
 bench-quick: rootfs wheels ## direct, HAProxy pair and hostmesh in interleaved rounds, 4 minutes
 	@$(PY) -m bench quick
 
-.PHONY: help setup rootfs wheels install lab demo test test-fast lint format lock bench-quick
+.PHONY: help changes setup rootfs wheels install lab demo test test-fast lint format lock bench-quick
