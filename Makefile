@@ -35,6 +35,9 @@ test: changes rootfs wheels ## everything but the slow suites
 	cargo test --manifest-path proxy/Cargo.toml --workspace --release --locked
 	$(PY) -m pytest $(ARGS)
 
+test-long: changes rootfs wheels ## the same with every repetition that is promised; an hour and more
+	$(PY) -m pytest --long --timeout 3600 $(ARGS)
+
 test-fast: setup ## what needs neither hosts nor the kernel, in seconds
 	$(PY) -m pytest tests/unit tests/golden tests/properties tests/tidy $(ARGS)
 
@@ -57,4 +60,4 @@ lock: ## renew requirements.lock
 bench-quick: rootfs wheels ## direct, HAProxy pair and hostmesh in interleaved rounds, 4 minutes
 	@$(PY) -m bench quick
 
-.PHONY: help changes setup rootfs wheels install lab demo test test-fast lint format lock bench-quick
+.PHONY: help changes setup rootfs wheels install lab demo test test-long test-fast lint format lock bench-quick

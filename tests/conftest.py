@@ -1,6 +1,6 @@
 """Turns the lab into fixtures. A test that needs root and hasn't got it is an error, never a skip."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,17 @@ import pytest
 from tests.lab.host import Host
 from tests.lab.install import hostmesh_layer
 from tests.lab.lab import Lab
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--long``: tests that repeat themselves do so as often as is promised, not as often as CI has time for."""
+    parser.addoption("--long", action="store_true", help="all repetitions that are promised (make test-long)")
+
+
+@pytest.fixture(scope="session")
+def rounds(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """``rounds(short, long)``: how often to repeat, by whether ``--long`` was given."""
+    return lambda short, long: long if request.config.getoption("--long") else short
 
 
 @pytest.fixture(scope="session")
