@@ -1,11 +1,12 @@
 """Turns the agent's state into answers on its socket, and into metrics. Looks only; changes are asked of the loop."""
 
+import asyncio
 import time
 from importlib.metadata import version
 
 from hostmesh.agent.loop import Loop
 from hostmesh.agent.reports import rule_of
-from hostmesh.errors import Diagnostic, PolicyError
+from hostmesh.errors import Diagnostic, HostmeshError, PolicyError
 from hostmesh.observe.metrics import Observed
 from hostmesh.observe.units import UnitState
 from hostmesh.plan import redirect
@@ -14,6 +15,7 @@ from hostmesh.policy.model import Mode, Policy
 from hostmesh.wire import agent_control as wire
 from hostmesh.wire.snapshot import Snapshot
 
+_PROXY_SECONDS = 1.0
 VERSION = version("hostmesh")
 _PREFIXES = (redirect.PREFIX_LISTENER, redirect.PREFIX_PLAINTEXT, redirect.PREFIX_OUTBOUND)  # in order of COUNTERS
 
@@ -25,9 +27,10 @@ class Answers:
         self._loop = loop
         self._started = int(time.time())
 
-    def status(self, number: int) -> wire.Status:
-        """What is in force on this host."""
+    async def status(self, number: int) -> wire.Status:
+        """What is in force on this host, and what is wrong with it."""
         loop = self._loop
+        silent = await self._ask_proxy()
         return wire.Status(
             id=number,
             version=VERSION,
@@ -38,7 +41,7 @@ class Answers:
             applied=loop.applied,
             findings=[_finding(found) for found in loop.parts.policies.findings],
             failures=list(loop.failures),
-            notes=self._notes(),
+            notes=self._notes() + silent,
             controller=self._controller(),
             proxy=self._proxy(),
             units=[self._unit(policy) for policy in loop.parts.policies.policies],
@@ -110,6 +113,19 @@ class Answers:
                 refused[unit, rule_of(prefix, file)] = packets
         return refused
 
+    async def _ask_proxy(self) -> list[str]:
+        """Have the proxy's last word be of now. A note when it is silent: the word of before stands then."""
+        proxy = self._loop.parts.proxy
+        if not proxy.connected:
+            return []
+        try:
+            await asyncio.wait_for(proxy.status(), _PROXY_SECONDS)
+        except TimeoutError:
+            return ["the proxy does not answer: hung or stopped; its watchdog restarts it within half a minute"]
+        except HostmeshError as error:
+            return [f"the proxy does not answer: {error}"]
+        return []
+
     def _notes(self) -> list[str]:
         parts = self._loop.parts
         notes = [f"NOT MESHED: {unit} runs without its policy: {why}" for unit, why in self._loop.outside().items()]
@@ -118,6 +134,8 @@ class Answers:
         audited = [policy.unit.full for policy in parts.policies.policies if policy.mode is Mode.AUDIT]
         if audited:
             notes.append(f"nothing is enforced yet for {', '.join(audited)} (audit): hostmesh enforce UNIT")
+        notes += [f"proxy: {trouble}" for trouble in (parts.proxy.last.troubles if parts.proxy.last else [])]
+        notes += [f"controller: {parts.mesh.trouble}"] if parts.mesh.connected and parts.mesh.trouble else []
         for service, files in parts.mesh.catalog.conflicts.items():
             notes.append(f"[traffic] of {service}: {files[0]} is in force, {', '.join(files[1:])} say otherwise")
         return notes

@@ -19,7 +19,7 @@ _MOST_CLIENTS = 64
 class Questions(Protocol):
     """What can be asked; `agent/main.py` has the answers."""
 
-    def status(self, number: int) -> wire.Answer: ...
+    async def status(self, number: int) -> wire.Answer: ...
     def plan(self, number: int) -> wire.Answer: ...
     async def diff(self, number: int, policies: dict[str, str]) -> wire.Answer: ...
     async def reconcile(self, number: int) -> wire.Answer: ...
@@ -68,7 +68,7 @@ class ControlSocket:
         try:
             match request:
                 case wire.GetStatus(id=number):
-                    return self._questions.status(number)
+                    return await self._questions.status(number)
                 case wire.GetPlan(id=number):
                     return self._questions.plan(number)
                 case wire.GetDiff(id=number, policies=policies):

@@ -65,16 +65,22 @@ class ControllerAway(HostmeshError):
 class ControllerClient:
     """One for an agent. Make it inside the event loop, keep `run` running beside the agent's other tasks, `close` it.
 
-    controllers: ``ADDRESS:PORT``; state: the agent's state directory; draw: chance, 0..1. Raises `IdentityError` when
-    the host never joined.
+    controllers: ``ADDRESS:PORT``; state: the agent's state directory; draw: chance, 0..1; lost: called when a
+    controller that was listened to is gone. Raises `IdentityError` when the host never joined.
     """
 
-    def __init__(self, controllers: tuple[str, ...], state: Path, draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        controllers: tuple[str, ...],
+        state: Path,
+        draw: Callable[[], float] = random.random,
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
         if not controllers:
             raise IdentityError("hostmesh.toml names no controller", "hostmesh join TOKEN")
         self._folder = state / "identity"
         self._identity = host_identity.load(self._folder)
-        self._controllers, self._draw = controllers, draw
+        self._controllers, self._draw, self._lost = controllers, draw, lost
         self._current = int(draw() * len(controllers)) % len(controllers)
         self._channel: grpc.aio.Channel | None = None
         self._generation = 0
@@ -84,7 +90,8 @@ class ControllerClient:
         self._watches: set[grpc.aio.UnaryStreamCall[bytes, bytes]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self.connected = False  # whether a watch is being answered
-        self.error = ""  # why not; or why the host's certificate could not be renewed
+        self.error = ""  # why not
+        self.trouble = ""  # why the host's identity could not be renewed, or its word not be said again
 
     @property
     def identity(self) -> HostIdentity:
@@ -114,9 +121,9 @@ class ControllerClient:
                 await self._renew_if_due(jitter)
                 if self._word:
                     await self._say(self._word)
-                failures = 0
-            except (HostmeshError, OSError) as error:  # OSError: the new identity could not be written
-                failures, self.error = failures + 1, str(error)
+                failures, self.trouble = 0, ""
+            except (HostmeshError, OSError) as error:  # the new identity could not be written, among others
+                failures, self.trouble = failures + 1, str(error)
                 if failures in (1, 10) or failures % 100 == 0:
                     log.warning("controller: %s (%d in a row)", error, failures)
             wait = HEARTBEAT * (0.8 + 0.4 * self._draw()) if not failures else self._backoff(failures)
@@ -154,7 +161,9 @@ class ControllerClient:
                 log.error("the controller speaks another version: %s", error)
                 self.error = f"the controller speaks another version: {error}"
             finally:
-                self.connected = False
+                was, self.connected = self.connected, False
+                if was:
+                    self._lost()
                 self._watches.discard(call)
                 call.cancel()
             if generation == self._generation:
@@ -198,7 +207,7 @@ class ControllerClient:
     def _take_bundle(self, event: WatchEvent) -> None:
         try:
             pem = host_identity.save_bundle(self._folder, event.trust_bundle)
-        except (IdentityError, OSError) as error:
+        except (HostmeshError, OSError) as error:
             log.error("trust bundle: %s", error)
             return
         if pem != self._identity.bundle:
@@ -219,7 +228,7 @@ class ControllerClient:
             except msgspec.MsgspecError as problem:
                 raise ControllerError(f"{name}: the controller speaks another version: {problem}") from problem
         reason = error.details() if error else "none is known"
-        raise ControllerAway(f"no controller can be reached: {reason}", "traffic goes on with what is in force")
+        raise ControllerAway(f"no controller can do it now: {reason}", "traffic goes on with what is in force")
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:

@@ -11,7 +11,8 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from hostmesh.agent.host_identity import new_request, save, write_private
+from hostmesh.agent.host_identity import new_request, save
+from hostmesh.apply.files import Files
 from hostmesh.errors import HostmeshError
 from hostmesh.identity.svid import BadCertificate, controller_name, trust_domain_of
 from hostmesh.wire.controller import SERVICE, EnrolReply, EnrolRequest, JoinToken, read_token
@@ -49,8 +50,7 @@ def join(text: str, *, state: Path = STATE, config: Path = CONFIG, timeout: floa
     if reply.trust_domain != trust_domain:
         raise JoinError(f"the controller is of {reply.trust_domain}, the token of {trust_domain}")
     save(state / "identity", key, reply.chain, reply.trust_bundle)
-    config.parent.mkdir(parents=True, exist_ok=True)
-    write_private(config, _settings(config, token.host, reply).encode(), 0o644)
+    Files().write(str(config), _settings(config, token.host, reply))
     return Joined(token.host, trust_domain, tuple(reply.controllers))
 
 

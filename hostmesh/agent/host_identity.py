@@ -5,7 +5,6 @@ key as `host.key.next`, then the chain, then renames the key: killed at any step
 """
 
 import base64
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hostmesh.apply.files import Files, sync
 from hostmesh.errors import HostmeshError
 from hostmesh.identity import svid
 from hostmesh.identity.svid import Svid
 
 _PEM = serialization.Encoding.PEM
+_PRIVATE = Files(mode=0o600)
 
 
 class IdentityError(HostmeshError):
@@ -58,11 +59,10 @@ def save(folder: Path, key: bytes, chain: Sequence[str], bundle: Sequence[str]) 
     folder.mkdir(parents=True, mode=0o700, exist_ok=True)
     chain_pem, bundle_pem = _pem(chain), _pem(bundle)
     identity = _checked(key, chain_pem, bundle_pem, folder)
-    write_private(folder / "host.key.next", key)
-    write_private(folder / "bundle.pem", bundle_pem)
-    write_private(folder / "host.crt", chain_pem)
+    for name, pem in (("host.key.next", key), ("bundle.pem", bundle_pem), ("host.crt", chain_pem)):
+        _PRIVATE.write(str(folder / name), pem.decode())
     (folder / "host.key.next").replace(folder / "host.key")
-    _sync(folder)
+    sync(folder)
     return identity
 
 
@@ -72,7 +72,7 @@ def save_bundle(folder: Path, bundle: Sequence[str]) -> bytes:
     if not pem:
         raise IdentityError("the controller sent an empty trust bundle; the one of before is kept")
     if (folder / "bundle.pem").read_bytes() != pem:
-        write_private(folder / "bundle.pem", pem)
+        _PRIVATE.write(str(folder / "bundle.pem"), pem.decode())
     return pem
 
 
@@ -115,24 +115,3 @@ def _pem(chain: Sequence[str]) -> bytes:
     except ValueError as error:
         raise IdentityError(f"the controller sent a certificate that cannot be read: {error}") from error
     return b"".join(certificate.public_bytes(_PEM) for certificate in found)
-
-
-def write_private(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Writes a file anew, durable and all at once: readers see the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -173,8 +173,16 @@ class Loop:
                 self.parts.reports.warning(str(error))
 
     def _save_callers(self) -> None:
-        if self.parts.reports.callers.changed:
-            self.parts.doors.files.write(self._callers_file, self.parts.reports.callers.dump())
+        callers, reports = self.parts.reports.callers, self.parts.reports
+        if not callers.changed:
+            return
+        try:
+            self.parts.doors.files.write(self._callers_file, callers.dump())
+        except (HostmeshError, OSError) as error:  # the plan is in force all the same; the next run tries again
+            reports.state("callers seen in audit mode are not kept on disk", str(error))
+        else:
+            callers.changed = False
+            reports.state("callers seen in audit mode are not kept on disk", "")
 
     def _tell(self, reason: str, done: list[str]) -> None:
         reports, findings = self.parts.reports, self.parts.policies.findings
@@ -182,6 +190,10 @@ class Loop:
             reports.info(f"in force after {self.last_seconds * 1000:.0f} ms ({reason}): {'; '.join(done)}")
         reports.state("policies refused, the plan of before stays", "\n".join(map(str, findings)))
         reports.state("apply", "\n".join(self.failures))
+        proxy, mesh = self.parts.proxy, self.parts.mesh
+        reports.state("proxy", "" if proxy.connected else f"{proxy.error} (systemctl status hostmesh-proxy.service)")
+        away = mesh.why_not if mesh.joined and not mesh.connected else ""
+        reports.state("controller", away and f"{away}; traffic goes on, renewals and news wait for it")
 
     def outside(self) -> dict[str, str]:
         """Units with a policy in force that run outside their mesh slice, and why."""

@@ -30,6 +30,7 @@ from hostmesh.apply.files import Files
 from hostmesh.apply.netlink import Netlink
 from hostmesh.apply.nft import Nft
 from hostmesh.apply.notify import Notifier
+from hostmesh.apply.stderr import StderrHandler
 from hostmesh.apply.sysctl import Sysctls
 from hostmesh.apply.systemd import Systemd
 from hostmesh.errors import HostmeshError, PolicyError
@@ -53,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="hostmeshd", description="The agent of a host.")
     parser.add_argument("--settings", type=Path, default=Path(PLACE), metavar="PATH", help="default: %(default)s")
     file: Path = parser.parse_args().settings
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[StderrHandler()])
     notifier = Notifier()
     try:
         settings = read_settings(file)

@@ -21,6 +21,7 @@ from hostmesh.wire.controller import PublishRequest, WatchEvent, Workload
 
 _RETRY_FIRST, _RETRY_MOST = 0.2, 10.0
 _LOOK_FOR_IDENTITY = 5.0
+_KEEP_AGAIN = 5.0
 
 
 def load_catalog(path: Path) -> WatchEvent:
@@ -42,7 +43,7 @@ class Mesh:
         self._path = self._state / "catalog.json"
         self._client: ControllerClient | None = None
         self._word: PublishRequest | None = None
-        self._to_say = asyncio.Event()
+        self._to_say, self._to_keep = asyncio.Event(), asyncio.Event()
         self.catalog = NOTHING
         self.published: frozenset[str] = frozenset()
         self.refused: dict[str, str] = {}
@@ -62,6 +63,11 @@ class Mesh:
     def why_not(self) -> str:
         """Why no controller is being listened to; empty while that is not known."""
         return self.error or (self._client.error if self._client else "")
+
+    @property
+    def trouble(self) -> str:
+        """What goes wrong with a controller that is there; empty when nothing does."""
+        return self._client.trouble if self._client else ""
 
     @property
     def identity_ends(self) -> int:
@@ -98,13 +104,16 @@ class Mesh:
                 tasks.create_task(client.run(), name="controller client")
                 tasks.create_task(self._listen(client), name="controller watch")
                 tasks.create_task(self._speak(client), name="controller publish")
+                tasks.create_task(self._keep(), name="controller's word on disk")
         finally:
             await client.close()
 
     async def _join(self) -> ControllerClient:
         while True:
             try:
-                return ControllerClient(self._settings.controllers, self._state)
+                return ControllerClient(
+                    self._settings.controllers, self._state, lost=lambda: self._changed("controller away")
+                )
             except IdentityError as error:
                 self.error = str(error)
             await asyncio.sleep(_LOOK_FOR_IDENTITY)
@@ -116,17 +125,22 @@ class Mesh:
                 self._to_say.set()
             self._changed("controller")
             if self.catalog != before:
-                await self._keep()
+                self._to_keep.set()
 
     async def _keep(self) -> None:
         """Write the catalog down, beside its way into force: a restart that finds an older one is told the rest."""
-        text = msgspec.json.encode(self.catalog).decode()
-        try:
-            await asyncio.to_thread(Files().write, str(self._path), text)
-        except OSError as error:
-            self._reports.state("the controller's last word is not kept on disk", str(error))
-        else:
-            self._reports.state("the controller's last word is not kept on disk", "")
+        while True:
+            await self._to_keep.wait()
+            self._to_keep.clear()
+            text = msgspec.json.encode(self.catalog).decode()
+            try:
+                await asyncio.to_thread(Files().write, str(self._path), text)
+            except HostmeshError as error:
+                self._reports.state("the controller's last word is not kept on disk", str(error))
+                self._to_keep.set()
+                await asyncio.sleep(_KEEP_AGAIN)
+            else:
+                self._reports.state("the controller's last word is not kept on disk", "")
 
     async def _speak(self, client: ControllerClient) -> None:
         delay = _RETRY_FIRST

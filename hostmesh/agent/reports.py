@@ -35,7 +35,6 @@ class Callers:
 
     def dump(self) -> str:
         """All of it as JSON."""
-        self.changed = False
         return msgspec.json.encode({unit: self.of(unit) for unit in sorted(self._seen)}).decode()
 
     def load(self, text: str) -> None:
@@ -85,6 +84,7 @@ class Reports:
         self.limit = lines.LineLimit()
         self.callers = Callers()
         self.dropped = 0
+        self._told_lost = 0
         self._said: dict[str, str] = {}
         self._outside: dict[str, str] = {}
 
@@ -112,7 +112,10 @@ class Reports:
             self._journal.send(fields)
 
     def tick(self) -> None:
-        """Now and then: the lines that stand for suppressed ones."""
+        """Now and then: the lines that stand for suppressed ones, and for those that journald did not take."""
+        lost = self._journal.lost
+        if lost > self._told_lost and self._journal.send(lines.lost_fields(lost - self._told_lost)):
+            self._told_lost = lost
         for unit, count in self.limit.due(self._clock()):
             self._journal.send(lines.suppressed_fields(unit, count))
 

@@ -1,8 +1,26 @@
 """Turns text into files, whole or not at all: written beside, made durable, then renamed over (rename(2))."""
 
+import errno
 import os
 import secrets
 from pathlib import Path
+
+from hostmesh.errors import HostmeshError
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: df {folder} shows it; free some space",
+    errno.EDQUOT: "the quota is used up: free some space in {folder}",
+    errno.EROFS: "the disk is read-only: dmesg tells why; mount -o remount,rw, or find what holds {folder}",
+    errno.EMFILE: "no descriptors are left: raise LimitNOFILE=",
+}
+
+
+class NotWritten(HostmeshError):
+    """A file that the disk did not take: the one of before is as it was."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        remedy = _REMEDIES.get(error.errno or 0, "").format(folder=path.parent)
+        super().__init__(f"{path} cannot be written: {error.strerror}", remedy)
 
 
 class Files:
@@ -20,8 +38,14 @@ class Files:
             return None
 
     def write(self, path: str, text: str) -> None:
-        """Replace the whole file; its folder is made if missing. Durable when this returns."""
+        """Replace the whole file; its folder is made if missing. Durable when this returns. Raises `NotWritten`."""
         target = self._at(path)
+        try:
+            self._replace(target, text)
+        except OSError as error:
+            raise NotWritten(target, error) from error
+
+    def _replace(self, target: Path, text: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._mode)
@@ -35,7 +59,7 @@ class Files:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
-        _sync(target.parent)
+        sync(target.parent)
 
     def remove(self, path: str) -> None:
         """Remove the file, and its folder if that is empty then and a unit's drop-in folder (``*.d``)."""
@@ -46,7 +70,7 @@ class Files:
             folder.rmdir()
             folder = folder.parent
         if folder.is_dir():
-            _sync(folder)
+            sync(folder)
 
     def find(self, folder: str, pattern: str) -> dict[str, str]:
         """Text by path of the files under ``folder`` that match the glob."""
@@ -57,7 +81,8 @@ class Files:
         return self._root / path.lstrip("/")
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Make what was done in the folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not path.exists():
         if not arguments.create:
             raise HostmeshError(
-                f"{unit} has no policy: {path} is not there", "an empty file will do; --create writes it"
+                f"{unit} has no policy: {path} is not there", "a file with one comment will do; --create writes it"
             )
         from hostmesh.apply.files import Files  # noqa: PLC0415
 

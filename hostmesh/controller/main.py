@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from hostmesh.apply.stderr import StderrHandler
 from hostmesh.controller.config import PATH, load
 from hostmesh.errors import HostmeshError
 
@@ -20,14 +21,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="hostmesh-controller", description="The control plane of a hostmesh.")
     parser.add_argument("--config", type=Path, default=PATH)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", handlers=[StderrHandler()])
     os.environ.update(TLS13_ONLY)
     from hostmesh.controller.run import run  # noqa: PLC0415  loads gRPC, which reads its environment once
 
     try:
         asyncio.run(run(load(arguments.config)))
     except HostmeshError as error:
-        print(f"hostmesh-controller: {error}", file=sys.stderr)
+        logging.error("hostmesh-controller: %s", error)
         return 1
     return 0
 

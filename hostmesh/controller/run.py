@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import sqlite3
 import time
 
 from hostmesh.apply.notify import Notifier
@@ -12,6 +13,7 @@ from hostmesh.controller.feed import Feed
 from hostmesh.controller.server import Ports
 from hostmesh.controller.service import Controller
 from hostmesh.controller.store import Store
+from hostmesh.errors import HostmeshError
 
 log = logging.getLogger("hostmesh.controller")
 TICK = 0.5  # how soon a removal by the command line is in force, seconds
@@ -44,14 +46,26 @@ async def run(config: Config) -> None:
 
 async def _follow(feed: Feed, stop: asyncio.Event, notifier: Notifier) -> None:
     """Every half second, until told to stop: hosts that fell silent, and what the command line wrote to the store."""
+    trouble = ""
     while not stop.is_set():
-        feed.refresh()
-        feed.withdraw_silent()
+        before, trouble = trouble, _look(feed)
+        if trouble != before:
+            log.log(logging.ERROR if trouble else logging.INFO, "%s", trouble or "the store is well again")
         notifier.watchdog()
         try:
             await asyncio.wait_for(stop.wait(), TICK)
         except TimeoutError:
             continue
+
+
+def _look(feed: Feed) -> str:
+    """What hinders; the hosts are served with what is known."""
+    try:
+        feed.refresh()
+        feed.withdraw_silent()
+    except (HostmeshError, sqlite3.Error) as error:
+        return str(error)
+    return ""
 
 
 def _warn_of_age(seconds: float) -> None:

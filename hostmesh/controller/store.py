@@ -72,7 +72,11 @@ class Store:
             raise StoreError(f"the store {path} is not there", "hostmesh controller init makes it")
         if create_at is not None and path.exists():
             raise StoreError(f"the store {path} is already there", "remove it only to throw the mesh away")
-        self._db = sqlite3.connect(path, timeout=5, isolation_level=None)
+        self._path = path
+        try:
+            self._db = sqlite3.connect(path, timeout=5, isolation_level=None)
+        except sqlite3.Error as error:
+            raise StoreError(f"the store {path} cannot be opened: {error}", _remedy(error, path)) from error
         try:
             # FULL: a token that was used stays used, also when the power goes right after.
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;")
@@ -83,7 +87,7 @@ class Store:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.Error as error:
             self._db.close()
-            raise StoreError(f"the store {path} cannot be read: {error}", "restore it from its backup") from error
+            raise StoreError(f"the store {path} cannot be read: {error}", _remedy(error, path)) from error
         if version != SCHEMA_VERSION:
             self._db.close()
             raise StoreError(f"the store {path} is of version {version}, this program knows {SCHEMA_VERSION}")
@@ -95,13 +99,18 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._db.execute("BEGIN IMMEDIATE")
         try:
-            yield self._db
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:  # not after a full disk: SQLite has rolled back by itself
+                    self._db.execute("ROLLBACK")
+        except sqlite3.OperationalError as error:
+            raise StoreError(
+                f"the store {self._path} cannot be written: {error}", _remedy(error, self._path)
+            ) from error
 
     def _data_version(self) -> int:
         return int(self._db.execute("PRAGMA data_version").fetchone()[0])
@@ -249,6 +258,18 @@ class Store:
         with self._transaction() as db:
             statement = "INSERT INTO slots VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET state = excluded.state"
             db.execute(statement, (number, state))
+
+
+def _remedy(error: sqlite3.Error, path: Path) -> str:
+    """What helps against the primary result code (sqlite.org/rescode.html)."""
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            return f"its disk is full: df {path.parent} shows it; free some space there"
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_IOERR:
+            return f"is its disk read-only or full, or the file another user's? df {path.parent}; ls -l {path.parent}"
+        case sqlite3.SQLITE_BUSY:
+            return "another process holds it: hostmesh controller commands end by themselves"
+    return "restore it from its backup"
 
 
 def _hash(secret: str) -> bytes:

@@ -75,6 +75,12 @@ def suppressed_fields(unit: str, count: int) -> Fields:
     }
 
 
+def lost_fields(count: int) -> Fields:
+    """The entry that stands for those that journald did not take."""
+    message = f"{count} lines are lost: journald did not take them (hostmesh_agent_journal_lost_total)"
+    return agent_fields(message, _WARNING, {"HOSTMESH_LOST": count})
+
+
 def agent_fields(message: str, priority: int = _INFO, extra: Mapping[str, str | int] | None = None) -> Fields:
     """An entry of the agent about itself."""
     return {"MESSAGE": message, "PRIORITY": priority, "SYSLOG_IDENTIFIER": IDENTIFIER, **(extra or {})}

@@ -4,10 +4,16 @@ Every metric's name, labels and help stand here. Labels are bounded: units, serv
 declared ports, classes of codes; of peers at most `MAX_PEERS` a unit, the rest is summed up as ``other``.
 """
 
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from socketserver import ThreadingMixIn
+from threading import BoundedSemaphore, Thread
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -15,6 +21,8 @@ from prometheus_client.registry import Collector
 from hostmesh.wire.proxy_control import Stats, TrafficCount
 
 MAX_PEERS = 256
+MAX_SCRAPES = 16
+_PAUSE = 0.2
 _FLOW = ("direction", "source", "destination", "port", "protocol", "code")
 Flow = tuple[str, ...]
 
@@ -63,8 +71,12 @@ _PROXY_HELP = {
     "dns_forwarded": "DNS queries of meshed units passed on",
     "dns_failed": "DNS queries of meshed units refused or failed",
     "events_dropped": "Events that did not fit into the proxy's queue; their counters are exact",
+    "log_lost": "Lines of the proxy itself that journald did not take",
+    "troubles": "What is wrong with the proxy or its host (disk, descriptors): hostmesh status says what",
 }
-_PROXY_COUNTERS = frozenset({"tls_handshakes", "dns_answered", "dns_forwarded", "dns_failed", "events_dropped"})
+_PROXY_COUNTERS = frozenset(
+    {"tls_handshakes", "dns_answered", "dns_forwarded", "dns_failed", "events_dropped", "log_lost"}
+)
 
 
 class MeshCollector(Collector):
@@ -180,11 +192,53 @@ def _cumulative(bounds_us: list[int], buckets: list[int]) -> list[tuple[str, flo
     return out
 
 
+class _Request(WSGIRequestHandler):
+    """Says nothing of itself, and waits for nobody long."""
+
+    timeout = 10
+
+    def log_message(self, *_: object) -> None:
+        """Scrapes are not worth a line."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """At most `MAX_SCRAPES` at once, so that nobody can use up the agent's threads and descriptors."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._places = BoundedSemaphore(MAX_SCRAPES)
+        super().__init__(address, handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Where no descriptor is left, waiting is all that helps: else the caller would ask again at once, for ever."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_PAUSE)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 (socketserver's words)
+        """In a thread of its own, when there is a place."""
+        self._places.acquire()
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        """Gives the place back at the end, however it ended."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+
 def serve(source: Callable[[], Observed], address: str, port: int) -> Callable[[], None]:
     """Serve `/metrics` on a thread of its own until the returned function is called. ``source`` runs on that thread."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(MeshCollector(source))
-    server, thread = start_http_server(port, address, registry)
+    server = make_server(address, port, make_wsgi_app(registry), _Server, handler_class=_Request)
+    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
 
     def stop() -> None:
         server.shutdown()

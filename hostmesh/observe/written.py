@@ -10,6 +10,7 @@ from hostmesh.policy.hostfile import load_settings
 from hostmesh.policy.settings import Settings
 
 SUFFIX = ".toml"
+_EMPTY = "is the disk full? Write it again; a policy that says nothing has a comment that says so"
 
 
 def settings(file: Path) -> Settings:
@@ -36,12 +37,15 @@ def policy_texts(paths: Iterable[Path]) -> dict[str, str]:
         folder = path.is_dir()
         for file in _inside(path) if folder else [path]:
             try:
-                texts[str(file)] = file.read_text()
+                texts[str(file)] = text = file.read_text()
             except (OSError, UnicodeDecodeError) as error:
                 if folder and isinstance(error, FileNotFoundError):
                     continue  # gone between listing and reading: not there
                 reason = error.strerror if isinstance(error, OSError) else "not UTF-8, as TOML is"
                 bad.append(Diagnostic(Code.UNREADABLE, Place(str(file)), f"cannot be read: {reason}"))
+            else:
+                if not text:  # what `>` and cp(1) leave on a full disk; in force it would take the unit's ports away
+                    bad.append(Diagnostic(Code.UNREADABLE, Place(str(file)), "the file is empty: cut off?", _EMPTY))
     if bad:
         raise PolicyError(tuple(bad))
     return texts

@@ -76,7 +76,10 @@ class SvidStatus(Struct):
 
 
 class Status(Struct, tag_field="type", tag="status"):
-    """Proxy: what is in force. ``revision`` is empty before the first snapshot; started: seconds since the epoch."""
+    """Proxy: what is in force. ``revision`` is empty before the first snapshot; started: seconds since the epoch.
+
+    troubles: what is wrong with the proxy itself or its host (disk, descriptors), each with what helps.
+    """
 
     id: int
     version: str
@@ -85,6 +88,7 @@ class Status(Struct, tag_field="type", tag="status"):
     workers: int
     connections: int
     svids: list[SvidStatus]
+    troubles: list[str] = []
 
 
 class TrafficCount(Struct):

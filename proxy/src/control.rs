@@ -24,6 +24,7 @@ use crate::identity::SvidStore;
 use crate::persist::Saver;
 use crate::shared::{Refused, Shared};
 use crate::stats::{BOUNDS_US, Gauge, TrafficCount};
+use crate::told::{Level, Told};
 
 /// The largest frame either side sends.
 pub const MAX_FRAME: usize = 64 * 1024 * 1024;
@@ -76,6 +77,7 @@ enum Answer<'a> {
         workers: usize,
         connections: i64,
         svids: Vec<SvidStatus>,
+        troubles: Vec<String>,
     },
     Stats {
         id: i64,
@@ -139,13 +141,17 @@ impl Control {
     /// Serves one agent after the other for ever; the newest that is of `agent_uid` (SO_PEERCRED of unix(7)) takes over.
     pub async fn serve(mut self, listener: std::os::unix::net::UnixListener, agent_uid: u32) -> io::Result<()> {
         let listener = UnixListener::from_std(listener)?;
-        let mut agent = accept(&listener, agent_uid).await;
+        let shared = self.shared.clone();
+        let next = || accept(&listener, agent_uid, &shared.told);
+        let mut agent = next().await;
         loop {
             agent = tokio::select! {
-                newer = accept(&listener, agent_uid) => newer,
+                newer = next() => newer,
                 end = self.attend(agent) => {
-                    eprintln!("<6>the agent's connection ended: {end}");
-                    accept(&listener, agent_uid).await
+                    self.shared
+                        .told
+                        .say(Level::Info, format_args!("the agent's connection ended: {end}"));
+                    next().await
                 }
             };
         }
@@ -225,7 +231,7 @@ impl Control {
             },
         };
         if let Answer::Nack { reason, .. } = &answer {
-            eprintln!("<4>refused: {reason}");
+            self.shared.told.say(Level::Warning, format_args!("refused: {reason}"));
         }
         write(agent, &frame(&answer)?).await
     }
@@ -267,10 +273,7 @@ impl Control {
                 None
             }
         };
-        let revision = snapshot.revision.clone();
-        if let Err(error) = self.saver.save(snapshot).await {
-            eprintln!("<3>snapshot {revision} will not outlive this process: {error}");
-        }
+        self.saver.save(snapshot).await.map_err(|why| why.to_string())?;
         refused.map_or(Ok(()), Err)
     }
 
@@ -304,17 +307,20 @@ impl Control {
             workers: self.shared.workers,
             connections: self.shared.stats.gauge(Gauge::Connections),
             svids,
+            troubles: self.shared.told.all_troubles(),
         }
     }
 
     fn stats(&self, id: i64) -> Answer<'static> {
         let mut all = self.shared.stats.collect();
-        all.gauges.insert(
-            "events_dropped".into(),
-            i64::try_from(self.shared.events.dropped_total()).unwrap_or(i64::MAX),
-        );
-        all.gauges
-            .insert("workers".into(), i64::try_from(self.shared.workers).unwrap_or(i64::MAX));
+        let told = &self.shared.told;
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        all.gauges.extend([
+            ("events_dropped".to_owned(), number(self.shared.events.dropped_total())),
+            ("log_lost".to_owned(), number(told.lost())),
+            ("troubles".to_owned(), number(told.all_troubles().len() as u64)),
+            ("workers".to_owned(), number(self.shared.workers as u64)),
+        ]);
         Answer::Stats {
             id,
             bounds_us: &BOUNDS_US,
@@ -326,7 +332,7 @@ impl Control {
 }
 
 /// The next connection of somebody who may speak; others are closed and told in the log.
-async fn accept(listener: &UnixListener, agent_uid: u32) -> UnixStream {
+async fn accept(listener: &UnixListener, agent_uid: u32, told: &Told) -> UnixStream {
     loop {
         let refused = match listener.accept().await {
             Ok((stream, _)) => match stream.peer_cred() {
@@ -340,7 +346,7 @@ async fn accept(listener: &UnixListener, agent_uid: u32) -> UnixStream {
                 error.to_string()
             }
         };
-        eprintln!("<4>control connection refused: {refused}");
+        told.say(Level::Warning, format_args!("control connection refused: {refused}"));
     }
 }
 

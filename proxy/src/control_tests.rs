@@ -28,7 +28,7 @@ impl Proxy {
         let control = Control::new(
             shared.clone(),
             SvidStore::new(shared.clone()),
-            Saver::start(Persist::new(folder.path())).expect("a thread"),
+            Saver::start(Persist::new(folder.path()), shared.clone()).expect("a thread"),
             source,
         );
         std::thread::spawn(move || {

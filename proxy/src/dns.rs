@@ -20,12 +20,14 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::timeout;
 
+use crate::descriptors;
 use crate::dns_socket::{DnsSocket, Query};
 use crate::events::Event;
 use crate::lookups::may_ask;
 use crate::shared::Shared;
 use crate::sockopt;
 use crate::stats::{Gauge, WorkerStats};
+use crate::told::Level;
 
 /// How long the one who was meant may take: what glibc's resolver waits (resolv.conf(5)).
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -120,7 +122,7 @@ pub async fn serve_udp(socket: Socket, shared: Arc<Shared>, stats: WorkerStats) 
             query = socket.receive() => query,
             Some(done) = in_flight.join_next() => {
                 if let Ok((query, Some(bytes))) = done {
-                    reply(&socket, &query, &bytes);
+                    reply(&socket, &query, &bytes, &shared);
                 }
                 continue;
             }
@@ -129,7 +131,9 @@ pub async fn serve_udp(socket: Socket, shared: Arc<Shared>, stats: WorkerStats) 
             Ok(query) => query,
             // No memory for the datagram, most likely: the asker asks again.
             Err(error) => {
-                eprintln!("<4>DNS query could not be taken: {error}");
+                shared
+                    .told
+                    .say(Level::Warning, format_args!("DNS query could not be taken: {error}"));
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
@@ -150,14 +154,15 @@ pub async fn serve_udp(socket: Socket, shared: Arc<Shared>, stats: WorkerStats) 
         };
         stats.add(gauge, 1);
         if let Some(bytes) = bytes {
-            reply(&socket, &query, &bytes);
+            reply(&socket, &query, &bytes, &shared);
         }
     }
 }
 
-fn reply(socket: &DnsSocket, query: &Query, bytes: &[u8]) {
+fn reply(socket: &DnsSocket, query: &Query, bytes: &[u8], shared: &Shared) {
     if let Err(error) = socket.answer(query, bytes) {
-        eprintln!("<4>DNS answer to {} as {}: {error}", query.from, query.to);
+        let what = format_args!("DNS answer to {} as {}: {error}", query.from, query.to);
+        shared.told.say(Level::Warning, what);
     }
 }
 
@@ -186,6 +191,7 @@ async fn pass_on(query: &Query, mark: u32, unit: &Unit, shared: &Shared, stats: 
 /// Asks by a socket of its own, so that the port is a random one (RFC 5452) and only that peer can answer.
 async fn exchange(query: &Query, mark: u32) -> io::Result<Vec<u8>> {
     let socket = Socket::new(Domain::for_address(query.to), Type::DGRAM, Some(Protocol::UDP))?;
+    descriptors::spare(&socket)?;
     socket.set_nonblocking(true)?;
     socket.set_mark(mark)?;
     let any: IpAddr = if query.to.is_ipv4() {

@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 use crate::fdstore::{self, Inherited};
 use crate::sealed::{self, Sealed};
 use crate::shared::{Shared, Svid, Svids};
+use crate::told::{Level, Told};
 
 /// The prefix of an SVID's name in systemd's fd store.
 pub const FD_PREFIX: &str = "svid-";
@@ -87,7 +88,7 @@ impl SvidStore {
         for (name, fd) in inherited.take(FD_PREFIX) {
             match sealed::open(fd) {
                 Ok(kept) => self.unproved.push((name, kept)),
-                Err(error) => forget(&name, &format!("not usable: {error}")),
+                Err(error) => forget(&self.shared.told, &name, &format!("not usable: {error}")),
             }
         }
         self.reconcile();
@@ -106,6 +107,7 @@ impl SvidStore {
             let stays = fits(unit, &current.svid.spiffe_id);
             if !stays {
                 forget(
+                    &self.shared.told,
                     &current.fd_name,
                     &format!("{unit} is no longer {}", current.svid.spiffe_id),
                 );
@@ -114,7 +116,7 @@ impl SvidStore {
         });
         for (name, kept) in std::mem::take(&mut self.unproved) {
             if let Err(why) = self.prove(&config, &name, kept) {
-                forget(&name, &why.to_string());
+                forget(&self.shared.told, &name, &why.to_string());
             }
         }
         self.publish(&config);
@@ -133,7 +135,11 @@ impl SvidStore {
             Some(other) if other.svid.not_before >= current.svid.not_before => {
                 return Err(refused(format!("{}: a newer one is in force", kept.unit)));
             }
-            Some(other) => forget(&other.fd_name, &format!("{}: a newer one is in force", kept.unit)),
+            Some(other) => forget(
+                &self.shared.told,
+                &other.fd_name,
+                &format!("{}: a newer one is in force", kept.unit),
+            ),
             None => {}
         }
         self.current.insert(kept.unit, current);
@@ -188,7 +194,7 @@ impl SvidStore {
         if let Some(old) = self.current.insert(unit.to_owned(), fresh)
             && old.fd_name != fd_name
         {
-            forget(&old.fd_name, "replaced");
+            forget(&self.shared.told, &old.fd_name, "replaced");
         }
         self.publish(&config);
         Ok(())
@@ -250,7 +256,10 @@ impl SvidStore {
             chain,
         };
         if let Err(error) = sealed::seal(&kept).and_then(|fd| fdstore::store(&name, fd)) {
-            eprintln!("<3>{}: its key will not outlive this process: {error}", svid.unit);
+            self.shared.told.say(
+                Level::Error,
+                format_args!("{}: its key will not outlive this process: {error}", svid.unit),
+            );
         }
         name
     }
@@ -299,10 +308,11 @@ fn leaf_key(chain: &[Vec<u8>]) -> Result<Vec<u8>, Refused> {
     Ok(leaf.public_key().raw.to_vec())
 }
 
-fn forget(fd_name: &str, why: &str) {
-    eprintln!("<6>{fd_name}: forgotten: {why}");
+fn forget(told: &Told, fd_name: &str, why: &str) {
+    told.say(Level::Info, format_args!("{fd_name}: forgotten: {why}"));
     if let Err(error) = fdstore::remove(fd_name) {
-        eprintln!("<4>{fd_name}: could not be taken out of the fd store: {error}");
+        let what = format_args!("{fd_name}: could not be taken out of the fd store: {error}");
+        told.say(Level::Warning, what);
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod connect;
 pub mod control;
 pub mod deliver;
+pub mod descriptors;
 pub mod dns;
 pub mod dns_socket;
 pub mod drain;
@@ -25,6 +26,7 @@ pub mod stats;
 pub mod stream;
 pub mod tcp;
 pub mod tls;
+pub mod told;
 pub mod wire;
 pub mod worker;
 

@@ -7,11 +7,13 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::sync::Arc;
 
 use hostmesh_proxy_core::snapshot::Listeners;
 
+use crate::descriptors;
 use crate::fdstore::{self, Inherited};
+use crate::shared::Shared;
 use crate::sockopt;
 
 /// The names in the fd store begin so.
@@ -102,23 +104,32 @@ fn is_without_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-/// Accepts until told to stop, and hands each connection on. Where none can be had, it waits a little.
+/// Accepts until told to stop, and hands each connection on. Where no descriptor can be had for one, it waits.
 pub async fn accept(
     listener: tokio::net::TcpListener,
-    mut draining: tokio::sync::watch::Receiver<bool>,
+    shared: Arc<Shared>,
     mut each: impl FnMut(tokio::net::TcpStream, SocketAddr),
 ) {
+    let mut draining = shared.draining();
+    let told = &shared.told;
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = draining.wait_for(|draining| *draining) => return,
+        let next = async {
+            match listener.accept().await {
+                Ok((stream, client)) => Some((descriptors::below(stream, told).await.ok()?, client)),
+                // accept(2): this one's own, and it is gone.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => None,
+                // Out of descriptors or memory, most likely: waiting helps, and is all that does.
+                Err(_) => {
+                    descriptors::none_left(told).await;
+                    None
+                }
+            }
         };
-        match accepted {
-            Ok((stream, client)) => each(stream, client),
-            // accept(2): this one's own, and it is gone.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            // Out of descriptors or memory, most likely: waiting helps, and is all that does.
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        tokio::select! {
+            accepted = next => if let Some((stream, client)) = accepted {
+                each(stream, client);
+            },
+            _ = draining.wait_for(|draining| *draining) => return,
         }
     }
 }

@@ -18,7 +18,8 @@ use hostmesh_proxy::listener;
 use hostmesh_proxy::persist::{Persist, Saver};
 use hostmesh_proxy::shared::Shared;
 use hostmesh_proxy::stats::Stats;
-use hostmesh_proxy::{dns, dns_socket, worker};
+use hostmesh_proxy::told::{self, Level};
+use hostmesh_proxy::{descriptors, dns, dns_socket, worker};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
@@ -68,14 +69,14 @@ fn main() -> ExitCode {
     let options = match Options::parse(env::args().skip(1)) {
         Ok(options) => options,
         Err(error) => {
-            eprintln!("<3>{error}; {USAGE}");
+            told::write_line(Level::Error, format_args!("{error}; {USAGE}"));
             return ExitCode::from(2);
         }
     };
     match inherited.and_then(|inherited| run(options, &inherited)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("<3>hostmesh-proxy ends: {error}");
+            told::write_line(Level::Error, format_args!("hostmesh-proxy ends: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -99,7 +100,7 @@ async fn serve(options: &Options, inherited: &Inherited, shared: Arc<Shared>, so
     let mut svids = SvidStore::new(shared.clone());
     svids.restore(inherited);
     let socket = control::listen(&options.control)?;
-    let control = Control::new(shared.clone(), svids, Saver::start(persist)?, source);
+    let control = Control::new(shared.clone(), svids, Saver::start(persist, shared.clone())?, source);
     let mut control = tokio::task::spawn_local(control.serve(socket, AGENT_UID));
     let mut changes = shared.changes();
     let mut threads = match known {
@@ -146,9 +147,12 @@ impl Threads {
         let workers = started
             .map(|(index, set)| worker::start(shared.clone(), index, set, options.drain))
             .collect::<Result<_, _>>()?;
-        eprintln!(
-            "<6>{} workers listen on ports {} (outbound), {} (plain text), {} (wire)",
-            options.workers, ports.outbound, ports.plaintext, ports.wire
+        shared.told.say(
+            Level::Info,
+            format_args!(
+                "{} workers listen on ports {} (outbound), {} (plain text), {} (wire)",
+                options.workers, ports.outbound, ports.plaintext, ports.wire
+            ),
         );
         Ok(Some(Self { workers, names }))
     }
@@ -172,14 +176,20 @@ async fn finish(workers: Vec<JoinHandle<io::Result<usize>>>) -> io::Result<()> {
         cut += worker.map_err(|_| io::Error::other("a worker panicked"))??;
     }
     if cut > 0 {
-        eprintln!("<5>{cut} connections were cut off: their time was over");
+        told::write_line(
+            Level::Notice,
+            format_args!("{cut} connections were cut off: their time was over"),
+        );
     }
     Ok(())
 }
 
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        eprintln!("<4>the service manager was not told: {error}");
+        told::write_line(
+            Level::Warning,
+            format_args!("the service manager was not told: {error}"),
+        );
     }
 }
 
@@ -203,6 +213,7 @@ impl Watch {
 
     async fn beat(&mut self) {
         self.ticks.tick().await;
+        descriptors::watch(&self.shared.told, io::stderr());
         if self.wanted && self.shared.all_move(worker::SWEEP * 3) {
             tell(&[NotifyState::Watchdog]);
         }

@@ -73,7 +73,10 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
             service,
             port,
             endpoint,
-        } => call.service(tcp, service, *port, Some(endpoint)).await,
+        } => {
+            let endpoint = endpoint.at(called.ip());
+            call.service(tcp, service, *port, Some(&endpoint)).await;
+        }
         Destination::LocalUnit { unit, port } => call.local_unit(tcp, unit, port).await,
         Destination::UndeclaredPort(service) => {
             let message = format!("{} has no port {}", service.name, called.port());

@@ -7,14 +7,23 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 use hostmesh_proxy_core::config::Config;
 use hostmesh_proxy_core::snapshot::Snapshot;
 use tokio::sync::oneshot;
 
 use crate::shared::Shared;
+use crate::told::{Level, Told};
+
+/// The trouble's name in [`Told`].
+const ABOUT: &str = "disk";
+
+/// A disk that did not take the snapshot is tried again after this.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// The file `snapshot.json` of the state folder.
 pub struct Persist {
@@ -33,20 +42,29 @@ impl Persist {
         self.folder.join("snapshot.json")
     }
 
-    /// Replaces the file.
+    /// Replaces the file. What was written of one that did not get whole is removed: the disk may be full of it.
     pub fn save(&self, snapshot: &Snapshot) -> io::Result<()> {
         let new = self.folder.join("snapshot.json.new");
+        let done = self.replace(&new, snapshot);
+        if done.is_err() {
+            // Where that fails too, the next save begins with an empty file.
+            let _left = fs::remove_file(&new);
+        }
+        done
+    }
+
+    fn replace(&self, new: &Path, snapshot: &Snapshot) -> io::Result<()> {
         let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
-            .open(&new)?;
+            .open(new)?;
         let mut writer = BufWriter::new(file);
         serde_json::to_writer(&mut writer, snapshot)?;
         writer.flush()?;
         writer.get_ref().sync_all()?;
-        fs::rename(&new, self.path())?;
+        fs::rename(new, self.path())?;
         File::open(&self.folder)?.sync_all()
     }
 
@@ -73,78 +91,144 @@ impl Persist {
             .and_then(|found| found.map(put).transpose())
         {
             Ok(Some(revision)) => {
-                eprintln!("<6>in force from the last run: snapshot {revision}");
+                let what = format_args!("in force from the last run: snapshot {revision}");
+                shared.told.say(Level::Info, what);
                 true
             }
             Ok(None) => false,
             Err(error) => {
-                eprintln!("<4>{}: left aside, waiting for the agent: {error}", path.display());
+                let what = format_args!("{}: left aside, waiting for the agent: {error}", path.display());
+                shared.told.say(Level::Warning, what);
                 false
             }
         }
     }
 }
 
-/// Saves in a thread of its own: a disk may take seconds, which nobody else shall feel.
+/// Saves in a thread of its own: a disk may take seconds, which nobody else shall feel. A disk that is full or read-only
+/// is told, and tried again until it takes what is in force.
 pub struct Saver {
     orders: mpsc::Sender<Order>,
 }
 
 struct Order {
     snapshot: Snapshot,
-    done: oneshot::Sender<io::Result<()>>,
+    tried: oneshot::Sender<()>,
 }
 
 impl Saver {
     /// Into this folder.
-    pub fn start(persist: Persist) -> io::Result<Self> {
+    pub fn start(persist: Persist, shared: Arc<Shared>) -> io::Result<Self> {
         let (orders, queue) = mpsc::channel::<Order>();
-        thread::Builder::new().name("saver".to_owned()).spawn(move || {
-            for order in queue {
-                // Who asked may be gone; the file counts all the same.
-                let _gone = order.done.send(persist.save(&order.snapshot));
-            }
-        })?;
+        thread::Builder::new()
+            .name("saver".to_owned())
+            .spawn(move || keep_saving(&persist, &queue, &shared.told))?;
         Ok(Self { orders })
     }
 
     /// Replaces the file; those that are asked for at once are saved in their order. Carried out whether it is awaited
-    /// or not.
+    /// or not; ends when it was tried.
     pub fn save(&self, snapshot: Snapshot) -> impl Future<Output = io::Result<()>> + use<> {
-        let (done, saved) = oneshot::channel();
-        let ordered = self.orders.send(Order { snapshot, done });
+        let (tried, was_tried) = oneshot::channel();
+        let ordered = self.orders.send(Order { snapshot, tried });
         async move {
             let ended = || io::Error::other("the thread that saves has ended");
             ordered.map_err(|_| ended())?;
-            saved.await.map_err(|_| ended())?
+            was_tried.await.map_err(|_| ended())
         }
+    }
+}
+
+fn keep_saving(persist: &Persist, queue: &mpsc::Receiver<Order>, told: &Told) {
+    let mut unsaved: Option<Snapshot> = None;
+    loop {
+        let order = match unsaved {
+            None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(_) => queue.recv_timeout(AGAIN),
+        };
+        let (snapshot, tried) = match order {
+            Ok(Order { snapshot, tried }) => (snapshot, Some(tried)),
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => match unsaved.take() {
+                Some(snapshot) => (snapshot, None),
+                None => continue,
+            },
+        };
+        unsaved = match persist.save(&snapshot) {
+            Ok(()) => {
+                told.well(ABOUT);
+                None
+            }
+            Err(error) => {
+                told.trouble(
+                    ABOUT,
+                    format!(
+                        "the policy in force is not on disk: {}: {error}. A restart without an agent would begin with the \
+                         one of before. Free space there, or make it writable (df {}): it is tried again every {AGAIN:?}",
+                        persist.path().display(),
+                        persist.folder.display()
+                    ),
+                );
+                Some(snapshot)
+            }
+        };
+        // Who asked may be gone; the file counts all the same.
+        let _gone = tried.map(|tried| tried.send(()));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{Authority, snapshot};
+    use crate::fixture::{Authority, shared, snapshot};
+
+    fn named(revision: &str) -> Snapshot {
+        Snapshot {
+            revision: revision.into(),
+            ..snapshot(&Authority::new())
+        }
+    }
+
+    fn wait<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(future)
+    }
+
+    fn revision(folder: &Path) -> String {
+        Persist::new(folder).load().expect("read").expect("there").revision
+    }
 
     #[test]
     fn saves_are_carried_out_in_their_order_whether_awaited_or_not() {
         let folder = tempfile::tempdir().expect("a folder");
-        let saver = Saver::start(Persist::new(folder.path())).expect("a thread");
-        let named = |revision: &str| Snapshot {
-            revision: revision.into(),
-            ..snapshot(&Authority::new())
-        };
+        let saver = Saver::start(Persist::new(folder.path()), shared().0).expect("a thread");
         drop(saver.save(named("one")));
-        let two = saver.save(named("two"));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .expect("a runtime");
-        runtime.block_on(two).expect("saved");
-        let found = Persist::new(folder.path()).load().expect("read").expect("there");
-        assert_eq!(found.revision, "two");
-        fs::remove_dir_all(folder.path()).expect("removed");
-        runtime
-            .block_on(saver.save(named("three")))
-            .expect_err("no folder, no file");
+        wait(saver.save(named("two"))).expect("tried");
+        assert_eq!(revision(folder.path()), "two");
+    }
+
+    #[test]
+    fn what_the_disk_did_not_take_is_told_and_tried_again_until_it_does() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = folder.path().join("state");
+        let (shared, _events) = shared();
+        let saver = Saver::start(Persist::new(&state), shared.clone()).expect("a thread");
+        wait(saver.save(named("one"))).expect("tried");
+        wait(saver.save(named("two"))).expect("tried");
+        let told = shared.told.all_troubles();
+        assert!(
+            told[0].contains("not on disk") && told[0].contains("snapshot.json"),
+            "{told:?}"
+        );
+        fs::create_dir(&state).expect("a folder");
+        let since = std::time::Instant::now();
+        while !shared.told.all_troubles().is_empty() {
+            assert!(since.elapsed() < AGAIN * 5, "not tried again");
+            thread::yield_now();
+        }
+        assert_eq!(revision(&state), "two");
+        assert_eq!(fs::read_dir(&state).expect("read").count(), 1, "nothing else is left");
     }
 }

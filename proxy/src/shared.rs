@@ -18,6 +18,7 @@ use crate::events::EventSink;
 use crate::lookups::Lookups;
 use crate::stats::Stats;
 use crate::tls::{BadBundle, Trust};
+use crate::told::Told;
 
 /// A unit's certificate chain and key, ready for TLS.
 pub struct Svid {
@@ -99,6 +100,8 @@ pub struct Shared {
     pub events: EventSink,
     /// The counters; every worker asks for its own ([`Stats::worker`]).
     pub stats: Arc<Stats>,
+    /// What the process says of itself.
+    pub told: Told,
     /// By which names units know addresses.
     pub lookups: Lookups,
     /// When the process started.
@@ -121,6 +124,7 @@ impl Shared {
             draining: watch::channel(false).0,
             events,
             stats,
+            told: Told::default(),
             lookups: Lookups::default(),
             started: SystemTime::now(),
             workers,

@@ -10,6 +10,8 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::descriptors;
+
 fn set(fd: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let size = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the kernel reads one int from a live reference; the descriptor is borrowed for the call.
@@ -66,6 +68,7 @@ pub fn listener(address: SocketAddr, is_transparent: bool) -> io::Result<Socket>
 /// Connects with a mark (0: none), from an address of somebody else where `from` is given; its port is a new one.
 pub async fn connect(to: SocketAddr, mark: u32, from: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    descriptors::spare(&socket)?;
     socket.set_nonblocking(true)?;
     if mark != 0 {
         socket.set_mark(mark)?;

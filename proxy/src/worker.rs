@@ -40,7 +40,7 @@ pub struct Worker {
     /// This worker's counters.
     pub stats: WorkerStats,
     /// TLS connections to other hosts.
-    pub pool: Pool,
+    pub pool: Rc<Pool>,
     /// HTTP streams between requests.
     pub idle: IdleStreams,
     /// Requests and connections in flight by endpoint.
@@ -60,7 +60,7 @@ impl Worker {
     pub fn new(shared: Arc<Shared>, seed: u64) -> Result<Rc<Self>, rustls::Error> {
         let stats = shared.stats.worker();
         Ok(Rc::new(Self {
-            pool: Pool::new(shared.clone(), stats.clone()),
+            pool: Rc::new(Pool::new(shared.clone(), stats.clone())),
             idle: IdleStreams::default(),
             loads: RefCell::default(),
             acceptor: TlsAcceptor::from(Arc::new(tls::server_config(shared.clone())?)),
@@ -190,8 +190,8 @@ async fn run(shared: Arc<Shared>, index: usize, set: listener::Set, limit: Durat
     for (kind, socket) in set {
         socket.set_nonblocking(true)?;
         let socket = tokio::net::TcpListener::from_std(socket)?;
-        let (worker, draining) = (worker.clone(), draining.clone());
-        tokio::task::spawn_local(listener::accept(socket, draining, move |tcp, client| {
+        let (worker, shared) = (worker.clone(), worker.shared.clone());
+        tokio::task::spawn_local(listener::accept(socket, shared, move |tcp, client| {
             worker.serve(kind, tcp, client)
         }));
     }

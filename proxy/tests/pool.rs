@@ -5,11 +5,15 @@ mod ends;
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use ends::{End, Mesh, config, run, soon};
 use hostmesh_proxy::wire::client::OpenError;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+const ROUND_TRIP: Duration = Duration::from_millis(200);
 
 #[test]
 fn those_who_wait_for_a_peer_learn_together_that_it_is_not_there() {
@@ -78,5 +82,69 @@ fn a_client_whose_certificate_is_over_opens_nothing_more_on_its_connection() {
             soon(first.split().1.read()).await.expect("bytes").as_deref(),
             Some(&b"here"[..])
         );
+    });
+}
+
+#[test]
+fn a_dial_goes_on_when_nobody_waits_and_serves_the_next_try() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let far = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let wire = far.local_addr().expect("an address").port();
+        let near = mesh.wire;
+        let dialed = Rc::new(Cell::new(0));
+        let count = dialed.clone();
+        tokio::task::spawn_local(async move {
+            while let Ok((mut tcp, _)) = far.accept().await {
+                count.set(count.get() + 1);
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(ROUND_TRIP).await;
+                    let mut on = TcpStream::connect(near).await.expect("connected");
+                    // Ends when either side does.
+                    let _ended = tokio::io::copy_bidirectional(&mut tcp, &mut on).await;
+                });
+            }
+        });
+        let h1 = End::new(config("h1", &[&mesh.ca], wire, mesh.ports), [mesh.ca.orders()]);
+        let endpoint = h1.shared().config().expect("a config").services[0].endpoints[0].clone();
+        let unit = "orders.service".into();
+        let tries = async {
+            loop {
+                let open = h1.worker.pool.open(&unit, &endpoint, mesh.ports[0]);
+                if let Ok(opened) = timeout(ROUND_TRIP / 4, open).await {
+                    break opened;
+                }
+            }
+        };
+        let (opened, _application) = soon(async { tokio::join!(tries, mesh.arrives()) }).await;
+        opened.expect("a stream");
+        assert_eq!(dialed.get(), 1, "each try dialed for itself");
+    });
+}
+
+#[test]
+fn an_endpoint_that_is_called_by_an_address_is_dialed_there_only() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let unit = "orders.service".into();
+        let endpoint = mesh.endpoint();
+        let open = |endpoint| {
+            let (pool, unit) = (mesh.h1.worker.pool.clone(), &unit);
+            soon(async move { pool.open(unit, endpoint, mesh.ports[0]).await })
+        };
+        let (by_name, _application) = tokio::join!(open(&endpoint), mesh.arrives());
+        by_name.expect("a stream");
+        let claimed = endpoint.at("127.0.0.2".parse().expect("an address"));
+        let wire = std::net::TcpListener::bind(("127.0.0.2", mesh.wire.port())).expect("a port");
+        drop(wire);
+        let refused = open(&claimed).await;
+        assert!(
+            matches!(refused, Err(OpenError::Unreachable(_))),
+            "it went where it was not called"
+        );
+        let its_own = endpoint.at("127.0.0.1".parse().expect("an address"));
+        let (called, _application) = tokio::join!(open(&its_own), mesh.arrives());
+        called.expect("a stream");
+        assert_eq!(mesh.accepted.get(), 2, "a connection of its own");
     });
 }

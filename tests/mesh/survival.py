@@ -29,14 +29,16 @@ class Load:
 
 
 @contextlib.contextmanager
-def load(w: World, *, least: int = 10_000, path: str = "/", host: str = "web") -> Iterator[Load]:
-    """Requests from the meshed `shop` to a service (nginx) while the ``with`` body runs, at least so many in all."""
+def load(
+    w: World, *, least: int = 10_000, path: str = "/", host: str = "web", connections: int = 8, unit: str = "shop"
+) -> Iterator[Load]:
+    """Requests of a meshed unit of h1 to a service (nginx) while the ``with`` body runs, at least so many in all."""
     stop = f"/run/load-{time.monotonic_ns()}"
     command = [
         "hostmesh",
         "run",
         "--unit",
-        "shop",
+        unit,
         "--",
         "python3",
         "-c",
@@ -44,7 +46,7 @@ def load(w: World, *, least: int = 10_000, path: str = "/", host: str = "web") -
         host,
         "80",
         path,
-        "8",
+        str(connections),
         str(least),
         stop,
     ]

@@ -70,7 +70,7 @@ class Questions:
         ]  # fmt: skip
         self.snapshot = snapshot(Settings(host="h1"), policies, HostFacts("h1", (), {}, numbers), services, [])
 
-    def status(self, number: int) -> wire.Answer:
+    async def status(self, number: int) -> wire.Answer:
         seen = wire.Suggestion("shop", "spiffe://mesh.local/unit/shop", "198.18.0.1", 8080, ["GET"], 3)
         unit = wire.UnitStatus(
             "inventory.service", "inventory.service.toml", "active", "audit", "cgroup", "inventory", 1,

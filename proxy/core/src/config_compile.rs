@@ -233,6 +233,7 @@ fn endpoint(
         id: digest([service, &endpoint.unit, &endpoint.host]),
         local: is_local.then(|| units.get(&*endpoint.unit).cloned()).flatten(),
         addresses: addresses(at, &endpoint.addresses)?,
+        called: None,
         wire_port: port_number(at, endpoint.wire_port)?,
         unit: endpoint.unit.into(),
         host: endpoint.host.into(),

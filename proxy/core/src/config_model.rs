@@ -247,7 +247,7 @@ pub struct ServicePort {
 }
 
 /// One workload that serves a service.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Endpoint {
     /// Digest of service, unit and host: the same in every snapshot, so that load counts outlive a change. For counts
     /// only; pools are keyed by identity.
@@ -262,10 +262,25 @@ pub struct Endpoint {
     pub sni: Arc<str>,
     /// The host's addresses.
     pub addresses: Vec<IpAddr>,
+    /// The address by which it was called, where it was called by one ([`Endpoint::at`]).
+    pub called: Option<IpAddr>,
     /// The peer proxy's port.
     pub wire_port: u16,
     /// The unit, where it runs on this host: one pass, no wire.
     pub local: Option<Arc<Unit>>,
+}
+
+impl Endpoint {
+    /// The endpoint as it is called by one of its addresses: reached there and nowhere else. Hosts say themselves which
+    /// addresses they have, and must not get what is sent to others'.
+    pub fn at(&self, address: IpAddr) -> Arc<Self> {
+        let address = address.to_canonical();
+        Arc::new(Self {
+            addresses: vec![address],
+            called: Some(address),
+            ..self.clone()
+        })
+    }
 }
 
 /// What callers can call.

@@ -50,7 +50,7 @@ impl Route {
             } => To::Service {
                 service: service.clone(),
                 port: *port,
-                only: Some(endpoint.clone()),
+                only: Some(endpoint.at(called.ip())),
             },
             Destination::LocalUnit { unit, port } => {
                 let service = config.service_by_name(&unit.service).cloned();

@@ -18,12 +18,13 @@ use hostmesh_proxy_core::config::Endpoint;
 use http::{Method, Request, StatusCode, Uri};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::gather::{Gathering, LargeReads};
 use super::{CONNECTION_WINDOW, FRAME, HANDSHAKE, HEAD, Link, SEND_BUFFER, STREAM_WINDOW, USER_TIMEOUT, drive};
-use crate::shared::{Shared, Svid};
+use crate::shared::Shared;
 use crate::sockopt;
 use crate::stats::{Gauge, Held, WorkerStats};
 use crate::stream::WireStream;
@@ -72,6 +73,7 @@ struct Pair {
     unit: Arc<str>,
     spiffe_id: Arc<str>,
     host: Arc<str>,
+    called: Option<IpAddr>,
 }
 
 struct Connection {
@@ -87,12 +89,30 @@ struct Connection {
 #[derive(Default)]
 struct Peer {
     connections: Vec<Rc<Connection>>,
-    /// One dials, the others wait for what comes of it: a connection, or the failure that is kept here.
-    dialing: Rc<tokio::sync::Mutex<Option<Failed>>>,
+    /// All who need a connection wait for this one.
+    dial: Option<Dial>,
 }
 
-/// When nobody could be reached, and why.
-struct Failed(Instant, io::ErrorKind, String);
+/// What comes of a dial. It goes on when nobody waits any more: who comes next finds the connection.
+type Dial = watch::Receiver<Option<Result<Rc<Connection>, Failed>>>;
+
+/// Why nobody could be reached.
+#[derive(Clone)]
+struct Failed(io::ErrorKind, String);
+
+/// A dial that has all it needs.
+struct Prepared {
+    addresses: Vec<IpAddr>,
+    port: u16,
+    mark: u32,
+    tls: TlsConnector,
+    name: ServerName<'static>,
+    expected: Expected,
+    serial: String,
+    not_after: u64,
+    /// For a person: which unit on which host.
+    whom: String,
+}
 
 /// The TLS connections of one worker.
 pub struct Pool {
@@ -118,11 +138,17 @@ impl Pool {
     }
 
     /// Opens a stream from `unit` to a port of the endpoint.
-    pub async fn open(&self, unit: &Arc<str>, endpoint: &Endpoint, port: u16) -> Result<WireStream, OpenError> {
+    pub async fn open(
+        self: &Rc<Self>,
+        unit: &Arc<str>,
+        endpoint: &Endpoint,
+        port: u16,
+    ) -> Result<WireStream, OpenError> {
         let pair = Pair {
             unit: unit.clone(),
             spiffe_id: endpoint.spiffe_id.clone(),
             host: endpoint.host.clone(),
+            called: endpoint.called,
         };
         let authority = format!("{}:{port}", endpoint.sni);
         let authority = Uri::from_maybe_shared(Bytes::from(authority))
@@ -164,37 +190,40 @@ impl Pool {
         })
     }
 
-    async fn connection(&self, pair: &Pair, endpoint: &Endpoint) -> Result<Rc<Connection>, OpenError> {
-        if let Some(connection) = self.pooled(pair) {
-            return Ok(connection);
-        }
-        let dialing = self.peers.borrow_mut().entry(pair.clone()).or_default().dialing.clone();
-        let asked = Instant::now();
-        let mut turn = dialing.lock().await;
-        if let Some(connection) = self.pooled(pair) {
-            return Ok(connection);
-        }
-        // Else those who wait would find out one after the other, each with its own time to wait.
-        if let Some(Failed(_, kind, why)) = turn.as_ref().filter(|Failed(at, ..)| *at >= asked) {
-            return Err(OpenError::Unreachable(io::Error::new(*kind, why.clone())));
-        }
-        let connection = match self.dial(pair, endpoint).await {
-            Ok(connection) => Rc::new(connection),
-            Err(error) => {
-                if let OpenError::Unreachable(why) = &error {
-                    *turn = Some(Failed(Instant::now(), why.kind(), why.to_string()));
-                }
-                return Err(error);
+    async fn connection(self: &Rc<Self>, pair: &Pair, endpoint: &Endpoint) -> Result<Rc<Connection>, OpenError> {
+        loop {
+            if let Some(connection) = self.pooled(pair) {
+                return Ok(connection);
             }
-        };
-        *turn = None;
-        self.peers
-            .borrow_mut()
-            .entry(pair.clone())
-            .or_default()
-            .connections
-            .push(connection.clone());
-        Ok(connection)
+            let under_way = self.peers.borrow().get(pair).and_then(|peer| peer.dial.clone());
+            let mut dial = match under_way {
+                Some(dial) => dial,
+                None => self.begin(pair, self.prepare(pair, endpoint)?),
+            };
+            let ended = dial.wait_for(Option::is_some).await;
+            match ended.ok().and_then(|outcome| outcome.clone()) {
+                Some(Ok(connection)) if connection.has_room() || connection.link.is_retired() => return Ok(connection),
+                Some(Ok(_)) => {} // so many waited that one is not enough
+                Some(Err(Failed(kind, why))) => return Err(OpenError::Unreachable(io::Error::new(kind, why))),
+                None => return Err(OpenError::Unreachable(io::ErrorKind::Interrupted.into())),
+            }
+        }
+    }
+
+    /// Dials in a task of its own.
+    fn begin(self: &Rc<Self>, pair: &Pair, prepared: Prepared) -> Dial {
+        let (tell, dial) = watch::channel(None);
+        self.peers.borrow_mut().entry(pair.clone()).or_default().dial = Some(dial.clone());
+        let (pool, pair) = (self.clone(), pair.clone());
+        tokio::task::spawn_local(async move {
+            let outcome = pool.dial(prepared).await.map(Rc::new);
+            let mut peers = pool.peers.borrow_mut();
+            let peer = peers.entry(pair).or_default();
+            peer.dial = None;
+            peer.connections.extend(outcome.iter().cloned());
+            tell.send_replace(Some(outcome));
+        });
+        dial
     }
 
     fn pooled(&self, pair: &Pair) -> Option<Rc<Connection>> {
@@ -204,7 +233,7 @@ impl Pool {
         connections.iter().find(|connection| connection.has_room()).cloned()
     }
 
-    async fn dial(&self, pair: &Pair, endpoint: &Endpoint) -> Result<Connection, OpenError> {
+    fn prepare(&self, pair: &Pair, endpoint: &Endpoint) -> Result<Prepared, OpenError> {
         let svids = self.shared.svids();
         let svid = svids.by_unit(&pair.unit).ok_or(OpenError::NoIdentity)?;
         let config = self.shared.config().ok_or(OpenError::NoIdentity)?;
@@ -217,28 +246,35 @@ impl Pool {
             client_config(trust, svid, expected.clone()).map_err(|e| OpenError::Unreachable(io::Error::other(e)))?;
         let name = ServerName::try_from(endpoint.sni.to_string())
             .map_err(|error| OpenError::Unreachable(io::Error::other(error)))?;
-        let tcp = connect(&endpoint.addresses, endpoint.wire_port, config.marks.proxy).await?;
-        sockopt::wire(&tcp, USER_TIMEOUT).map_err(OpenError::Unreachable)?;
-        let handshake = self.handshake(tcp, TlsConnector::from(Arc::new(tls)), name, svid, expected);
-        let ended = timeout(HANDSHAKE, handshake).await;
+        Ok(Prepared {
+            addresses: endpoint.addresses.clone(),
+            port: endpoint.wire_port,
+            mark: config.marks.proxy,
+            tls: TlsConnector::from(Arc::new(tls)),
+            name,
+            expected,
+            serial: svid.serial.clone(),
+            not_after: svid.not_after,
+            whom: format!("{} on {}", endpoint.unit, endpoint.host),
+        })
+    }
+
+    async fn dial(&self, to: Prepared) -> Result<Connection, Failed> {
+        let failed = |error: io::Error| Failed(error.kind(), error.to_string());
+        let tcp = connect(&to.addresses, to.port, to.mark).await.map_err(failed)?;
+        sockopt::wire(&tcp, USER_TIMEOUT).map_err(failed)?;
+        let whom = to.whom.clone();
+        let ended = timeout(HANDSHAKE, self.handshake(tcp, to)).await;
         ended
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|error| {
                 self.stats.tls_failure("client_handshake");
-                let text = format!("TLS with {} on {}: {error}", endpoint.unit, endpoint.host);
-                OpenError::Unreachable(io::Error::new(error.kind(), text))
+                Failed(error.kind(), format!("TLS with {whom}: {error}"))
             })
     }
 
-    async fn handshake(
-        &self,
-        tcp: TcpStream,
-        tls: TlsConnector,
-        name: ServerName<'static>,
-        svid: &Svid,
-        expected: Expected,
-    ) -> io::Result<Connection> {
-        let tls = tls.connect(name, LargeReads::new(tcp)).await?;
+    async fn handshake(&self, tcp: TcpStream, to: Prepared) -> io::Result<Connection> {
+        let tls = to.tls.connect(to.name, LargeReads::new(tcp)).await?;
         let session = tls.get_ref().1;
         if session.alpn_protocol() != Some(ALPN) {
             return Err(io::Error::other("the other side does not speak h2"));
@@ -264,9 +300,9 @@ impl Pool {
         Ok(Connection {
             link,
             requests,
-            serial: svid.serial.clone(),
-            not_after: svid.not_after,
-            expected,
+            serial: to.serial,
+            not_after: to.not_after,
+            expected: to.expected,
             peer,
             _held: held,
         })
@@ -284,7 +320,7 @@ impl Pool {
         });
         self.peers.borrow_mut().retain(|_, peer| {
             peer.connections.retain(|connection| !connection.link.is_retired());
-            !peer.connections.is_empty() || Rc::strong_count(&peer.dialing) > 1
+            !peer.connections.is_empty() || peer.dial.is_some()
         });
     }
 
@@ -332,7 +368,7 @@ fn unprocessed(error: &h2::Error) -> bool {
     error.is_io() || error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM)
 }
 
-async fn connect(addresses: &[IpAddr], port: u16, mark: u32) -> Result<TcpStream, OpenError> {
+async fn connect(addresses: &[IpAddr], port: u16, mark: u32) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the endpoint has no address");
     for address in addresses {
         let to = SocketAddr::new(*address, port);
@@ -342,5 +378,5 @@ async fn connect(addresses: &[IpAddr], port: u16, mark: u32) -> Result<TcpStream
             Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{to}: no answer within {CONNECT:?}")),
         }
     }
-    Err(OpenError::Unreachable(last))
+    Err(last)
 }

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ pub struct Key {
     unit: Arc<str>,
     spiffe_id: Arc<str>,
     host: Arc<str>,
+    called: Option<IpAddr>,
     port: u16,
 }
 
@@ -33,6 +35,7 @@ impl Key {
             unit: unit.clone(),
             spiffe_id: endpoint.spiffe_id.clone(),
             host: endpoint.host.clone(),
+            called: endpoint.called,
             port,
         }
     }

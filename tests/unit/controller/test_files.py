@@ -189,3 +189,30 @@ def test_a_token_that_could_not_be_used_is_not_made(tmp_path: Path) -> None:
         admin.must_be_reachable("h2", "h1", config_path=path)
     path.write_text(dump(Config(state=tmp_path / "state", advertise=("127.0.0.1", "198.18.0.1"))))
     admin.must_be_reachable("h2", "h1", config_path=path)
+
+
+def test_a_full_disk_is_said_with_its_remedy_and_nothing_is_left_open(tmp_path: Path) -> None:
+    path = tmp_path / "controller.db"
+    with closing(Store(path, create_at=1)) as store:
+        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+        store._db.execute(f"PRAGMA max_page_count = {pages}")
+
+        def fill(name: str) -> None:
+            for number in range(1000):
+                store.add_token(f"{name} {number}", "h1", ("web.service" * 20,), 10**10, 1)
+
+        for name in ("first", "second"):  # which finds no transaction that the first left behind
+            with pytest.raises(StoreError, match="cannot be written: database or disk is full") as said:
+                fill(name)
+            assert f"df {tmp_path}" in said.value.hint
+        store._db.execute("PRAGMA max_page_count = 100000")
+        store.add_token("one more", "h1", ("web.service",), 10**10, 1)
+        assert store.enrol("one more", "h1", 2).host == "h1"
+
+
+def test_a_store_that_cannot_be_opened_is_no_reason_to_restore_a_backup(tmp_path: Path) -> None:
+    path = tmp_path / "controller.db"
+    path.mkdir()
+    with pytest.raises(StoreError, match=r"cannot be .*unable to open database file") as said:
+        Store(path)
+    assert "read-only or full" in said.value.hint

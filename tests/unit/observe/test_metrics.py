@@ -1,12 +1,17 @@
 """The text that Prometheus gets, over HTTP, and the bound on its labels."""
 
+import resource
 import socket
+import threading
+import time
 import urllib.request
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hostmesh.observe.metrics import MAX_PEERS, Observed, flows, serve
+from hostmesh.observe.metrics import MAX_PEERS, MAX_SCRAPES, Observed, flows, serve
 from hostmesh.wire.proxy_control import Stats, TrafficCount
+from tests.lab.waiting import wait_until
 
 
 def row(**values: object) -> TrafficCount:
@@ -101,3 +106,39 @@ def test_peers_are_bounded_and_nothing_is_lost() -> None:
     (other,) = (total for flow, total in sums.items() if flow[1] == "other")
     assert other.count == 50
     assert other.buckets == [300, 150, 50]
+
+
+def test_those_who_hold_connections_open_take_no_more_than_their_places() -> None:
+    port = free_port()
+    stop = serve(lambda: Observed("1", None), "127.0.0.1", port)
+    before = threading.active_count()
+    held = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(MAX_SCRAPES + 4)]
+    wait_until(lambda: threading.active_count() == before + MAX_SCRAPES, "every place is taken")
+    for connection in held:
+        connection.close()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        assert answer.status == 200
+    stop()
+
+
+def test_without_descriptors_a_scrape_waits_and_nothing_spins() -> None:
+    port = free_port()
+    stop = serve(lambda: Observed("1", None), "127.0.0.1", port)
+    with socket.create_connection(("127.0.0.1", port), 5):
+        pass
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as waiting:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (waiting.fileno() + 1, hard))
+        try:
+            waiting.connect(("127.0.0.1", port))
+            used = time.process_time()
+            waiting.settimeout(0.6)
+            with pytest.raises(TimeoutError):
+                waiting.recv(1)
+            assert time.process_time() - used < 0.1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        waiting.settimeout(5)
+        waiting.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert waiting.recv(100).startswith(b"HTTP/1.0 200")
+    stop()

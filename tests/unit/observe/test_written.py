@@ -19,12 +19,14 @@ def test_a_folder_gives_its_policies_and_no_temporaries(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_told_all_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.service.toml").write_bytes(b"\xff")
     (tmp_path / "b.service.toml").mkdir()
+    (tmp_path / "c.service.toml").touch()
     with pytest.raises(PolicyError) as caught:
         written.policy_texts([tmp_path, tmp_path / "none.toml"])
     told = [(Path(found.place.file).name, found.message) for found in caught.value.diagnostics]
     assert told == [
         ("a.service.toml", "cannot be read: not UTF-8, as TOML is"),
         ("b.service.toml", "cannot be read: Is a directory"),
+        ("c.service.toml", "the file is empty: cut off?"),
         ("none.toml", "cannot be read: No such file or directory"),
     ]
 
