@@ -22,6 +22,7 @@ from hostmesh.errors import HostmeshError
 from hostmesh.identity import rotation
 from hostmesh.identity.rotation import SvidState
 from hostmesh.identity.svid import HOST_GRACE, controller_name
+from hostmesh.wire.codec import decode
 from hostmesh.wire.controller import (
     SERVICE,
     EnrolReply,
@@ -143,7 +144,7 @@ class ControllerClient:
             self._watches.add(call)
             try:
                 async for body in call:
-                    event = msgspec.json.decode(body, type=WatchEvent)
+                    event = decode(body, WatchEvent)
                     self._take_bundle(event)
                     if self._word and (failures or not self._said):
                         self._nudge.set()
@@ -220,7 +221,7 @@ class ControllerClient:
         for _ in self._controllers:
             try:
                 call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._open().unary_unary(f"/{SERVICE}/{name}")
-                return msgspec.json.decode(await call(body, timeout=CALL_TIMEOUT), type=kind)
+                return decode(await call(body, timeout=CALL_TIMEOUT), kind)
             except grpc.aio.AioRpcError as problem:
                 if problem.code() not in _AWAY:
                     raise ControllerError(f"{name}: {problem.details()}") from problem

@@ -15,6 +15,7 @@ from hostmesh.agent.host_identity import new_request, save
 from hostmesh.apply.files import Files
 from hostmesh.errors import HostmeshError
 from hostmesh.identity.svid import BadCertificate, controller_name, trust_domain_of
+from hostmesh.wire.codec import decode
 from hostmesh.wire.controller import SERVICE, EnrolReply, EnrolRequest, JoinToken, read_token
 
 CONFIG = Path("/etc/hostmesh/hostmesh.toml")
@@ -65,7 +66,7 @@ def _enrol(token: JoinToken, root: x509.Certificate, trust_domain: str, csr: str
         with grpc.secure_channel(where, credentials, options) as channel:
             try:
                 answer = channel.unary_unary(f"/{SERVICE}/Enrol")(body, timeout=timeout)
-                return msgspec.json.decode(answer, type=EnrolReply)
+                return decode(answer, EnrolReply)
             except grpc.RpcError as error:
                 code, details = _told(error)
                 if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):

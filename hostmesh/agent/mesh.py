@@ -17,6 +17,7 @@ from hostmesh.agent.services import NOTHING, after
 from hostmesh.apply.files import Files
 from hostmesh.errors import HostmeshError
 from hostmesh.policy.settings import Settings
+from hostmesh.wire.codec import decode
 from hostmesh.wire.controller import PublishRequest, WatchEvent, Workload
 
 _RETRY_FIRST, _RETRY_MOST = 0.2, 10.0
@@ -27,7 +28,7 @@ _KEEP_AGAIN = 5.0
 def load_catalog(path: Path) -> WatchEvent:
     """The last word of a controller; nothing when there never was one. Raises `HostmeshError` for a broken file."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=WatchEvent)
+        return decode(path.read_bytes(), WatchEvent)
     except FileNotFoundError:
         return NOTHING
     except msgspec.MsgspecError as error:

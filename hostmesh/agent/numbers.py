@@ -11,6 +11,7 @@ import msgspec
 from hostmesh.apply.files import Files
 from hostmesh.errors import HostmeshError
 from hostmesh.names import UnitName
+from hostmesh.wire.codec import decode
 
 LAST = 4095
 
@@ -64,7 +65,7 @@ def _give(kept: _Kept, units: Iterable[UnitName]) -> _Kept:
 
 def _load(path: Path, boot: str) -> _Kept:
     try:
-        kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+        kept = decode(path.read_bytes(), _Kept)
     except FileNotFoundError:
         return _Kept(boot, 1, {})
     except msgspec.DecodeError as error:

@@ -12,6 +12,7 @@ from hostmesh.observe.journal import Journal
 from hostmesh.observe.nflog import Refusal
 from hostmesh.plan import redirect
 from hostmesh.wire.agent_control import Suggestion
+from hostmesh.wire.codec import decode
 from hostmesh.wire.proxy_control import Event, Events
 
 MAX_SUGGESTIONS = 200
@@ -40,7 +41,7 @@ class Callers:
     def load(self, text: str) -> None:
         """What `dump` gave. Raises `HostmeshError` when it is something else."""
         try:
-            kept = msgspec.json.decode(text, type=dict[str, list[Suggestion]])
+            kept = decode(text, dict[str, list[Suggestion]])
         except msgspec.DecodeError as error:
             raise HostmeshError(f"callers seen before are lost: {error}", "they come again as they call") from error
         for unit, suggestions in kept.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hostmesh.errors import HostmeshError
 from hostmesh.names import BadName, check_trust_domain
+from hostmesh.policy.hostfile import quoted
 from hostmesh.registry.catalog import RangeError, capacity
 
 PATH = Path("/etc/hostmesh/controller.toml")
@@ -56,12 +57,21 @@ class Config:
 def load(path: Path) -> Config:
     """Reads and checks the file. Raises `ConfigError` that says what to change."""
     try:
-        table = tomllib.loads(path.read_text())
+        text = path.read_text()
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is not there", "hostmesh controller init makes it") from error
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    return parse(table, str(path))
+    return read(text, str(path))
+
+
+def read(text: str, where: str) -> Config:
+    """The file's text to settings."""
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # what TOML forbids; numbers and nesting beyond Python's limits
+        raise ConfigError(f"{where} cannot be read: {error}") from error
+    return parse(table, where)
 
 
 def parse(table: dict[str, object], where: str) -> Config:
@@ -115,8 +125,8 @@ def dump(config: Config) -> str:
     for field in fields(Config):
         value = getattr(config, field.name)
         if isinstance(value, tuple):
-            text = "[" + ", ".join(f'"{item}"' for item in value) + "]"
+            text = "[" + ", ".join(map(quoted, value)) + "]"
         else:
-            text = f'"{value}"' if isinstance(value, str | Path) else str(value)
+            text = quoted(str(value)) if isinstance(value, str | Path) else str(value)
         lines.append(f"{field.name} = {text}")
     return "\n".join(lines) + "\n"

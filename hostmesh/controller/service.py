@@ -34,6 +34,7 @@ from hostmesh.identity.svid import BadCertificate
 from hostmesh.names import BadName, SpiffeId, UnitName
 from hostmesh.registry.catalog import RangeError
 from hostmesh.registry.events import Offer, admit
+from hostmesh.wire.codec import decode
 from hostmesh.wire.controller import (
     SERVICE,
     EnrolReply,
@@ -141,7 +142,7 @@ class Controller:
 
     async def _watch(self, body: bytes, context: Context) -> AsyncIterator[bytes]:
         try:
-            request = msgspec.json.decode(body, type=WatchRequest)
+            request = decode(body, WatchRequest)
             async for event in self._feed.watch(request.revision, lambda: self._admit_watcher(context)):
                 yield msgspec.json.encode(event)
         except (HostmeshError, sqlite3.Error, msgspec.MsgspecError) as error:
@@ -188,7 +189,7 @@ class Controller:
 def _unary(kind: type[Request], call: Callable[[Request, Context], Awaitable[Reply]]) -> grpc.RpcMethodHandler:
     async def handle(body: bytes, context: Context) -> bytes:
         try:
-            return msgspec.json.encode(await call(msgspec.json.decode(body, type=kind), context))
+            return msgspec.json.encode(await call(decode(body, kind), context))
         except (HostmeshError, sqlite3.Error, msgspec.MsgspecError) as error:
             await _abort(context, error)
             raise  # abort raises; this is for the reader

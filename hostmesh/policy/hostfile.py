@@ -141,8 +141,8 @@ def _is_address(text: str) -> bool:
 def render(settings: Settings) -> str:
     """The file that says what differs from the defaults; `load_settings` reads it back to equal settings."""
     default = Settings()
-    top = [f"trust_domain = {_quoted(settings.trust_domain)}"]
-    top += [f"controllers = [{', '.join(map(_quoted, settings.controllers))}]"] if settings.controllers else []
+    top = [f"trust_domain = {quoted(settings.trust_domain)}"]
+    top += [f"controllers = [{', '.join(map(quoted, settings.controllers))}]"] if settings.controllers else []
     for name in ("host", "metrics_address", "route_table", "nflog_group"):
         value = getattr(settings, name)
         top += [f"{name} = {_value(value)}"] if value != getattr(default, name) else []
@@ -160,10 +160,11 @@ def render(settings: Settings) -> str:
 
 def _value(value: str | int, *, hexadecimal: bool = False) -> str:
     if isinstance(value, str):
-        return _quoted(value)
+        return quoted(value)
     return f"{value:#x}" if hexadecimal else str(value)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """The text as a basic string of TOML."""
     escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 0x20 or c in '"\\\x7f' else c for c in text)
     return f'"{escaped}"'

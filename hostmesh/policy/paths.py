@@ -5,9 +5,12 @@ section 2.3) and writes other encodings in capitals; nothing else changes. What 
 form: it is ambiguous, and a rule must not guess.
 """
 
+import re
+
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _NEVER_PLAIN = frozenset('"#<>`?')
 _HEX = frozenset("0123456789abcdefABCDEF")
+_DOUBLED = re.compile(r"%25[0-9A-Fa-f]{2}")
 
 
 class AmbiguousPath(ValueError):
@@ -30,12 +33,14 @@ def normal_path(raw: str) -> str:
     at = 0
     while at < len(raw):
         if raw[at] == "%":
-            out.append(_decoded(raw[at + 1 : at + 3], raw[at + 3 : at + 5]))
+            out.append(_decoded(raw[at + 1 : at + 3]))
             at += 3
         else:
             out.append(_literal(raw[at]))
             at += 1
     path = "".join(out)
+    if _DOUBLED.search(path):
+        raise AmbiguousPath("an encoding that is encoded again")
     _check_segments(path)
     return path
 
@@ -50,7 +55,7 @@ def _literal(char: str) -> str:
     return char
 
 
-def _decoded(digits: str, following: str) -> str:
+def _decoded(digits: str) -> str:
     if len(digits) != 2 or not _HEX.issuperset(digits):
         raise AmbiguousPath("a percent sign without two hexadecimal digits")
     code = int(digits, 16)
@@ -61,8 +66,6 @@ def _decoded(digits: str, following: str) -> str:
         raise AmbiguousPath("an encoded slash" if char == "/" else "an encoded backslash")
     if code < 0x20 or code == 0x7F:
         raise AmbiguousPath("an encoded control character")
-    if char == "%" and len(following) == 2 and _HEX.issuperset(following):
-        raise AmbiguousPath("an encoding that is encoded again")
     return "%" + digits.upper()
 
 

@@ -11,7 +11,7 @@ from hostmesh.names import BadName, SpiffeId, check_service_name
 from hostmesh.policy.model import OutboundRule
 from hostmesh.policy.paths import AmbiguousPath, normal_path
 
-_CALLER = re.compile(r"[A-Za-z0-9:_.\\@*-]{1,255}\Z")
+_CALLER = re.compile(r"[A-Za-z0-9:_.\\@*-]{1,245}\Z")  # no longer than a unit's name, whatever stands for the stars
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?\Z")
 _HOST = re.compile(r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]\Z")
@@ -25,9 +25,10 @@ def caller(text: str) -> str:
         if "*" in text.removeprefix("spiffe://").partition("/")[0]:
             raise BadName(f"{text!r}: a trust domain is named as a whole", "'*' may stand in the path only")
         return text
-    if not _CALLER.match(text):
+    name = text.removesuffix(".service")
+    if not _CALLER.match(name):
         raise BadName(f"{text!r} is no caller", "a unit (orders), a glob (legacy-*), or a SPIFFE ID")
-    return text.removesuffix(".service")
+    return name
 
 
 def method(text: str) -> str:

@@ -4,6 +4,7 @@ Both control sockets speak it: the proxy's (`proxy_control.py`) and the agent's 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import msgspec
@@ -14,6 +15,7 @@ from hostmesh.wire.snapshot import Struct
 
 HEADER = 4
 MessageT = TypeVar("MessageT")
+T = TypeVar("T")
 
 
 class BadFrame(HostmeshError):
@@ -26,6 +28,21 @@ def encode(message: Struct) -> bytes:
     if len(body) > MAX_FRAME:
         raise BadFrame(f"a {type(message).__name__} of {len(body)} bytes does not fit in a frame of {MAX_FRAME}")
     return len(body).to_bytes(HEADER, "big") + body
+
+
+@contextmanager
+def _decode_errors_only() -> Iterator[None]:
+    """msgspec lets two more through: text that is not UTF-8 where it looks for a name, and nesting beyond its limit."""
+    try:
+        yield
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
+
+
+def decode(data: bytes | str, of: type[T]) -> T:
+    """The JSON of a value that comes from elsewhere. Whatever is wrong with it is a `msgspec.DecodeError`."""
+    with _decode_errors_only():
+        return msgspec.json.decode(data, type=of)
 
 
 class FrameReader(Generic[MessageT]):
@@ -51,7 +68,8 @@ class FrameReader(Generic[MessageT]):
             body = bytes(self._buffer[HEADER : HEADER + length])
             del self._buffer[: HEADER + length]
             try:
-                message = self._decoder.decode(body)
+                with _decode_errors_only():
+                    message = self._decoder.decode(body)
             except msgspec.DecodeError as error:
                 raise BadFrame(f"a frame that is no message: {error}", "are both sides of one version?") from error
             yield message

@@ -8,6 +8,7 @@ import binascii
 
 import msgspec
 
+from hostmesh.wire.codec import decode
 from hostmesh.wire.snapshot import Service, Struct, Traffic
 
 SERVICE = "hostmesh.v1.Controller"
@@ -39,7 +40,7 @@ def read_token(text: str) -> JoinToken:
     body = word[len(TOKEN_PREFIX) :]
     try:
         data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
-        return msgspec.json.decode(data, type=JoinToken)
+        return decode(data, JoinToken)
     except (binascii.Error, msgspec.MsgspecError) as error:
         raise ValueError(f"the join token is damaged: {error}") from error
 

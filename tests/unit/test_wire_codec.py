@@ -34,6 +34,8 @@ def test_answers_keep_their_type() -> None:
         b'{"type":"get_status"}',
         b'{"type":"get_status","id":1,"more":2}',
         b"\xff",
+        b'{"type":"get_st\x9ftus","id":1}',
+        b'{"id":1,"x":' + b"[" * 3000,
     ],
 )
 def test_no_message_is_an_error(body: bytes) -> None:

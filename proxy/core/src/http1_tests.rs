@@ -122,6 +122,8 @@ fn limits() {
     assert_eq!(with(&many).err(), Some(Refused::TooManyFields));
     let long = format!("GET / HTTP/1.1\r\nX: {}", "a".repeat(MAX_HEAD));
     assert_eq!(HeadScanner::default().find(long.as_bytes()), Err(Refused::TooLarge));
+    let and_bad = long + "\n\r\n";
+    assert_eq!(HeadScanner::default().find(and_bad.as_bytes()), Err(Refused::TooLarge));
     assert_eq!(Refused::TooLarge.status(), 431);
 }
 

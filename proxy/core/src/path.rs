@@ -85,6 +85,7 @@ pub fn normal(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
         at += 1;
     }
     let normal = changed.map_or(Cow::Borrowed(path), Cow::Owned);
+    doubled(&normal)?;
     segments(&normal)?;
     Ok(normal)
 }
@@ -98,7 +99,6 @@ fn percent(bytes: &[u8], at: usize) -> Result<u8, Ambiguous> {
     match u8::try_from(high * 16 + low).map_err(|_| Ambiguous::Encoding)? {
         b'/' | b'\\' => Err(Ambiguous::Slash),
         0..=0x1f | 0x7f => Err(Ambiguous::Control),
-        b'%' if digit(at + 3).is_some() && digit(at + 4).is_some() => Err(Ambiguous::Doubled),
         byte => Ok(byte),
     }
 }
@@ -115,6 +115,18 @@ fn plain(byte: u8) -> Result<(), Ambiguous> {
         0..=0x1f | 0x7f => Err(Ambiguous::Control),
         b' ' | b'"' | b'#' | b'<' | b'>' | b'`' | b'?' | 0x80.. => Err(Ambiguous::Byte),
         _ => Ok(()),
+    }
+}
+
+/// In the normal form: the digits behind `%25` may have been encoded themselves.
+fn doubled(path: &str) -> Result<(), Ambiguous> {
+    let is_doubled = |(at, _): (usize, _)| {
+        let following = path.as_bytes().get(at + 3..at + 5);
+        following.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    match path.match_indices("%25").any(is_doubled) {
+        true => Err(Ambiguous::Doubled),
+        false => Ok(()),
     }
 }
 

@@ -20,13 +20,13 @@ impl HeadScanner {
     pub fn find(&mut self, buffer: &[u8]) -> Result<Option<usize>, Refused> {
         for at in memchr_iter(b'\n', &buffer[self.scanned..]) {
             let at = self.scanned + at;
+            if at >= MAX_HEAD {
+                return Err(Refused::TooLarge);
+            }
             if at == self.line || buffer[at - 1] != b'\r' {
                 return Err(Refused::LineEnd);
             }
             let is_empty = at == self.line + 1;
-            if at >= MAX_HEAD {
-                return Err(Refused::TooLarge);
-            }
             if is_empty && self.started {
                 return Ok(Some(at + 1));
             }
