@@ -5,6 +5,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 
 VENV := .venv
 PY := $(VENV)/bin/python
+FUZZ_SECONDS ?= 600
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -47,6 +48,7 @@ lint: setup ## ruff, mypy, import contracts, rustfmt, clippy
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
 	cargo fmt --manifest-path proxy/Cargo.toml --all --check
+	cargo fmt --manifest-path proxy/fuzz/Cargo.toml --check
 	cargo clippy --manifest-path proxy/Cargo.toml --workspace --all-targets --release --locked -- -D warnings
 
 format: setup ## ruff and rustfmt, in place
@@ -54,10 +56,13 @@ format: setup ## ruff and rustfmt, in place
 	$(PY) -m ruff format .
 	cargo fmt --manifest-path proxy/Cargo.toml --all
 
+fuzz: setup ## every parser, FUZZ_SECONDS each (600: two CPU hours and more in all); what it finds is in build/fuzz/found
+	@$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
+
 lock: ## renew requirements.lock
 	$(VENV)/bin/uv pip compile pyproject.toml --group dev --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 
 bench-quick: rootfs wheels ## direct, HAProxy pair and hostmesh in interleaved rounds, 4 minutes
 	@$(PY) -m bench quick
 
-.PHONY: help changes setup rootfs wheels install lab demo test test-long test-fast lint format lock bench-quick
+.PHONY: help changes setup rootfs wheels install lab demo test test-long test-fast lint format fuzz lock bench-quick

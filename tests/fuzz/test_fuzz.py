@@ -1,0 +1,18 @@
+"""Every parser is fuzzed in every run of the tests: what was found once and what a change breaks is found at once."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.fuzz.run import TARGETS, build, run
+
+
+@pytest.mark.timeout(3600)
+def test_no_input_breaks_a_parser(rounds: Callable[[int, int], int]) -> None:
+    seconds = rounds(30, 600)
+    outcomes = list(run(TARGETS, build(), seconds, jobs=2))
+    print("", *outcomes, sep="\n")
+    assert len(outcomes) == len(TARGETS)
+    for outcome in outcomes:
+        assert not outcome.findings, outcome
+        assert outcome.executions > 1000, outcome
