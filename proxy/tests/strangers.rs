@@ -5,43 +5,12 @@ mod ends;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use ends::{Mesh, ORDERS, WEB_SNI, run, soon};
-use h2::client::SendRequest;
-use hostmesh_proxy::shared::Svid;
-use hostmesh_proxy::tls::{Expected, Trust, client_config};
+use ends::{Mesh, ORDERS, WEB_SNI, client, ours, run, soon, tls};
 use http::{Method, Request, StatusCode};
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::ServerName;
 use rustls::version::TLS12;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
-
-async fn tls(mesh: &Mesh, config: ClientConfig, sni: &str) -> std::io::Result<TlsStream<TcpStream>> {
-    let tcp = TcpStream::connect(mesh.wire).await.expect("connected");
-    let name = ServerName::try_from(sni.to_owned()).expect("a name");
-    soon(TlsConnector::from(Arc::new(config)).connect(name, tcp)).await
-}
-
-fn ours(mesh: &Mesh, svid: &Svid) -> ClientConfig {
-    let trust = Trust::new("mesh.example", &[mesh.ca.der.to_vec()]).expect("a bundle");
-    let expected = Expected {
-        spiffe_id: ends::WEB.into(),
-        host: "h2".into(),
-    };
-    client_config(Arc::new(trust), svid, expected).expect("a config")
-}
-
-/// An HTTP/2 client with `orders`' certificate.
-async fn client(mesh: &Mesh) -> SendRequest<Bytes> {
-    let stream = tls(mesh, ours(mesh, &mesh.ca.orders()), WEB_SNI).await.expect("TLS");
-    let (requests, connection) = soon(h2::client::handshake(stream)).await.expect("h2");
-    tokio::task::spawn_local(connection);
-    requests
-}
 
 async fn ask(mesh: &Mesh, method: Method, uri: &str) -> StatusCode {
     let requests = client(mesh).await;

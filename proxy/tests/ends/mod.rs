@@ -10,9 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
+use bytes::Bytes;
+use h2::client::SendRequest;
 use hostmesh_proxy::events::{self, Event, EventSource};
 use hostmesh_proxy::shared::{Shared, Svid, Svids};
 use hostmesh_proxy::stats::Stats;
+use hostmesh_proxy::tls::{Expected, Trust, client_config};
 use hostmesh_proxy::wire::server;
 use hostmesh_proxy::worker::Worker;
 use hostmesh_proxy_core::config::{Config, Endpoint};
@@ -20,12 +23,15 @@ use hostmesh_proxy_core::snapshot::Snapshot;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+use rustls::ClientConfig;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 pub const ORDERS: &str = "spiffe://mesh.example/unit/orders";
 pub const WEB: &str = "spiffe://mesh.example/unit/web";
@@ -223,6 +229,31 @@ impl Mesh {
     pub async fn arrives(&self) -> TcpStream {
         soon(self.application.accept()).await.expect("a connection").0
     }
+}
+
+/// A client of the wire that is no proxy of ours.
+pub async fn tls(mesh: &Mesh, config: ClientConfig, sni: &str) -> std::io::Result<TlsStream<TcpStream>> {
+    let tcp = TcpStream::connect(mesh.wire).await.expect("connected");
+    let name = ServerName::try_from(sni.to_owned()).expect("a name");
+    soon(TlsConnector::from(Arc::new(config)).connect(name, tcp)).await
+}
+
+/// What it needs to be let in with this certificate.
+pub fn ours(mesh: &Mesh, svid: &Svid) -> ClientConfig {
+    let trust = Trust::new("mesh.example", &[mesh.ca.der.to_vec()]).expect("a bundle");
+    let expected = Expected {
+        spiffe_id: WEB.into(),
+        host: "h2".into(),
+    };
+    client_config(Arc::new(trust), svid, expected).expect("a config")
+}
+
+/// An HTTP/2 client with `orders`' certificate.
+pub async fn client(mesh: &Mesh) -> SendRequest<Bytes> {
+    let stream = tls(mesh, ours(mesh, &mesh.ca.orders()), WEB_SNI).await.expect("TLS");
+    let (requests, connection) = soon(h2::client::handshake(stream)).await.expect("h2");
+    tokio::task::spawn_local(connection);
+    requests
 }
 
 fn port(listener: &TcpListener) -> u16 {
