@@ -61,8 +61,14 @@ fuzz: setup ## every parser, FUZZ_SECONDS each (600: two CPU hours and more in a
 
 lock: ## renew requirements.lock
 	$(VENV)/bin/uv pip compile pyproject.toml --group dev --generate-hashes --no-emit-index-url --no-header -o requirements.lock
+	$(VENV)/bin/uv pip compile --group bench --constraints requirements.lock --generate-hashes --no-emit-index-url --no-header \
+		-o bench/requirements.lock
 
-bench-quick: rootfs wheels ## direct, HAProxy pair and hostmesh in interleaved rounds, 4 minutes
-	@$(PY) -m bench quick
+bench: changes rootfs wheels ## direct, hostmesh, Envoy, HAProxy and nginx under every load, interleaved, about 15 minutes
+	@bench/setup
+	@$(PY) -m bench full $(ARGS)
 
-.PHONY: help changes setup rootfs wheels install lab demo test test-long test-fast lint format fuzz lock bench-quick
+bench-quick: changes rootfs wheels ## direct, HAProxy and hostmesh as hard as they go; fails below HAProxy's layer 7; 90 s
+	@$(PY) -m bench quick $(ARGS)
+
+.PHONY: help changes setup rootfs wheels install lab demo test test-long test-fast lint format fuzz lock bench bench-quick

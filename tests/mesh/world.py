@@ -7,7 +7,7 @@ and the controller. outsider: a host without hostmesh, with two addresses; the f
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +118,7 @@ def world(tell: Tell = lambda _: None, *, open_house: bool = False) -> Iterator[
         with ThreadPoolExecutor() as threads:
             list(threads.map(install, (lab["h1"], lab["h2"])))
         _services(the_world)
-        _enrol(the_world, tell)
+        enrol(lab, {"h1": (*UNITS["h1"], *CALLERS), "h2": UNITS["h2"]}, tell)
         for name, units in UNITS.items():
             _mesh(the_world, lab[name], units, tell)
         for unit in CALLERS:
@@ -140,8 +140,9 @@ def _services(the_world: World) -> None:
         the_world.h2.exec(["runuser", "-u", "postgres", "--", "psql", "-qc", statement]).must()
 
 
-def _enrol(the_world: World, tell: Tell) -> None:
-    controller = the_world.lab[CONTROLLER]
+def enrol(lab: Lab, grants: Mapping[str, Sequence[str]], tell: Tell) -> None:
+    """Set up the controller and let each host of ``grants`` join, with the units that it may run."""
+    controller = lab[CONTROLLER]
     tell(f"{CONTROLLER}: setting up the controller")
     controller.exec(
         [
@@ -159,11 +160,11 @@ def _enrol(the_world: World, tell: Tell) -> None:
         ]
     ).must()
     controller.systemctl("enable", "--now", "hostmesh-controller.service")
-    for name, units in UNITS.items():
+    for name, units in grants.items():
         tell(f"{name}: joining")
-        grants = [flag for unit in (*units, *(CALLERS if name == "h1" else ())) for flag in ("--unit", unit)]
-        token = controller.exec(["hostmesh", "controller", "token", name, *grants]).must().stdout.strip()
-        the_world.lab[name].exec(["hostmesh", "join", token]).must()
+        flags = [flag for unit in units for flag in ("--unit", unit)]
+        token = controller.exec(["hostmesh", "controller", "token", name, *flags]).must().stdout.strip()
+        lab[name].exec(["hostmesh", "join", token]).must()
 
 
 def _mesh(the_world: World, host: Host, units: Sequence[str], tell: Tell) -> None:

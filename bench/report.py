@@ -1,0 +1,87 @@
+"""Turns samples into what people and other programs read: tables in the terminal, and a JSON file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.loads import LOADS
+from bench.rounds import Figure, Samples
+from bench.targets import FLOORS, TARGETS, Target
+
+COLUMNS = {
+    "rps": ("requests/s", "{:.0f}"),
+    "gbit": ("Gbit/s", "{:.2f}"),
+    "p50": ("p50 ms", "{:.3f}"),
+    "p99": ("p99 ms", "{:.2f}"),
+    "x_app": ("x app", "{:.2f}"),
+    "proxy_cpu_us": ("proxies CPU us", "{:.1f}"),
+    "errors": ("errors", "{:.0f}"),
+}
+
+
+def figures(samples: Samples) -> dict[str, dict[str, dict[str, Figure]]]:
+    """Median and spread of every figure, by load and contender."""
+    return {
+        load: {
+            name: {key: Figure.of([one[key] for one in rounds]) for key in rounds[0]}
+            for name, rounds in seen.items()
+            if rounds
+        }
+        for load, seen in samples.items()
+    }
+
+
+def print_loads(samples: Samples) -> None:
+    """One table a load: medians, and how far the rounds lie apart."""
+    for load, seen in figures(samples).items():
+        columns = [c for c in COLUMNS if any(c in of for of in seen.values())]
+        print(f"\n{LOADS[load].title}")
+        print(f"  {'':10}" + "".join(f"{COLUMNS[c][0]:>26}" for c in columns))
+        for name, of in seen.items():
+            print(f"  {name:10}" + "".join(f"{_cell(of[c], COLUMNS[c][1]):>26}" for c in columns))
+
+
+def _cell(figure: Figure, form: str) -> str:
+    return f"{form} ({form}-{form})".format(figure.median, figure.low, figure.high)
+
+
+def print_targets(ratios: Mapping[str, Figure], targets: Sequence[Target] = TARGETS) -> None:
+    """What was promised, what came out, which marks it reaches."""
+    print(f"\n{'target':52}{'measured':>20}    first   second     goal")
+    for target in targets:
+        if target.key in ratios:
+            figure = ratios[target.key]
+            marks = "  ".join(
+                f"{mark:5g} {'+' if kept else '-'}"
+                for mark, kept in zip(target.marks, target.reached(figure.median), strict=True)
+            )
+            print(f"{target.title:52}{_cell(figure, '{:.2f}'):>20}  {marks}")
+    print("+ reached, - not reached; median (lowest-highest round)")
+
+
+def print_floors(ratios: Mapping[str, Figure]) -> bool:
+    """Whether hostmesh is nowhere below HAProxy's layer 7."""
+    kept = True
+    for floor in FLOORS:
+        if floor.key in ratios:
+            holds = floor.reached(ratios[floor.key].median)[0]
+            kept = kept and holds
+            print(f"floor: {floor.title} {ratios[floor.key].median:.2f}: {'kept' if holds else 'BROKEN'}")
+    return kept
+
+
+def write(path: Path, samples: Samples, ratios: Mapping[str, Figure], about: Mapping[str, object]) -> None:
+    """All of it, for other programs."""
+    told = {
+        "about": about,
+        "ratios": {key: figure.median for key, figure in ratios.items()},
+        "ratios_spread": {key: [figure.low, figure.high] for key, figure in ratios.items()},
+        "figures": {
+            load: {name: {key: asdict(figure) for key, figure in of.items()} for name, of in seen.items()}
+            for load, seen in figures(samples).items()
+        },
+        "rounds": samples,
+    }
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(told, indent=1) + "\n")

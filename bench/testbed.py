@@ -1,0 +1,143 @@
+"""Turns a lab into the two hosts of the bench: hostmesh as users run it, two like applications, `reno` for all.
+
+h1 is the callers' host, h2 the services' and the controller's. Loads run on h1 (h2 for same-host calls), for hostmesh
+as meshed units.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from bench.processes import Unit
+from tests.lab.host import Host
+from tests.lab.install import hostmesh_layer
+from tests.lab.lab import Lab
+from tests.lab.waiting import wait_until
+from tests.mesh.world import World, enrol
+
+PEER_FILES = Path(__file__).parent / "peers"
+APP_PORT, MESHED_PORT = 8000, 8001
+BODY = "x" * 100
+BULK_BYTES = 1 << 30
+CALLER, LOCAL_CALLER, SERVICE = "bench-load", "bench-local", "bench"
+CONGESTION_CONTROL = "reno"
+POLICY = f"""
+[service]
+name = "{SERVICE}"
+[service.ports]
+{MESHED_PORT} = "http"
+[[inbound.allow]]
+from = ["{CALLER}", "{LOCAL_CALLER}"]
+methods = ["GET"]
+paths = ["/*"]
+[traffic]
+timeout = "600s"
+retries = {{ attempts = 3, on = ["5xx", "connect-failure"] }}
+[observe]
+trace = 0.01
+"""
+SCRAPER = """
+[Unit]
+Description=asks for the metrics as a Prometheus would, three times as often
+[Service]
+ExecStart=/bin/sh -c 'while curl -sSf -o /dev/null http://127.0.0.1:15020/metrics; do sleep 5; done'
+"""
+
+Tell = Callable[[str], None]
+
+
+class NotComparableError(Exception):
+    """Something is not the same for all contenders."""
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """The two hosts, and what the bench does with them."""
+
+    world: World
+
+    @property
+    def h1(self) -> Host:
+        """The callers' host."""
+        return self.world.h1
+
+    @property
+    def h2(self) -> Host:
+        """The services' host."""
+        return self.world.h2
+
+    def hosts(self) -> tuple[Host, Host]:
+        """Both."""
+        return self.h1, self.h2
+
+    def start(self, host: Host, name: str, command: str, files: dict[str, str] | None = None) -> Unit:
+        """Run a program as the service ``name`` on a host, with files written first."""
+        for path, text in (files or {}).items():
+            host.write(path, text)
+        host.write(f"/etc/systemd/system/{name}.service", f"[Service]\nExecStart={command}\nLimitNOFILE=65536\n")
+        host.systemctl("daemon-reload")
+        host.systemctl("start", f"{name}.service")
+        return Unit.of(host, f"{name}.service")
+
+    def run(self, argv: Sequence[str], *, host: Host, unit: str | None, timeout: float) -> str:
+        """What a command says that runs on a host, as a meshed unit where one is named; it must succeed."""
+        if unit:
+            return self.world.as_unit(unit, argv, host=host, timeout=timeout).must().stdout
+        return host.exec(argv, timeout=timeout).must().stdout
+
+    def check_congestion_control(self) -> None:
+        """NotComparableError where a connection on one of the hosts is paced by another algorithm."""
+        for host in self.hosts():
+            said = host.exec(["ss", "-tinH", "state", "established"]).must().stdout
+            others = [line for line in said.splitlines()[1::2] if f" {CONGESTION_CONTROL} " not in f" {line.strip()} "]
+            if others:
+                raise NotComparableError(
+                    f"{host.name}: {len(others)} connections without {CONGESTION_CONTROL}: {others[0]}"
+                )
+
+
+def peer_file(name: str, /, **words: object) -> str:
+    """A file of bench/peers with its words filled in."""
+    return Template((PEER_FILES / name).read_text()).substitute(words)
+
+
+@contextlib.contextmanager
+def two_hosts(tell: Tell, layers: Sequence[Path] = ()) -> Iterator[Testbed]:
+    """The hosts, up and meshed; all gone after the ``with``."""
+    tell("booting two hosts with hostmesh")
+    with Lab(("h1", "h2"), layers=[hostmesh_layer(), *layers]) as lab:
+        bed = Testbed(World(lab))
+        for host in bed.hosts():  # before anything of hostmesh listens: accepted sockets inherit it
+            host.exec(["sysctl", "-qw", f"net.ipv4.tcp_congestion_control={CONGESTION_CONTROL}"]).must()
+            host.write("/etc/resolv.conf", "nameserver 127.0.0.1\n")  # oha has a resolver of its own, which wants one
+        _application(bed, "bench-app", APP_PORT)
+        _application(bed, "bench-meshed", MESHED_PORT)
+        grants = {"h1": (f"{CALLER}.service",), "h2": ("bench-meshed.service", f"{LOCAL_CALLER}.service")}
+        enrol(lab, grants, tell)
+        _mesh(bed)
+        yield bed
+
+
+def _application(bed: Testbed, name: str, port: int) -> None:
+    bed.h2.exec(["mkdir", "-p", "/var/lib/bench"]).must()
+    bed.h2.exec(["truncate", f"--size={BULK_BYTES}", "/var/lib/bench/bulk"]).must()
+    files = {f"/etc/{name}.conf": peer_file("application.conf", name=name, port=port, body=BODY)}
+    bed.start(bed.h2, name, f"/usr/sbin/nginx -c /etc/{name}.conf", files)
+
+
+def _mesh(bed: Testbed) -> None:
+    world = bed.world
+    bed.h2.exec(["hostmesh", "enable", "bench-meshed.service"]).must()
+    world.write_policy(bed.h2, "bench-meshed.service", POLICY)
+    bed.h2.systemctl("restart", "bench-meshed.service")
+    world.write_policy(bed.h1, f"{CALLER}.service", "[observe]\ntrace = 0.01\n")
+    world.write_policy(bed.h2, f"{LOCAL_CALLER}.service", "[observe]\ntrace = 0.01\n")
+    ask = ["curl", "-sS", "-o", "/dev/null", "--max-time", "5", "--fail", f"http://{SERVICE}:{MESHED_PORT}/"]
+    for host, unit in ((bed.h1, CALLER), (bed.h2, LOCAL_CALLER)):
+        wait_until(lambda h=host, u=unit: world.as_unit(u, ask, host=h).ok, f"{unit} is answered", 20.0, 0.1)
+    for host in bed.hosts():
+        host.write("/etc/systemd/system/bench-scraper.service", SCRAPER)
+        host.systemctl("daemon-reload")
+        host.systemctl("start", "bench-scraper.service")
