@@ -71,4 +71,11 @@ bench: changes rootfs wheels ## direct, hostmesh, Envoy, HAProxy and nginx under
 bench-quick: changes rootfs wheels ## direct, HAProxy and hostmesh as hard as they go; fails below HAProxy's layer 7; 90 s
 	@$(PY) -m bench quick $(ARGS)
 
-.PHONY: help changes setup rootfs wheels install lab demo test test-long test-fast lint format fuzz lock bench bench-quick
+soak: changes rootfs wheels ## 10,000 open connections, 2,000 requests/s, 1,000 new connections/s for half an hour: no error, nothing grows
+	@bench/setup
+	@$(PY) -m bench.soak full $(ARGS)
+
+soak-quick: changes rootfs wheels ## the same, smaller, judged the same way; two minutes
+	@$(PY) -m bench.soak quick $(ARGS)
+
+.PHONY: help changes setup rootfs wheels install lab demo test test-long test-fast lint format fuzz lock bench bench-quick soak soak-quick

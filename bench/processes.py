@@ -1,4 +1,4 @@
-"""Turns a unit into what its processes cost: CPU seconds and resident memory, read from outside the lab host."""
+"""Turns a unit into what its processes cost: CPU seconds, memory, descriptors, read from outside the lab host."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,10 @@ class Unit:
     def rss_mb(self) -> float:
         """Resident memory of its processes, MB of 10^6 bytes."""
         return sum(_resident_kb(pid) for pid in self.pids()) * 1024 / 1e6
+
+    def descriptors(self) -> int:
+        """Open descriptors of its processes."""
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.pids())
 
 
 def _resident_kb(pid: int) -> int:

@@ -112,15 +112,16 @@ def two_hosts(tell: Tell, layers: Sequence[Path] = ()) -> Iterator[Testbed]:
         for host in bed.hosts():  # before anything of hostmesh listens: accepted sockets inherit it
             host.exec(["sysctl", "-qw", f"net.ipv4.tcp_congestion_control={CONGESTION_CONTROL}"]).must()
             host.write("/etc/resolv.conf", "nameserver 127.0.0.1\n")  # oha has a resolver of its own, which wants one
-        _application(bed, "bench-app", APP_PORT)
-        _application(bed, "bench-meshed", MESHED_PORT)
+        application(bed, "bench-app", APP_PORT)
+        application(bed, "bench-meshed", MESHED_PORT)
         grants = {"h1": (f"{CALLER}.service",), "h2": ("bench-meshed.service", f"{LOCAL_CALLER}.service")}
         enrol(lab, grants, tell)
         _mesh(bed)
         yield bed
 
 
-def _application(bed: Testbed, name: str, port: int) -> None:
+def application(bed: Testbed, name: str, port: int) -> None:
+    """nginx on h2, not meshed yet."""
     bed.h2.exec(["mkdir", "-p", "/var/lib/bench"]).must()
     bed.h2.exec(["truncate", f"--size={BULK_BYTES}", "/var/lib/bench/bulk"]).must()
     files = {f"/etc/{name}.conf": peer_file("application.conf", name=name, port=port, body=BODY)}
