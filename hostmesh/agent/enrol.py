@@ -92,7 +92,7 @@ def _told(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
 def _check_same_mesh(config: Path, trust_domain: str) -> None:
     try:
         told = tomllib.loads(config.read_text()).get("trust_domain", trust_domain)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # what TOML forbids, text that is none, nesting without end
         raise JoinError(f"{config} cannot be read: {error}") from error
     if told != trust_domain:
         raise JoinError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -105,7 +106,7 @@ def _fits(key: bytes, chain: bytes) -> bool:
     try:
         private = serialization.load_pem_private_key(key, None)
         return private.public_key() == x509.load_pem_x509_certificate(chain).public_key()
-    except ValueError:
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # a key with a password is a TypeError
         return False
 
 

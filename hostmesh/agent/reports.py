@@ -43,7 +43,8 @@ class Callers:
         try:
             kept = decode(text, dict[str, list[Suggestion]])
         except msgspec.DecodeError as error:
-            raise HostmeshError(f"callers seen before are lost: {error}", "they come again as they call") from error
+            told = f"callers seen before (callers.json) are lost: {error}"
+            raise HostmeshError(told, "they come again as they call") from error
         for unit, suggestions in kept.items():
             self._seen[unit] = {
                 (s.peer, s.client if s.peer == "plaintext" else "", s.port): _Seen(s.client, set(s.methods), s.count)

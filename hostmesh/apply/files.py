@@ -31,9 +31,9 @@ class Files:
         self._mode = mode
 
     def read(self, path: str) -> str | None:
-        """The text, or None when there is no such file."""
+        """The text, or None when there is no such file. Bytes that are no text become U+FFFD, which nobody writes."""
         try:
-            return self._at(path).read_text()
+            return self._at(path).read_text(errors="replace")
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -75,7 +75,8 @@ class Files:
     def find(self, folder: str, pattern: str) -> dict[str, str]:
         """Text by path of the files under ``folder`` that match the glob."""
         base = self._at(folder)
-        return {f"{folder}/{path.relative_to(base)}": path.read_text() for path in sorted(base.glob(pattern))}
+        found = sorted(base.glob(pattern))
+        return {f"{folder}/{path.relative_to(base)}": path.read_text(errors="replace") for path in found}
 
     def _at(self, path: str) -> Path:
         return self._root / path.lstrip("/")

@@ -29,9 +29,14 @@ def main() -> int:
 
 def _settings(path: Path) -> tuple[int, Path]:
     """The mark bit and the folder, from the file if it says so; a file that isn't there means what is usual."""
-    data = tomllib.loads(path.read_text()) if path.exists() else {}
-    allowed = data.get("marks", {}).get("allowed", Marks().allowed)
-    folder = data.get("paths", {}).get("bpffs", Paths().bpffs)
+    try:
+        data = tomllib.loads(path.read_text()) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    marks, paths = data.get("marks", {}), data.get("paths", {})
+    if not (isinstance(marks, dict) and isinstance(paths, dict)):
+        raise ValueError(f"{path}: marks and paths are tables: write [marks] or [paths]")
+    allowed, folder = marks.get("allowed", Marks().allowed), paths.get("bpffs", Paths().bpffs)
     if not isinstance(allowed, int) or not 0 < allowed < 1 << 31:
         raise ValueError(f"{path}: marks.allowed must be one bit below bit 31")
     return allowed, Path(str(folder))

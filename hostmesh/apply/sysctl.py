@@ -4,7 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from hostmesh.errors import HostmeshError
+from hostmesh.wire.codec import decode
 
 
 class SysctlError(HostmeshError):
@@ -45,7 +48,11 @@ class Sysctls:
     def before(self) -> dict[str, str]:
         """The values that were there, of the keys that hostmesh set."""
         text = self._load()
-        return {str(key): str(value) for key, value in json.loads(text).items()} if text else {}
+        try:
+            return decode(text.encode(), dict[str, str]) if text else {}
+        except msgspec.DecodeError as error:
+            hint = "remove it; hostmesh uninstall then leaves sysctls as they are"
+            raise SysctlError(f"what sysctls were before (sysctls.json) cannot be read: {error}", hint) from error
 
     def _write(self, key: str, value: str) -> None:
         try:

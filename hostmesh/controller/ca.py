@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -82,7 +83,7 @@ def load(state: Path, store: Store, trust_domain: str) -> Authority:
             intermediate = x509.load_pem_x509_certificate((folder / "intermediate.crt").read_bytes())
             pem = (folder / "intermediate.key").read_bytes() if kind is SlotState.ACTIVE else None
             key = serialization.load_pem_private_key(pem, None) if pem else None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:  # a key with a password is a TypeError
             raise BadCertificate(f"the CA in {folder} cannot be read: {error}", "restore it from its backup") from error
         if key is not None and not isinstance(key, ec.EllipticCurvePrivateKey):
             raise BadCertificate(f"{folder}/intermediate.key is not a P-256 key")
