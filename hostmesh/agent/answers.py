@@ -17,7 +17,12 @@ from hostmesh.wire.snapshot import Snapshot
 
 _PROXY_SECONDS = 1.0
 VERSION = version("hostmesh")
-_PREFIXES = (redirect.PREFIX_LISTENER, redirect.PREFIX_PLAINTEXT, redirect.PREFIX_OUTBOUND)  # in order of COUNTERS
+_PREFIXES = (  # in order of COUNTERS
+    redirect.PREFIX_LISTENER,
+    redirect.PREFIX_PLAINTEXT,
+    redirect.PREFIX_OUTBOUND,
+    redirect.PREFIX_SOURCE,
+)
 
 
 class Answers:

@@ -153,6 +153,7 @@ _RULES = {
     redirect.PREFIX_PLAINTEXT: "no-plaintext",
     redirect.PREFIX_OUTBOUND: "no-outbound",
     redirect.PREFIX_VIP: "builtin:vip",
+    redirect.PREFIX_SOURCE: "builtin:source",
 }
 
 

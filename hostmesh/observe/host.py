@@ -1,6 +1,7 @@
 """Turns a running host into facts and into what is there: the two things that `compile` and `diff` are told of it."""
 
 import asyncio
+import pwd
 from collections.abc import Sequence
 
 from hostmesh.apply.cgroups import Cgroups
@@ -9,6 +10,7 @@ from hostmesh.apply.netlink import Netlink
 from hostmesh.apply.nft import Nft
 from hostmesh.apply.sysctl import Sysctls
 from hostmesh.apply.systemd import Systemd
+from hostmesh.errors import HostmeshError
 from hostmesh.names import UnitName
 from hostmesh.observe.listeners import listeners
 from hostmesh.plan.compile import Plan
@@ -17,6 +19,8 @@ from hostmesh.plan.dropins import FILE, HEADER
 from hostmesh.plan.facts import HostFacts, UnitFacts
 from hostmesh.policy.model import Policy
 from hostmesh.policy.settings import Settings
+
+PROXY_USER = "hostmesh-proxy"
 
 
 class HostObserver:
@@ -53,7 +57,7 @@ class HostObserver:
                 listens=frozenset().union(*(listening.get(number, frozenset()) for number in ids)),
                 sockets=tuple(UnitName(name) for name in names),
             )
-        return HostFacts(self._settings.host, await self._netlink.addresses(), facts, numbers)
+        return HostFacts(self._settings.host, await self._netlink.addresses(), facts, numbers, _proxy_uid())
 
     async def observed(self, plan: Plan, proxy_revision: str | None) -> Observed:
         """What is there of all that is ours. proxy_revision: as `Observed` has it."""
@@ -89,3 +93,11 @@ class HostObserver:
     def _dropins(self) -> dict[str, str]:
         found = self._files.find(self._settings.paths.systemd, f"*.d/{FILE}")
         return {path: text for path, text in found.items() if text.startswith(HEADER)}
+
+
+def _proxy_uid() -> int:
+    try:
+        return pwd.getpwnam(PROXY_USER).pw_uid
+    except KeyError:
+        hint = "packaging/install makes it (systemd-sysusers)"
+        raise HostmeshError(f"the proxy's user {PROXY_USER} is not there", hint) from None

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 from hostmesh.names import UnitName
 
+NOBODY = 0xFFFF_FFFE
+"""A user's number that no user has."""
+
 
 @dataclass(frozen=True, slots=True)
 class UnitFacts:
@@ -24,9 +27,10 @@ class UnitFacts:
 class HostFacts:
     """The host. addresses: global ones of its links, v4 first, without prefix length.
 
-    numbers: unit number by unit, 1..4095, kept for the life of the boot."""
+    numbers: unit number by unit, 1..4095, kept for the life of the boot. proxy_uid: the user that the proxy runs as."""
 
     host: str
     addresses: tuple[str, ...]
     units: dict[UnitName, UnitFacts] = field(default_factory=dict)
     numbers: dict[UnitName, int] = field(default_factory=dict)
+    proxy_uid: int = NOBODY

@@ -15,15 +15,16 @@ from hostmesh.policy.settings import Settings
 FAMILY, TABLE = "inet", "hostmesh"
 FIRST = "tcp flags syn / syn,ack"
 LOG_LIMIT = "limit rate 20/second burst 100 packets"
-PREFIX_LISTENER, PREFIX_PLAINTEXT, PREFIX_OUTBOUND, PREFIX_VIP = (
+PREFIX_LISTENER, PREFIX_PLAINTEXT, PREFIX_OUTBOUND, PREFIX_VIP, PREFIX_SOURCE = (
     "hostmesh listener",
     "hostmesh plaintext",
     "hostmesh outbound",
     "hostmesh vip",
+    "hostmesh source",
 )
 """nflog prefixes, the reason of a refusal; the packet's mark is the unit's number then (0: no unit)."""
 
-COUNTERS = ("refused_listener", "refused_plaintext", "refused_outbound")
+COUNTERS = ("refused_listener", "refused_plaintext", "refused_outbound", "refused_source")
 """Sets that count refusals exactly, by unit number: each element is a mark and its counter."""
 
 REPLIES = "replies"
@@ -37,15 +38,17 @@ _CGROUP = "socket cgroupv2 level 2"
 def ruleset(settings: Settings, policies: Sequence[Policy], facts: HostFacts, vip_ranges: Sequence[str]) -> Table:
     """The table of a host. Every policy's unit has a number in ``facts``; slices must be there when it is loaded."""
     chains = (
-        _output(settings),
+        _output(settings, facts.proxy_uid),
         _from_unit(settings),
         _by_outbound(),
         _passed(settings),
         _prerouting(settings),
         _to_proxy(settings),
         _plaintext_in(settings),
+        _source_routed(),
         _input(settings),
         _first_in(settings),
+        _delivered(settings, facts.proxy_uid),
         *_refusals(settings),
     )
     return Table(FAMILY, TABLE, (*_unit_sets(settings, policies, facts), *_address_sets(policies, vip_ranges)), chains)
@@ -72,7 +75,9 @@ def _unit_sets(settings: Settings, policies: Sequence[Policy], facts: HostFacts)
         place = policy.place.rule
         units.append(Element(cgroup, outbound, place))
         meshed.append(Element(cgroup, comment=place))
-        listeners.append(Element(f"{cgroup} . {mark(settings.marks.inbound, number)}", comment=place))
+        inbound = settings.marks.inbound
+        for bits in (inbound, inbound | settings.marks.delivered):
+            listeners.append(Element(f"{cgroup} . {mark(bits, number)}", comment=place))
         if policy.outbound is None:
             continue
         restricted.append(Element(outbound, comment=place))
@@ -170,14 +175,18 @@ def _plain(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
 # --- outgoing ---------------------------------------------------------------------------------------------------------
 
 
-def _output(settings: Settings) -> Chain:
+def _output(settings: Settings, proxy_uid: int) -> Chain:
     marks, flags = settings.marks, _flags(settings)
     ours = f"== {{ {marks.proxy:#010x}, {marks.inbound:#010x} }}"
     not_first = "tcp flags != syn / syn,ack"
-    clear = f"meta mark set meta mark & {0xFFFFFFFF ^ flags ^ marks.unit:#010x}"
+    clear = f"meta mark set meta mark & {0xFFFFFFFF ^ flags ^ marks.delivered ^ marks.unit:#010x}"
+    answer, said = _has(marks.inbound | marks.delivered), "tcp flags & rst != rst"  # a reset is the kernel's
     return Chain(
         "output",
         (
+            Rule(f"{answer} {_CGROUP} . meta mark @listeners return", "the unit itself answers: attested"),
+            Rule(f"{answer} {said} {_CGROUP} @meshed goto refuse_listener", "builtin:listener: another unit answers"),
+            Rule(f"{answer} {said} {_CGROUP} != @meshed goto refuse_listener", "builtin:listener: another answers"),
             Rule(
                 f"meta mark & {flags:#010x} {ours} {not_first} return",
                 "running connections of the proxy, and answers to it",
@@ -187,6 +196,8 @@ def _output(settings: Settings) -> Chain:
                 "the resolver's answers come from the port that was asked",
             ),
             Rule(f"{_CGROUP} @meshed goto from_unit", "packets of meshed units"),
+            Rule(f"{_has(marks.inbound)} {FIRST} meta skuid {proxy_uid} return", "the proxy delivers"),
+            Rule(f"{_has(marks.inbound)} {FIRST} {clear}", "the proxy's mark, and not the proxy: not attested"),
             Rule(f"{_has(marks.outbound)} {FIRST} {clear}", "a unit's mark that nobody gave: not attested"),
             Rule(f"{_has(marks.outbound)} meta l4proto != tcp {clear}", "a unit's mark that nobody gave: not attested"),
             Rule(f"{_has(marks.proxy)} return", "the proxy's own packets"),
@@ -244,7 +255,8 @@ def _passed(settings: Settings) -> Chain:
 
 
 def _prerouting(settings: Settings) -> Chain:
-    flags, to_us = _flags(settings), "fib daddr type local goto plaintext_in"
+    flags, to_us = _flags(settings) | settings.marks.delivered, "fib daddr type local goto plaintext_in"
+    to_unit = f"{_CGROUP} @meshed"
     return Chain(
         "prerouting",
         (
@@ -255,6 +267,12 @@ def _prerouting(settings: Settings) -> Chain:
                 "no mark of ours comes from a network",
             ),
             Rule(f"meta mark & {flags:#010x} != 0x00000000 return", "marked by us: on its way"),
+            Rule(f'iifname != "lo" ip hdrlength != 5 {to_unit} jump source_routed', "options (RFC 791, section 3.1)"),
+            Rule(f'iifname != "lo" exthdr rt exists {to_unit} goto refuse_source', "builtin:source (RFC 5095)"),
+            Rule(
+                f'iifname != "lo" {FIRST} fib saddr type local {to_unit} goto refuse_source',
+                "builtin:source: an address of this host",
+            ),
             Rule(f"ip saddr . tcp dport @plaintext4 {to_us}", "callers that a policy names"),
             Rule(f"ip6 saddr . tcp dport @plaintext6 {to_us}", "callers that a policy names"),
             Rule(f'iifname "lo" tcp dport @plaintext_local {to_us}', "this host's, if a policy says so"),
@@ -286,17 +304,34 @@ def _plaintext_in(settings: Settings) -> Chain:
     return Chain(
         "plaintext_in",
         (
+            Rule("ip hdrlength != 5 jump source_routed", "options (RFC 791, section 3.1)"),
+            Rule("exthdr rt exists goto refuse_source", "builtin:source (RFC 5095)"),
+            Rule('iifname != "lo" fib saddr type local goto refuse_source', "builtin:source: an address of this host"),
             *_tproxy(settings.ports.plaintext, "meta l4proto tcp", "as callers without identity"),
             Rule(f"{FIRST} drop", "no proxy: closed, until it is back"),
         ),
     )
 
 
+def _source_routed() -> Chain:
+    """An address that answers by way of whom the sender names is no address to know anybody by (RFC 7126)."""
+    return Chain(
+        "source_routed",
+        (
+            Rule("ip option lsrr exists goto refuse_source", "builtin:source: loose source route"),
+            Rule("ip option ssrr exists goto refuse_source", "builtin:source: strict source route"),
+        ),
+    )
+
+
 def _input(settings: Settings) -> Chain:
-    let_in = f"meta mark set meta mark | {settings.marks.allowed:#010x}"
+    marks = settings.marks
+    let_in = f"meta mark set meta mark | {marks.allowed:#010x}"
+    to_unit = f"meta l4proto tcp meta mark & {marks.inbound | marks.delivered:#010x} == {marks.inbound:#010x}"
     return Chain(
         "input",
         (
+            Rule(f"{to_unit} goto delivered", "from the proxy to a unit, every packet of it"),
             Rule(f"{FIRST} goto first_in", "who may begin a connection with a unit"),
             Rule('iifname "lo" return', "the guard lets loopback in"),
             Rule(f"ip saddr . udp sport . udp dport @replies4 {let_in}", "replies to what a unit sent"),
@@ -309,15 +344,25 @@ def _input(settings: Settings) -> Chain:
 
 
 def _first_in(settings: Settings) -> Chain:
-    inbound = _has(settings.marks.inbound)
     return Chain(
         "first_in",
         (
             Rule(f"{_has(settings.marks.outbound)} return", "to the proxy"),
-            Rule(f"{inbound} {_CGROUP} . meta mark @listeners return", "the unit itself listens: attested"),
-            Rule(f"{inbound} socket wildcard {{ 0, 1 }} goto refuse_listener", "builtin:listener: another listens"),
-            Rule(f"{inbound} return", "nobody listens: the kernel says so to the proxy"),
             Rule(f"{_CGROUP} @meshed goto refuse_plaintext", "plain text to a meshed unit"),
+        ),
+    )
+
+
+def _delivered(settings: Settings, proxy_uid: int) -> Chain:
+    """The bit that is set here stays with the accepted socket: by it the answers are known from what is delivered."""
+    let_in = f"meta mark set meta mark | {settings.marks.delivered:#010x}"
+    return Chain(
+        "delivered",
+        (
+            Rule(f"{_CGROUP} . meta mark @listeners {let_in} return", "the unit itself listens: attested"),
+            Rule(f"meta skuid {proxy_uid} return", "answers of a connection that began while the table was gone"),
+            Rule("socket wildcard { 0, 1 } goto refuse_listener", "builtin:listener: another listens"),
+            Rule(let_in, "nobody listens, or not yet: the kernel says so to the proxy"),
         ),
     )
 
@@ -328,7 +373,7 @@ def _first_in(settings: Settings) -> Chain:
 def _refusals(settings: Settings) -> tuple[Chain, ...]:
     group, number = settings.nflog_group, f"meta mark set meta mark & {settings.marks.unit:#010x}"
     reset, unreachable = "reject with tcp reset", "reject with icmpx admin-prohibited"
-    back = mark(settings.marks.inbound, 0)
+    back = mark(settings.marks.inbound | settings.marks.delivered, 0)
 
     def log(prefix: str) -> Rule:
         return Rule(f'{LOG_LIMIT} log prefix "{prefix}" group {group}', "to the agent; the mark is the unit's number")
@@ -360,6 +405,17 @@ def _refusals(settings: Settings) -> tuple[Chain, ...]:
                 Rule("update @refused_outbound { meta mark }", "exact"),
                 log(PREFIX_OUTBOUND),
                 Rule(f"meta mark set 0x00000000 {unreachable}", "at once"),
+            ),
+        ),
+        Chain(
+            "refuse_source",
+            (
+                Rule("meta mark set 0x00000000", "where nobody listens it is no unit's"),
+                Rule(f"meta mark set {_CGROUP} map @units", "whose port it is"),
+                Rule(number, "log and count by unit"),
+                Rule("update @refused_source { meta mark }", "exact"),
+                log(PREFIX_SOURCE),
+                Rule("drop", "an answer would go to somebody else"),
             ),
         ),
         Chain(

@@ -12,6 +12,7 @@ class Marks:
     proxy: int = 0x0200_0000
     inbound: int = 0x0400_0000
     allowed: int = 0x0800_0000
+    delivered: int = 0x1000_0000
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,10 +46,12 @@ def policy(
     )  # fmt: skip
 
 
-def plan(*policies: Policy, addresses: tuple[str, ...] = ("198.18.7.1", "2001:2:7::1")) -> Plan:
-    """The plan of a host with these policies, numbered from 7; slices are made by the test, not by systemd."""
+def plan(*policies: Policy, addresses: tuple[str, ...] = ("198.18.7.1", "2001:2:7::1"), proxy_uid: int = 0) -> Plan:
+    """The plan of a host with these policies, numbered from 7; slices are made by the test, not by systemd.
+
+    proxy_uid: tests deliver as root."""
     numbers = {item.unit: NUMBER + index for index, item in enumerate(policies)}
-    made = compile_plan(SETTINGS, policies, HostFacts("h1", addresses, {}, numbers), (), (), VIPS)
+    made = compile_plan(SETTINGS, policies, HostFacts("h1", addresses, {}, numbers, proxy_uid), (), (), VIPS)
     return replace(made, slices=(), files={}, snapshot=None)
 
 

@@ -113,7 +113,7 @@ def test_one_more_unit_is_a_few_elements_and_counters_stay(tmp_path: Path) -> No
         world.serve("0.0.0.0", 8080, cgroup=SLICE)
         assert world.run(ask, HERE4, 8080, peer=True)[0] == errno.ECONNREFUSED
         (done,) = bench.apply(plan(*both()))
-        assert done.startswith("ruleset: units +1 -0; meshed +1 -0; listeners +1 -0; restricted +1 -0; egress4 +1 -0;")
+        assert done.startswith("ruleset: units +1 -0; meshed +1 -0; listeners +2 -0; restricted +1 -0; egress4 +1 -0;")
         assert bench.nft.counters(COUNTERS)["refused_plaintext"] == {NUMBER: 1}
         assert bench.apply(plan(policy())) != []
         assert bench.apply(plan(policy())) == []
@@ -151,7 +151,7 @@ def test_a_slice_that_was_made_anew_is_taken_up_again(tmp_path: Path) -> None:
             bench.apply(plan(policy()))
         world.cgroup(SLICE)
         world.serve("127.0.0.1", 15001, transparent=True)
-        assert bench.apply(plan(policy())) == ["ruleset: units +1 -1; meshed +1 -1; listeners +1 -1"]
+        assert bench.apply(plan(policy())) == ["ruleset: units +1 -1; meshed +1 -1; listeners +2 -2"]
         assert world.run(ask, "198.18.7.9", 80, cgroup=SLICE)["mark"] == OUTBOUND
         assert bench.apply(plan(policy())) == []
 

@@ -83,7 +83,7 @@ def test_another_units_mark_opens_nothing(tmp_path: Path) -> None:
 
 
 def test_a_unit_cannot_pass_for_the_proxy(tmp_path: Path) -> None:
-    """A meshed unit with CAP_NET_RAW that marks its own connection as delivered: it goes to the proxy all the same."""
+    """A meshed unit with CAP_NET_RAW that marks its own connection as delivered: it goes to the proxy, or nowhere."""
 
     def test(world: World) -> None:
         meshed(world, tmp_path)
@@ -91,7 +91,8 @@ def test_a_unit_cannot_pass_for_the_proxy(tmp_path: Path) -> None:
         world.serve("127.0.0.1", 15001, transparent=True)
         inner = world.cgroup(f"{SLICE}/worker.service")
         for source in (FOREIGN4, "127.0.0.1"):
-            assert world.run(ask, "127.0.0.1", 8080, source, INBOUND, cgroup=inner)["mark"] == OUTBOUND
+            seen = world.run(ask, "127.0.0.1", 8080, source, INBOUND, cgroup=inner)
+            assert not isinstance(seen, dict) or seen["mark"] == OUTBOUND
 
     in_world(test)
 

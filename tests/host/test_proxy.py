@@ -53,7 +53,7 @@ def made(ca: Authority, unit: Policy | None = None) -> tuple[Plan, Snapshot]:
     bundle = [base64.b64encode(root.public_bytes(Encoding.DER)).decode() for root in ca.trust_bundle]
     traffic = Traffic(timeout_ms=0, retries=None, balance="least-request", rule="")
     service = Service(name="inventory", vips=["240.240.0.5", "fd00:240::5"], ports=[], traffic=traffic, endpoints=[])
-    facts = HostFacts("h1", (HERE4, HERE6), {}, {UNIT: 7})
+    facts = HostFacts("h1", (HERE4, HERE6), {}, {UNIT: 7}, proxy_uid=0)
     plan = compile_plan(SETTINGS, [unit or policy()], facts, [service], bundle, VIPS)
     assert plan.snapshot is not None
     return replace(plan, slices=(), files={}, snapshot=None), plan.snapshot

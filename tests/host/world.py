@@ -66,10 +66,12 @@ class World:
             ns.set_netns(self.peer)
         return function(*args)
 
-    def start_ready(self, function: Callable[..., Any], *args: Any, peer: bool = False) -> Callable[[], Any]:
+    def start_ready(
+        self, function: Callable[..., Any], *args: Any, cgroup: str = "", peer: bool = False
+    ) -> Callable[[], Any]:
         """As `start`, with a descriptor as first argument: returns when the function has written ``ok`` to it."""
         read, write = os.pipe()
-        result = self.start(function, write, *args, peer=peer)
+        result = self.start(function, write, *args, cgroup=cgroup, peer=peer)
         os.close(write)
         assert _wait_readable(read, 10)
         assert os.read(read, 2) == b"ok"

@@ -26,13 +26,13 @@ nflog_group = 5
 [ports]
 wire = 15108
 [marks]
-proxy = 0x10000000
+proxy = 0x20000000
 [paths]
 state = "/srv/hostmesh"
 """
     assert load_settings(FILE, text) == Settings(
         "mesh.example", "h1", ("c1.example:15010", "[2001:2::1]:15010", "198.18.0.1:9"), "::1", 500, 5,
-        Marks(proxy=0x1000_0000), Ports(wire=15108), Paths(state="/srv/hostmesh"),
+        Marks(proxy=0x2000_0000), Ports(wire=15108), Paths(state="/srv/hostmesh"),
     )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
         trust_domain=st.sampled_from(["mesh.local", "a.b"]),
         host=st.sampled_from(["", "h1", "h2.example"]),
         controllers=st.lists(st.sampled_from(["c:1", "198.18.0.1:15010"]), max_size=2).map(tuple),
-        marks=st.sampled_from([Marks(), Marks(allowed=0x1000_0000), Marks(unit=0x7FF)]),
+        marks=st.sampled_from([Marks(), Marks(allowed=0x2000_0000), Marks(unit=0x7FF)]),
         ports=st.builds(Ports, wire=st.integers(20000, 30000)),
         paths=st.builds(Paths, state=WORDS.map(lambda text: "/" + text)),
     )
