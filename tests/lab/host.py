@@ -76,6 +76,11 @@ class Host:
         return f"2001:2::{self.index:x}"
 
     @property
+    def mac(self) -> str:
+        """Its link-layer address on ``eth0``."""
+        return f"02:00:c6:12:00:{self.index:02x}"
+
+    @property
     def netns(self) -> str:
         """Path of its network namespace, for pyroute2 and setns(2)."""
         return f"/proc/{self.pid}/ns/net"

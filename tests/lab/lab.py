@@ -186,10 +186,16 @@ class Lab:
         draft.write_text(json.dumps(told))
         draft.rename(self._folder / "hosts.json")
 
-    def reboot(self, name: str) -> Host:
-        """Pull a host's plug and boot it again with the disk that it had; gives the new Host when it is up."""
+    def reboot(self, name: str, *, orderly: bool = False) -> Host:
+        """Pull a host's plug (``orderly``: let it shut down by itself), boot it again with the disk that it had.
+
+        Gives the new Host when it is up. Its network namespace is another one.
+        """
         before, keeper = self.hosts[name], self._keepers[name]
-        before.kill()
+        if orderly:
+            before.exec(["systemctl", "--no-block", "poweroff"]).must()
+        else:
+            before.kill()
         keeper.answer("exit")
         self._network.leave(before)
         keeper.order("boot")

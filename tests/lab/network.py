@@ -38,10 +38,9 @@ class Network:
 
     def join(self, host: Host) -> None:
         """Give ``host`` its ``eth0`` with both addresses, before systemd starts."""
-        mac = f"02:00:c6:12:00:{host.index:02x}"
 
         def plug_in(route: IPRoute) -> None:
-            eth0 = {"ifname": "eth0", "net_ns_pid": host.pid, "address": mac}
+            eth0 = {"ifname": "eth0", "net_ns_pid": host.pid, "address": host.mac}
             route.link("add", ifname=host.name, kind="veth", peer=eth0)
             bridge = route.link_lookup(ifname=BRIDGE)[0]
             route.link("set", index=route.link_lookup(ifname=host.name)[0], master=bridge, state="up")
