@@ -28,7 +28,10 @@ ALLOWED, PROXY, OUTBOUND, INBOUND = (
 
 def guarded(world: World, tmp_path: Path, **options: object) -> Bench:
     world.cgroup(SLICE)
-    assert Bpf(PINS).pin_guard(guard_program(ALLOWED)) == (str(PINS / "egress"), str(PINS / "ingress"))
+    assert Bpf(PINS).pin_guard(guard_program(ALLOWED, OUTBOUND | INBOUND)) == (
+        str(PINS / "egress"),
+        str(PINS / "ingress"),
+    )
     attach_guard(CGROUP / "mesh.slice", PINS)
     bench = Bench(tmp_path)
     bench.apply(plan(policy(**options)))  # type: ignore[arg-type]
@@ -47,8 +50,8 @@ def flush() -> None:
 def test_pinning_again_and_a_program_that_is_none() -> None:
     def test(_: World) -> None:
         bpf = Bpf(PINS)
-        bpf.pin_guard(guard_program(ALLOWED))
-        bpf.pin_guard(guard_program(ALLOWED))
+        bpf.pin_guard(guard_program(ALLOWED, OUTBOUND | INBOUND))
+        bpf.pin_guard(guard_program(ALLOWED, OUTBOUND | INBOUND))
         assert sorted(path.name for path in PINS.iterdir()) == ["egress", "ingress"]
         with pytest.raises(BpfError, match="load the guard"):
             bpf.pin_guard(b"\0" * 8)
@@ -72,7 +75,7 @@ def test_a_connection_that_was_open_says_nothing_more(tmp_path: Path) -> None:
     def test(world: World) -> None:
         """Opened before the guard, as if the unit had always been there; its next bytes stay here."""
         world.cgroup(SLICE)
-        Bpf(PINS).pin_guard(guard_program(ALLOWED))
+        Bpf(PINS).pin_guard(guard_program(ALLOWED, OUTBOUND | INBOUND))
         world.serve(PEER4, 80, peer=True)
 
         def talk() -> str:
@@ -103,6 +106,25 @@ def test_a_flushed_ruleset_lets_nothing_in(tmp_path: Path) -> None:
             assert world.run(ask, address, 8080, "", 0, 1.0, peer=True)[0] == "timeout"
             assert world.run(ask_udp, address, 5353, 1.0, peer=True) == "timeout"
             assert world.run(ask_udp, address, 5353)["data"] == b"?"
+
+    in_world(test)
+
+
+def test_a_flushed_ruleset_leaves_no_way_round_the_proxy_on_this_host(tmp_path: Path) -> None:
+    """Over loopback too: no neighbour reaches the unit, and the unit no neighbour, but by the proxy."""
+
+    def test(world: World) -> None:
+        guarded(world, tmp_path)
+        for address in ("127.0.0.1", "::1", HERE4, HERE6):
+            world.serve(address, 8080, cgroup=SLICE)
+            world.serve(address, 9090)
+        flush()
+        for address in ("127.0.0.1", "::1", HERE4, HERE6):
+            assert world.run(ask, address, 8080, "", 0, 0.5)[0] == "timeout"
+            assert world.run(ask, address, 9090, "", 0, 0.5, cgroup=SLICE)[0] == "timeout"
+            assert world.run(ask, address, 9090)["mark"] == 0, "others are free"
+            for mark in (INBOUND | 7, OUTBOUND | 7):  # as the proxy's own packets are
+                assert isinstance(world.run(ask, address, 8080, "", mark), dict)
 
     in_world(test)
 

@@ -11,6 +11,7 @@ from hostmesh.apply.files import Files
 from hostmesh.apply.guard import _settings
 from hostmesh.apply.sysctl import SysctlError, Sysctls
 from hostmesh.plan.guard import guard_program
+from hostmesh.policy.settings import Marks
 
 
 def test_files_are_written_whole_and_their_folders_come_and_go(tmp_path: Path) -> None:
@@ -75,30 +76,34 @@ def test_cgroups_are_folders(tmp_path: Path) -> None:
     assert not cgroups.populated("mesh.slice/mesh-web.slice/web.service")
 
 
-def test_the_guards_jumps_land_on_pass() -> None:
-    """Each jump's target is the instruction that loads 1; what falls through returns 0."""
-    program = guard_program(0x0800_0000)
+def test_the_guards_jumps_land_where_their_comments_say() -> None:
+    """Forward only, on ``pass``, ``drop`` or an instruction before these; nothing falls off the end."""
+    program = guard_program(0x0800_0000, 0x0500_0000)
     code = [struct.unpack("=BBhi", program[at : at + 8]) for at in range(0, len(program), 8)]
-    jumps = [(at, offset, value) for at, (op, _, offset, value) in enumerate(code) if op in (0x15, 0x45)]
-    assert [value for _, _, value in jumps] == [1, 0x0800_0000]
-    assert [code[at + 1 + offset] for at, offset, _ in jumps] == [(0xB7, 0, 0, 1)] * 2
-    assert (code[4], code[5][0]) == ((0xB7, 0, 0, 0), 0x95)
+    drop, passes = len(code) - 4, len(code) - 2
+    assert code[drop:] == [(0xB7, 0, 0, 0), (0x95, 0, 0, 0), (0xB7, 0, 0, 1), (0x95, 0, 0, 0)]
+    jumps = {
+        (value, at + 1 + offset) for at, (op, _, offset, value) in enumerate(code) if op in (0x05, 0x15, 0x45, 0x55)
+    }
+    assert {(0x0800_0000, passes), (0x0500_0000, passes), (0, drop), (6, drop), (43, passes)} < jumps
+    assert all(0 < to <= passes for _, to in jumps)
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("", (0x0800_0000, "/sys/fs/bpf/hostmesh")),
-        ("[marks]\nallowed = 0x1000_0000\n[paths]\nbpffs = '/b/h'\n", (0x1000_0000, "/b/h")),
+        ("", (0x0800_0000, 0x0100_0000, "/sys/fs/bpf/hostmesh")),
+        ("[marks]\nallowed = 0x2000_0000\noutbound = 64\n[paths]\nbpffs = '/b/h'\n", (0x2000_0000, 64, "/b/h")),
     ],
 )
-def test_the_guard_reads_its_number(tmp_path: Path, text: str, found: tuple[int, str]) -> None:
+def test_the_guard_reads_its_numbers(tmp_path: Path, text: str, found: tuple[int, int, str]) -> None:
     (tmp_path / "hostmesh.toml").write_text(text)
-    assert _settings(tmp_path / "hostmesh.toml") == (found[0], Path(found[1]))
-    assert _settings(tmp_path / "none.toml") == (0x0800_0000, Path("/sys/fs/bpf/hostmesh"))
+    marks, folder = _settings(tmp_path / "hostmesh.toml")
+    assert (marks.allowed, marks.outbound, str(folder)) == found
+    assert _settings(tmp_path / "none.toml") == (Marks(), Path("/sys/fs/bpf/hostmesh"))
 
 
-@pytest.mark.parametrize("value", ["'x'", "0", "0x8000_0000"])
+@pytest.mark.parametrize("value", ["'x'", "0", "3", "0x8000_0000"])
 def test_a_mark_that_cannot_be_keeps_the_slice_closed(tmp_path: Path, value: str) -> None:
     (tmp_path / "hostmesh.toml").write_text(f"[marks]\nallowed = {value}\n")
     with pytest.raises(ValueError, match=r"marks\.allowed must be one bit"):
