@@ -165,6 +165,7 @@ def forged() -> dict[str, bytes]:
         "strict route": bytes(IP(src=PEER4, dst=HERE4, options=[IPOption_SSRR(routers=[HERE4])]) / syn),
         "routing header": bytes(IPv6(src=PEER6, dst=HERE6) / IPv6ExtHdrRouting(type=2, addresses=[HERE6]) / syn),
         "this host": bytes(IP(src=HERE4, dst=HERE4) / syn),
+        "loopback": bytes(IP(src="127.3.2.1", dst=HERE4) / syn),
         "this host, IPv6": bytes(IPv6(src=HERE6, dst=HERE6) / syn),
     }
 

@@ -6,6 +6,7 @@ Each state is entered with a unit that talks without end over connections that w
 import contextlib
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,7 +17,9 @@ from tests.mesh.shows import order
 from tests.mesh.world import CALLERS, UNITS, World
 
 PROBER = (Path(__file__).parent / "prober.py").read_text()
-AGENT, PROXY = "hostmeshd.service", "hostmesh-proxy.service"
+AGENT, PROXY, CONTROLLER = "hostmeshd.service", "hostmesh-proxy.service", "hostmesh-controller.service"
+CONFIG = "/etc/hostmesh/controller.toml"
+LIFE_HOURS = 0.003  # 11 s
 NOTHING = {"silent", "ECONNREFUSED", "ECONNRESET", "EPERM", "EACCES"}
 State = Callable[[World], AbstractContextManager[str]]
 
@@ -47,7 +50,50 @@ def agents_down(w: World) -> Iterator[str]:
         host.systemctl("start", AGENT)
 
 
-STATES: tuple[State, ...] = (agents_down, proxies_down)
+@contextlib.contextmanager
+def rulesets_flushed(w: World) -> Iterator[str]:
+    """Every table gone, and nobody there who makes them anew."""
+    cursor = w.h1.journal_cursor()
+    with agents_down(w) as told:
+        for host in (w.h1, w.h2):
+            host.exec(["nft", "flush", "ruleset"]).must()
+        yield told
+
+    def repaired() -> list[dict[str, object]]:
+        return [e for e in w.h1.journal(after=cursor) if "ruleset: load" in str(e.get("MESSAGE"))]
+
+    wait_until(repaired, "the journal tells the repair", 10.0, 0.1)
+
+
+@contextlib.contextmanager
+def svids_over(w: World) -> Iterator[str]:
+    """Every unit's SVID at its end, and no controller to renew it."""
+    config = w.h2.read(CONFIG)
+    w.h2.write(CONFIG, re.sub(r"unit_hours = .*", f"unit_hours = {LIFE_HOURS}", config))
+    w.h2.systemctl("restart", CONTROLLER)
+    for host in (w.h1, w.h2):
+        host.systemctl("stop", PROXY)  # the SVIDs of a day go with it
+        host.systemctl("start", PROXY)
+    wait_until(lambda: all(0 < left < 60 for left in _left(w)) and _settled(w), "short SVIDs are there", 30.0, 0.1)
+    w.h2.systemctl("stop", CONTROLLER)
+    wait_until(lambda: all(left < 0 for left in _left(w)), "they are over", 15.0, 0.1)
+    wait_until(lambda: order(w, "7")["inventory"] != 200, "open connections take no more calls", 15.0, 0.2)
+    yield f"hostmesh_svid_expiry_seconds {max(_left(w)):.0f} s from now"
+    w.h2.write(CONFIG, config)
+    w.h2.systemctl("start", CONTROLLER)
+
+
+def _left(w: World) -> list[float]:
+    """Seconds that each SVID has left, as the metric that operators watch says."""
+    ends = []
+    for host in (w.h1, w.h2):
+        text = host.exec(["curl", "-sS", "http://127.0.0.1:15020/metrics"]).must().stdout
+        found = re.findall(r"^hostmesh_svid_expiry_seconds\{.*\} (\S+)", text, re.M)
+        ends += [float(end) - time.time() for end in found] or [0.0]
+    return ends
+
+
+STATES: tuple[State, ...] = (agents_down, proxies_down, rulesets_flushed, svids_over)
 WORKS: tuple[State, ...] = (agents_down,)
 
 
@@ -108,4 +154,4 @@ def _open(w: World) -> list[str]:
 def _settled(w: World) -> bool:
     """Has every unit an identity that holds?"""
     wanted = {"h1": {*UNITS["h1"], *CALLERS}, "h2": set(UNITS["h2"])}
-    return all(units <= set(w.serials(w.lab[name])) for name, units in wanted.items())
+    return all(units <= set(w.serials(w.lab[name])) for name, units in wanted.items()) and min(_left(w)) > 0

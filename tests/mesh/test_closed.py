@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.mesh import closed, states
+from tests.mesh import attacks, closed, states
 from tests.mesh.world import World
 
 pytestmark = pytest.mark.lab
@@ -21,3 +21,10 @@ def test_reboots(mesh: World, rounds: Callable[[int, int], int]) -> None:
 @pytest.mark.parametrize("state", states.STATES, ids=lambda state: state.__name__)
 def test_shut(mesh: World, state: states.State) -> None:
     print(states.shut(mesh, state))
+
+
+@pytest.mark.parametrize(
+    "attack", [attacks.forged_sources, attacks.replayed, attacks.resets], ids=lambda attack: attack.__name__
+)
+def test_attack_on_the_link(mesh: World, attack: Callable[[World], str]) -> None:
+    print(attack(mesh))
