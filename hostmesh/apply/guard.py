@@ -30,10 +30,15 @@ def main() -> int:
 
 def _settings(path: Path) -> tuple[Marks, Path]:
     """The guard's marks and the folder, from the file if it says so; a file that isn't there means what is usual."""
-    data = tomllib.loads(path.read_text()) if path.exists() else {}
-    said, usual = data.get("marks", {}), Marks()
+    try:
+        data = tomllib.loads(path.read_text()) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    said, paths, usual = data.get("marks", {}), data.get("paths", {}), Marks()
+    if not (isinstance(said, dict) and isinstance(paths, dict)):
+        raise ValueError(f"{path}: marks and paths are tables: write [marks] or [paths]")
     marks = Marks(**{name: _bit(path, name, said.get(name, getattr(usual, name))) for name in _BITS})
-    return marks, Path(str(data.get("paths", {}).get("bpffs", Paths().bpffs)))
+    return marks, Path(str(paths.get("bpffs", Paths().bpffs)))
 
 
 def _bit(path: Path, name: str, value: object) -> int:
