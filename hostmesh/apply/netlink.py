@@ -10,10 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from hostmesh.errors import HostmeshError
-from hostmesh.plan.routing import PolicyRule, Route
-
-PROTOCOL = 73
-"""Our mark of origin on rules and routes; free in iproute2's rt_protos."""
+from hostmesh.plan.routing import PROTOCOL, PolicyRule, Route
 
 if TYPE_CHECKING:
     from pyroute2 import AsyncIPRoute

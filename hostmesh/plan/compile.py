@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hostmesh.names import UnitName
 from hostmesh.plan.dropins import dropin_files
 from hostmesh.plan.facts import HostFacts
+from hostmesh.plan.footprint import SYSCTLS
 from hostmesh.plan.redirect import ruleset
 from hostmesh.plan.routing import PolicyRule, Route, policy_rules, routes
 from hostmesh.plan.ruleset import Table
@@ -13,13 +14,6 @@ from hostmesh.plan.snapshot import snapshot
 from hostmesh.policy.model import Policy
 from hostmesh.policy.settings import Settings
 from hostmesh.wire.snapshot import Service, Snapshot
-
-SYSCTLS = {
-    "net.ipv4.tcp_fwmark_accept": "1",
-    "net.ipv4.fwmark_reflect": "1",
-    "net.ipv6.fwmark_reflect": "1",
-}
-"""What an accepted socket's mark, and the way back of a reset, need (kernel: Documentation/networking/ip-sysctl)."""
 
 
 @dataclass(frozen=True, slots=True)

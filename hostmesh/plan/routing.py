@@ -30,6 +30,9 @@ class Route:
 
 MAIN_TABLE = 254
 
+PROTOCOL = 73
+"""Our mark of origin on rules and routes; free in iproute2's rt_protos."""
+
 
 def policy_rules(settings: Settings) -> tuple[PolicyRule, ...]:
     """Marked packets come back in over lo: to the proxy (outbound), and answers to it (inbound)."""

@@ -27,13 +27,14 @@ from hostmesh.agent.main import make_parts, read_settings
 from hostmesh.apply.executor import apply
 from hostmesh.plan.compile import empty_plan
 from hostmesh.plan.diff import diff
+from hostmesh.plan.footprint import SYSCTLS
 from hostmesh.policy.hostfile import PLACE
 
 POLICIES = Path("/etc/hostmesh/policies")
 LOOKS = (
     "nft list ruleset",
     "ip -4 rule; ip -6 rule; ip -4 route show table all proto 73; ip -6 route show table all proto 73",
-    "sysctl net.ipv4.tcp_fwmark_accept net.ipv4.fwmark_reflect net.ipv6.fwmark_reflect",
+    f"sysctl {' '.join(SYSCTLS)}",
     "systemctl list-units --plain --no-legend --state=active 'mesh*.slice' | cut -d' ' -f1",
     "find /etc/systemd /var/lib/hostmesh /etc/hostmesh -type f | sort",
     "tail -n +1 /etc/systemd/system/*.d/50-hostmesh.conf /var/lib/hostmesh/numbers.json 2>/dev/null",

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from hostmesh.plan.footprint import SYSCTLS, ports
+from hostmesh.plan.routing import PROTOCOL
+from hostmesh.policy.settings import Settings
 from tests.lab.host import Host, Result
 from tests.lab.lab import Lab
 from tests.lab.waiting import wait_until
@@ -53,11 +56,29 @@ def host(installed_lab: Lab) -> Host:
 @pytest.fixture
 def meshed_host(host: Host) -> Host:
     """The same, both meshed in audit mode."""
+    mesh_both(host)
+    return host
+
+
+def mesh_both(host: Host) -> None:
     for unit in ("nginx.service", "redis-server.service"):
         hostmesh(host, "enable", unit).must()
         host.systemctl("restart", unit)
         wait_until(lambda u=unit: meshed(host, u), f"{unit} is meshed", 30.0, 0.1)
-    return host
+
+
+def taken(host: Host) -> dict[str, str]:
+    """What is there now of everything that docs/architecture.md says hostmesh takes."""
+    ours = "|".join(f":{port.number}" for port in ports(Settings()))
+    looks = {
+        "tables": "nft list tables",
+        "rules": "ip -4 rule; ip -6 rule",
+        "routes": f"ip -4 route show table all proto {PROTOCOL}; ip -6 route show table all proto {PROTOCOL}",
+        "ports": f"ss -Hlntu | grep -E '({ours}) ' | wc -l",
+        "slices": "find /sys/fs/cgroup -maxdepth 2 -name 'mesh*'",
+        **{key: f"sysctl -n {key}" for key in SYSCTLS},
+    }
+    return {what: host.exec(["sh", "-c", look]).must().stdout for what, look in looks.items()}
 
 
 def test_from_nothing_to_enforced_by_the_commands_of_the_readme(host: Host) -> None:
@@ -158,11 +179,15 @@ def test_disable_now_with_everything_dead_leaves_the_others_alone_and_then_nothi
     assert (again.exit, "nginx.service is not meshed" in again.stderr) == (1, True)
 
 
-def test_uninstall_with_all_alive_leaves_kernel_and_units_as_they_were(meshed_host: Host) -> None:
-    host = meshed_host
+def test_uninstall_with_all_alive_leaves_kernel_and_units_as_they_were(host: Host) -> None:
+    host.exec(["sysctl", "-w", "net.ipv6.fwmark_reflect=1"]).must()  # somebody else's: it is not ours to reset
+    before = taken(host)
+    mesh_both(host)
+    during = taken(host)
+    assert {what for what in before if during[what] == before[what]} == {"net.ipv6.fwmark_reflect"}
+    assert {key: during[key].strip() for key in SYSCTLS} == SYSCTLS
     hostmesh(host, "uninstall").must()
-    assert host.exec(["nft", "list", "tables"]).must().stdout == ""
-    assert host.exec(["find", "/sys/fs/cgroup", "-maxdepth", "2", "-name", "mesh*"]).must().stdout == ""
+    assert taken(host) == before
     assert not host.exec(["systemctl", "is-active", *DAEMONS]).ok
     assert host.exec(["systemctl", "is-enabled", *DAEMONS]).stdout.split() == ["disabled"] * 3
     assert host.exec(["sh", "-c", "ls /etc/systemd/system/*.d/50-hostmesh.conf"]).exit != 0

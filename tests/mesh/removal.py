@@ -1,5 +1,6 @@
 """What must be shown of leaving: `disable` and uninstall leave nothing behind, and never touched what is others'."""
 
+from hostmesh.plan.footprint import SYSCTLS
 from tests.lab.host import Host
 from tests.mesh.world import UNITS, World
 
@@ -17,7 +18,7 @@ def traces(host: Host) -> dict[str, str]:
         "nftables": "nft list tables",
         "rules": "ip -4 rule; ip -6 rule",
         "routes": "ip -4 route show table all; ip -6 route show table all",
-        "sysctls": "sysctl net.ipv4.tcp_fwmark_accept net.ipv4.fwmark_reflect net.ipv6.fwmark_reflect",
+        "sysctls": f"sysctl {' '.join(SYSCTLS)}",
         "slices": "find /sys/fs/cgroup -maxdepth 2 -name 'mesh*'",
         "units": "find /etc/systemd /usr/lib/systemd /usr/local/lib/systemd /run/systemd -iname '*mesh*'",
         "files": "find / -xdev -iname '*hostmesh*' -not -path '/var/log/journal/*'",
