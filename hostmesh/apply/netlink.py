@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hostmesh.errors import HostmeshError
 from hostmesh.plan.routing import PROTOCOL, PolicyRule, Route
+from hostmesh.plan.surroundings import OtherRule
 
 if TYPE_CHECKING:
     from pyroute2 import AsyncIPRoute
@@ -20,6 +21,15 @@ _TYPES = {"unicast": 1, "local": 2}  # RTN_UNICAST, RTN_LOCAL
 _LOOPBACK = 1
 _RUNNING = ("UP", "UNKNOWN")  # RFC 2863; links without carrier detection say UNKNOWN
 _EXACT = 0xFFFFFFFF
+_INVERT, _TO_TABLE = 2, 1  # FIB_RULE_INVERT, FR_ACT_TO_TBL
+_SELECTORS = (
+    "FRA_IIFNAME",
+    "FRA_OIFNAME",
+    "FRA_IP_PROTO",
+    "FRA_SPORT_RANGE",
+    "FRA_DPORT_RANGE",
+    "FRA_UID_RANGE",
+)
 
 
 class RouteError(HostmeshError):
@@ -39,6 +49,17 @@ class Netlink:
                         table = rule.get("FRA_TABLE") or rule["table"]
                         found.add(PolicyRule(version, rule.get("FRA_PRIORITY"), rule.get("FRA_FWMARK"), table))
         return frozenset(found)
+
+    async def others(self) -> tuple[OtherRule, ...]:
+        """All rules that are not ours, in the kernel's order."""
+        found = []
+        for version, family in _FAMILIES.items():
+            defaults = {_table(route) async for route in _dump_routes(family) if route["dst_len"] == 0}
+            async with _kernel("list rules") as ip:
+                async for rule in await ip.get_rules(family=family):
+                    if rule.get("FRA_PROTOCOL") != PROTOCOL:
+                        found.append(_other_rule(version, rule, defaults))
+        return tuple(found)
 
     async def routes(self) -> frozenset[Route]:
         """All routes of ours."""
@@ -101,8 +122,30 @@ async def _dump_routes(family: int) -> AsyncIterator[dict]:  # type: ignore[type
             yield route
 
 
+def _table(route: dict) -> int:  # type: ignore[type-arg]
+    return int(route.get("RTA_TABLE") or route["table"])
+
+
+def _other_rule(version: int, rule: dict, defaults: set[int]) -> OtherRule:  # type: ignore[type-arg]
+    table = rule.get("FRA_TABLE") or rule["table"]
+    mark = rule.get("FRA_FWMARK") or 0
+    mask = rule.get("FRA_FWMASK")
+    looks_at = any(rule.get(name) is not None for name in _SELECTORS) or rule["src_len"] or rule["dst_len"]
+    takes = table in defaults and rule.get("FRA_SUPPRESS_PREFIXLEN") in (None, _EXACT)
+    return OtherRule(
+        version,
+        rule.get("FRA_PRIORITY") or 0,
+        mark,
+        mask if mask is not None else (_EXACT if mark else 0),
+        table,
+        inverted=bool(rule["flags"] & _INVERT),
+        selective=bool(looks_at),
+        everything=takes or rule["action"] != _TO_TABLE,
+    )
+
+
 def _read_route(version: int, route: dict) -> Route:  # type: ignore[type-arg]
-    table = route.get("RTA_TABLE") or route["table"]
+    table = _table(route)
     everything = "0.0.0.0" if version == 4 else "::"  # noqa: S104 a destination, nothing is bound
     destination = f"{route.get('RTA_DST') or everything}/{route['dst_len']}"
     kind = next((name for name, number in _TYPES.items() if number == route["type"]), str(route["type"]))

@@ -15,6 +15,7 @@ from hostmesh.errors import HostmeshError
 from hostmesh.plan.elements import TableState, read_listing, read_sets
 from hostmesh.plan.redirect import FAMILY, REPLIES, TABLE
 from hostmesh.plan.ruleset import Element
+from hostmesh.plan.surroundings import Listing
 
 
 class NftError(HostmeshError):
@@ -56,6 +57,22 @@ class Nft:
             for wanted in sets
             for name, elements in self._set(wanted).items()
         }
+
+    def others(self) -> Listing:
+        """Everything of the tables that are not ours, as libnftables' JSON has it."""
+        tables = (self._list("list tables") or {}).get("nftables", [])
+        names = [(entry["table"]["family"], entry["table"]["name"]) for entry in tables if "table" in entry]
+        listings = [self._list(f"list table {family} {name}", terse=True) for family, name in names if name != TABLE]
+        return tuple(entry for listing in listings if listing for entry in listing["nftables"])
+
+    def can_say(self, statement: str) -> bool:
+        """Does the kernel take a rule with this statement? Tried in a table that is gone with the transaction."""
+        table = f"{FAMILY} {TABLE}_probe"
+        chain = f"{table} probe {{ type filter hook prerouting priority mangle; policy accept; }}"
+        rule = f"{table} probe {statement}"
+        text = f"add table {table}\nadd chain {chain}\nadd rule {rule}\ndelete table {table}\n"
+        code, _, _ = self._nft.cmd(text)
+        return bool(code == 0)
 
     def _set(self, name: str) -> dict[str, tuple[Element, ...]]:
         listing = self._list(f"list set {FAMILY} {TABLE} {name}")

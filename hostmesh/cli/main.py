@@ -18,6 +18,7 @@ VERBS = {
     "diff": ("diff", "what would change"),
     "explain": ("explain", "may CALLER call DESTINATION, and by which line of which file"),
     "certs": ("certs", "the identities in force on this host"),
+    "doctor": ("doctor", "what on this host gets in the mesh's way, and what mends it"),
     "run": ("run", "run a command as a meshed unit"),
     "join": ("join", "enrol this host with a token of the controller"),
     "controller": ("controller", "set up the controller, make tokens, grant units to hosts"),
