@@ -21,6 +21,7 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 NO_SUCH_UNIT = f"{SYSTEMD}.NoSuchUnit"
 _DBUS, _DBUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
 _REMEDY = "is dbus.service running?"
+_AT_ONCE = 64  # calls: dbus_fast takes a socket buffer that is full for the connection's end
 _LOST = (OSError, EOFError, DBusError, AuthError, InvalidAddressError)
 
 
@@ -38,6 +39,7 @@ class Bus:
     def __init__(self, address: str | None = None, *, fds: bool = False) -> None:
         self._bus = MessageBus(bus_address=address, bus_type=BusType.SYSTEM, negotiate_unix_fd=fds)
         self._end: asyncio.Task[None] | None = None
+        self._places = asyncio.Semaphore(_AT_ONCE)
 
     async def connect(self) -> None:
         """Connect, once. Raises `BusError`."""
@@ -81,10 +83,11 @@ class Bus:
             destination=to, path=path, interface=interface, member=member,
             signature=signature, body=list(body), unix_fds=list(fds),
         )  # fmt: skip
-        if not self._bus.connected:
-            raise BusError("no connection to the system bus", _REMEDY)
         try:
-            reply = await self._bus.call(message)
+            async with self._places:
+                if not self._bus.connected:
+                    raise BusError("no connection to the system bus", _REMEDY)
+                reply = await self._bus.call(message)
         except _LOST as error:
             raise BusError(f"systemd, {member}: the system bus went away: {error}", _REMEDY) from error
         if reply is None:
