@@ -41,7 +41,7 @@ impl Options {
         let mut options = Self {
             control: "/run/hostmesh-proxy/control.sock".into(),
             state: "/var/lib/hostmesh-proxy".into(),
-            workers: thread::available_parallelism().map_or(1, usize::from),
+            workers: half_of_the_cores(),
             drain: Duration::from_secs(5),
         };
         while let Some(name) = arguments.next() {
@@ -61,6 +61,12 @@ impl Options {
         }
         Ok(options)
     }
+}
+
+/// Fewer workers do more at each wake-up, and leave the other half to those who call and serve
+/// (docs/decisions/0006-half-the-cores.md).
+fn half_of_the_cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).div_ceil(2)
 }
 
 fn main() -> ExitCode {
