@@ -1,6 +1,6 @@
 """Turns two hosts into numbers: direct, hostmesh and its peers under the same loads, in interleaved rounds.
 
-    python -m bench full  [--rounds N] [--seconds S] [--only LOAD…] [--contenders NAME…]     (make bench)
+    python -m bench full  [--rounds N] [--seconds S] [--only PART…] [--contenders NAME…]     (make bench)
     python -m bench quick                                                                    (make bench-quick)
 
 Only ratios within one run mean anything. Written to bench/results/, with the command and the spread.
@@ -15,17 +15,18 @@ import signal
 import sys
 from pathlib import Path
 
-from bench import report
-from bench.contenders import NEED_OWN_FILES, STARTS, start
+from bench import extras, report
+from bench.contenders import NEED_OWN_FILES, STARTS, Contender, start
 from bench.layer import bench_layer
 from bench.loads import LOADS
 from bench.rounds import run
-from bench.targets import ratios
-from bench.testbed import two_hosts
+from bench.targets import OURS, ratios
+from bench.testbed import Testbed, two_hosts
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = {"rounds": 5, "seconds": 4, "only": ["top"], "contenders": ["direct", "haproxy", "hostmesh"]}
-FULL = {"rounds": 5, "seconds": None, "only": list(LOADS), "contenders": list(STARTS)}
+ONCE = ("memory", "change", "units")
+FULL = {"rounds": 5, "seconds": None, "only": [*LOADS, *ONCE], "contenders": list(STARTS)}
 
 
 def tell(what: str) -> None:
@@ -38,7 +39,7 @@ def main() -> int:
     options = _options()
     for number in (signal.SIGTERM, signal.SIGHUP):  # both take the lab down, as Ctrl-C does
         signal.signal(number, signal.default_int_handler)
-    loads = [LOADS[name] for name in options.only]
+    loads = [LOADS[name] for name in options.only if name in LOADS]
     own_files = any(load.needs_oha for load in loads) or NEED_OWN_FILES & set(options.contenders)
     about: dict[str, object] = {
         "command": "python -m bench " + " ".join(sys.argv[1:]),
@@ -49,13 +50,16 @@ def main() -> int:
     }
     with two_hosts(tell, [bench_layer()] if own_files else []) as bed:
         contenders = start(bed, tuple(options.contenders))
+        memory = _memory(bed, contenders) if "memory" in options.only else {}
         samples = run(bed, contenders, loads, options.rounds, seconds=options.seconds, tell=tell)
-    told = ratios(samples)
-    report.print_loads(samples)
-    report.print_targets(told)
-    kept = report.print_floors(told)
-    report.write(options.output, samples, told, about)
-    if options.what == "full":  # matplotlib is there for that one only
+        ours = [contender for contender in contenders if contender.name == OURS]
+        change = extras.change_to_effect(bed, ours[0]) if ours and "change" in options.only else None
+        if "units" in options.only:  # the last one: the host is another after it
+            memory |= extras.with_units(bed, tell)
+    seen = report.Seen(samples, ratios(samples), memory, change)
+    kept = report.print_all(seen)
+    report.write(options.output, seen, about)
+    if samples and options.what == "full":  # matplotlib is there for that one only
         plot = importlib.import_module("bench.plot")
         plot.draw(samples, options.output.with_suffix(".svg"))
     tell(f"written: {options.output}")
@@ -63,12 +67,16 @@ def main() -> int:
     return 0 if kept and not errors else 1
 
 
+def _memory(bed: Testbed, contenders: tuple[Contender, ...]) -> extras.Memory:
+    return extras.at_rest(contenders) | extras.with_connections(bed, contenders, tell)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("what", choices=["full", "quick"])
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=int, help="of each load in each round; default: each load's own")
-    parser.add_argument("--only", nargs="+", choices=list(LOADS), metavar="LOAD", help=" ".join(LOADS))
+    parser.add_argument("--only", nargs="+", choices=FULL["only"], metavar="PART", help=" ".join(FULL["only"]))
     parser.add_argument("--contenders", nargs="+", choices=list(STARTS), metavar="NAME", help=" ".join(STARTS))
     parser.add_argument("--output", type=Path, help="the JSON file; default: in bench/results")
     options = parser.parse_args()

@@ -1,13 +1,14 @@
 """Turns samples into what people and other programs read: tables in the terminal, and a JSON file."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench import targets
 from bench.loads import LOADS
 from bench.rounds import Figure, Samples
-from bench.targets import FLOORS, TARGETS, Target
+from bench.targets import FLOORS, MEMORY_TARGETS, TARGETS
 
 COLUMNS = {
     "rps": ("requests/s", "{:.0f}"),
@@ -18,6 +19,16 @@ COLUMNS = {
     "proxy_cpu_us": ("proxies CPU us", "{:.1f}"),
     "errors": ("errors", "{:.0f}"),
 }
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that a run has measured. ``memory`` in MB by what it is of; ``change``: of a policy, to its effect, in ms."""
+
+    samples: Samples
+    ratios: Mapping[str, Figure]
+    memory: Mapping[str, Figure]
+    change: Figure | None
 
 
 def figures(samples: Samples) -> dict[str, dict[str, dict[str, Figure]]]:
@@ -46,12 +57,12 @@ def _cell(figure: Figure, form: str) -> str:
     return f"{form} ({form}-{form})".format(figure.median, figure.low, figure.high)
 
 
-def print_targets(ratios: Mapping[str, Figure], targets: Sequence[Target] = TARGETS) -> None:
+def print_targets(measured: Mapping[str, Figure]) -> None:
     """What was promised, what came out, which marks it reaches."""
     print(f"\n{'target':52}{'measured':>20}    first   second     goal")
-    for target in targets:
-        if target.key in ratios:
-            figure = ratios[target.key]
+    for target in (*TARGETS, *MEMORY_TARGETS):
+        if target.key in measured:
+            figure = measured[target.key]
             marks = "  ".join(
                 f"{mark:5g} {'+' if kept else '-'}"
                 for mark, kept in zip(target.marks, target.reached(figure.median), strict=True)
@@ -71,17 +82,40 @@ def print_floors(ratios: Mapping[str, Figure]) -> bool:
     return kept
 
 
-def write(path: Path, samples: Samples, ratios: Mapping[str, Figure], about: Mapping[str, object]) -> None:
+def print_memory(memory: Mapping[str, Figure]) -> None:
+    """Resident memory of everything that was looked at."""
+    print("\nresident memory, MB (of a pair: the mean, and both hosts)")
+    for name, figure in memory.items():
+        print(f"  {name:34}{_cell(figure, '{:.1f}'):>24}")
+
+
+def print_all(seen: Seen) -> bool:
+    """All tables; whether the floor was kept."""
+    print_loads(seen.samples)
+    if seen.memory:
+        print_memory(seen.memory)
+    if seen.change:
+        print(f"\na policy file's change to its effect, ms{_cell(seen.change, '{:.0f}'):>24}")
+    print_targets({**seen.ratios, **targets.memory(seen.memory)})
+    return print_floors(seen.ratios)
+
+
+def write(path: Path, seen: Seen, about: Mapping[str, object]) -> None:
     """All of it, for other programs."""
+    promised = targets.memory(seen.memory)
     told = {
         "about": about,
-        "ratios": {key: figure.median for key, figure in ratios.items()},
-        "ratios_spread": {key: [figure.low, figure.high] for key, figure in ratios.items()},
+        "ratios": {key: figure.median for key, figure in seen.ratios.items()},
+        "ratios_spread": {key: [figure.low, figure.high] for key, figure in seen.ratios.items()},
+        "rss_mb": {key: figure.median for key, figure in promised.items()},
+        "rss_mb_spread": {key: [figure.low, figure.high] for key, figure in promised.items()},
+        "memory_mb": {name: asdict(figure) for name, figure in seen.memory.items()},
+        "policy_change_ms": asdict(seen.change) if seen.change else None,
         "figures": {
-            load: {name: {key: asdict(figure) for key, figure in of.items()} for name, of in seen.items()}
-            for load, seen in figures(samples).items()
+            load: {name: {key: asdict(figure) for key, figure in of.items()} for name, of in loads.items()}
+            for load, loads in figures(seen.samples).items()
         },
-        "rounds": samples,
+        "rounds": seen.samples,
     }
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(told, indent=1) + "\n")

@@ -3,8 +3,8 @@
 A ratio is taken round by round (what was measured within seconds of each other), then the median of the rounds is.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from bench.loads import Figures
 from bench.rounds import Figure, Samples
@@ -37,6 +37,12 @@ TARGETS = (
     Target("newconn_vs_envoy_l7", "a connection a request against Envoy L7", (1.2, 1.6, 2)),
     Target("bulk_vs_direct", "bulk, one stream, against direct", (0.2, 0.3, 0.4)),
     Target("same_host_l7_vs_direct", "same host, L7 policy, RPS against direct", (0.35, 0.45, 0.5)),
+)
+MEMORY_TARGETS = (
+    Target("proxy_idle", "MB of the proxy, idle", (20, 15, 10), higher=False),
+    Target("proxy_1000_conns", "MB of the proxy, 1,000 open connections", (40, 25, 20), higher=False),
+    Target("proxy_1000_units", "MB of the proxy, 1,000 units", (60, 40, 25), higher=False),
+    Target("agent_100_units", "MB of the agent, 100 units", (80, 70, 50), higher=False),
 )
 FLOORS = (
     Target("rps_vs_haproxy_l7", "highest RPS against HAProxy L7", (1.0, 1.0, 1.0)),
@@ -79,3 +85,17 @@ def ratios(samples: Samples) -> dict[str, Figure]:
             direct = seen.get("direct", seen[peer])
             told[key] = Figure.of([ratio(*three) for three in zip(seen[OURS], seen[peer], direct, strict=True)])
     return told
+
+
+# key of `rss_mb`: name of what was measured
+_MEMORY = {
+    "proxy_idle": "hostmesh idle",
+    "proxy_1000_conns": "hostmesh 1000 connections",
+    "proxy_1000_units": "hostmesh-proxy 1000 units",
+    "agent_100_units": "hostmeshd 100 units",
+}
+
+
+def memory(seen: Mapping[str, Figure]) -> dict[str, Figure]:
+    """What was promised of memory, of what was measured; the larger of two hosts counts."""
+    return {key: replace(seen[name], median=seen[name].high) for key, name in _MEMORY.items() if name in seen}

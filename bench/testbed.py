@@ -22,6 +22,7 @@ APP_PORT, MESHED_PORT = 8000, 8001
 BODY = "x" * 100
 BULK_BYTES = 1 << 30
 CALLER, LOCAL_CALLER, SERVICE = "bench-load", "bench-local", "bench"
+MEMBERS = "member@*.service"  # the many units that only memory is measured with
 CONGESTION_CONTROL = "reno"
 POLICY = f"""
 [service]
@@ -114,7 +115,7 @@ def two_hosts(tell: Tell, layers: Sequence[Path] = ()) -> Iterator[Testbed]:
             host.write("/etc/resolv.conf", "nameserver 127.0.0.1\n")  # oha has a resolver of its own, which wants one
         application(bed, "bench-app", APP_PORT)
         application(bed, "bench-meshed", MESHED_PORT)
-        grants = {"h1": (f"{CALLER}.service",), "h2": ("bench-meshed.service", f"{LOCAL_CALLER}.service")}
+        grants = {"h1": (f"{CALLER}.service",), "h2": ("bench-meshed.service", f"{LOCAL_CALLER}.service", MEMBERS)}
         enrol(lab, grants, tell)
         _mesh(bed)
         yield bed
