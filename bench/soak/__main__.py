@@ -108,7 +108,8 @@ def main() -> int:
     print_verdicts(verdicts)
     told = {"about": about, "verdicts": [asdict(v) for v in verdicts], "before": before, "after": after}
     options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps({**told, "samples": samples}, indent=1) + "\n")
+    columns = {name: [round(sample[name], 2) for sample in samples] for name in samples[0]}
+    options.output.write_text(json.dumps({**told, "samples": columns}) + "\n")
     if options.what == "full":  # matplotlib is there for that one only
         from bench.soak.plot import draw  # noqa: PLC0415
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PATIENCE = 20.0  # seconds for an answer
+LONGER = 2.0  # seconds after the last line, so that who reads it finds the load running
 CHUNK = 65536
 OPENED = select.EPOLLOUT
 SAID = select.EPOLLIN
@@ -179,7 +180,7 @@ class Load:
         told = begun
         for group in self.groups:
             group.due = begun
-        while told < begun + seconds:
+        while now < begun + seconds + LONGER:
             for group in self.groups:
                 self.ask(group, now)
             for number, event in self.epoll.poll(0.001, 4096):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Sample = Mapping[str, float]
-FLAT_MB, FLAT_DESCRIPTORS = (1.0, 0.03), (16.0, 0.005)  # so much, or that share of itself
+FLAT_MB, FLAT_NUMBER = (1.0, 0.03), (16.0, 0.005)  # so much, or that share of itself
 RATE_KEPT = 0.98
 HALF_OPEN_AT_MOST = 0.02  # of the connections that are made in ten seconds
 LEFT_OVER = 32.0  # descriptors, once the load is gone: pooled connections and streams that wait to be used again
@@ -30,20 +30,24 @@ class Demand:
     fresh: float
 
 
-def growth(at: Sequence[float], values: Sequence[float]) -> float:
-    """By how much the line of least squares rises from the first to the last."""
-    return statistics.linear_regression(at, values).slope * (at[-1] - at[0])
+def flat_memory(name: str, at: Sequence[float], values: Sequence[float]) -> Verdict:
+    """By how much does the line of least squares rise from the first to the last?"""
+    rise = statistics.linear_regression(at, values).slope * (at[-1] - at[0])
+    return _flat(name, f"{values[0]:.1f} to {values[-1]:.1f} MB, the line rises by", rise, values, FLAT_MB)
 
 
-def flat(name: str, at: Sequence[float], values: Sequence[float]) -> Verdict:
-    """Does it grow? A little is noise."""
-    rise = growth(at, values)
-    is_memory = name.endswith("rss_mb")
-    least, share = FLAT_MB if is_memory else FLAT_DESCRIPTORS
+def flat_number(name: str, values: Sequence[float]) -> Verdict:
+    """Is the lowest of the second half above that of the first? What a burst opens is pooled and closed again; what is
+    lost is not."""
+    half = len(values) // 2
+    first, second = min(values[:half]), min(values[half:])
+    return _flat(name, f"{first:.0f} to {second:.0f} at the lowest, which is", second - first, values, FLAT_NUMBER)
+
+
+def _flat(name: str, seen: str, rise: float, values: Sequence[float], noise: tuple[float, float]) -> Verdict:
+    least, share = noise
     allowed = max(least, share * statistics.fmean(values))
-    unit = "MB" if is_memory else "open"
-    seen = f"{values[0]:.1f} to {values[-1]:.1f} {unit}, the line rises by {rise:+.2f}"
-    return Verdict(f"{name} is flat", seen, f"at most {allowed:+.2f}", rise <= allowed)
+    return Verdict(f"{name} is flat", f"{seen} {rise:+.1f}", f"at most {allowed:+.1f}", rise <= allowed)
 
 
 def judge(
@@ -68,8 +72,10 @@ def judge(
     ]
     for name in judged[0]:
         values = [sample[name] for sample in judged]
-        if name.endswith((" rss_mb", " fds", " ports")):
-            verdicts.append(flat(name, at, values))
+        if name.endswith(" rss_mb"):
+            verdicts.append(flat_memory(name, at, values))
+        elif name.endswith((" fds", " ports")):
+            verdicts.append(flat_number(name, values))
         elif name.endswith((" half_open", " orphaned")):
             verdicts.append(_most(f"{name}, median", statistics.median(values), HALF_OPEN_AT_MOST * 10 * demand.fresh))
         elif name.endswith(" conntrack"):

@@ -40,11 +40,15 @@ def test_noise_is_no_growth() -> None:
     assert broken(lambda number: {"p rss_mb": 50.0 + number % 7, "p fds": 1000.0 + number % 5}) == []
 
 
+def test_what_a_burst_opens_and_is_closed_again_is_no_growth() -> None:
+    assert broken(lambda number: {"p fds": 1500.0 if number > 150 and number % 10 else 1000.0}) == []
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
         (lambda number: {"p rss_mb": 50.0 + number * 0.015}, "p rss_mb is flat"),
-        (lambda number: {"p fds": 1000.0 + number // 5}, "p fds is flat"),
+        (lambda number: {"p fds": 1000.0 + number // 4}, "p fds is flat"),
         (lambda number: {"h ports": 3000.0 + number}, "h ports is flat"),
         (lambda _: {"h half_open": 500.0}, "h half_open, median"),
         (lambda _: {"h orphaned": 500.0}, "h orphaned, median"),
