@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -20,14 +19,19 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::events::{Event, EventSource, QUEUE};
+use crate::fdstore::Named;
+use crate::frames::{self, frame};
+use crate::generations::follow::Follower;
+use crate::generations::handover::Successor;
+use crate::generations::lead::{Arrival, Generations, Newcomer};
+use crate::generations::sums::{Report, Retired, Sums};
+use crate::generations::{Generation, memory};
 use crate::identity::SvidStore;
 use crate::persist::Saver;
 use crate::shared::{Refused, Shared};
 use crate::stats::{BOUNDS_US, Gauge, TrafficCount};
-use crate::told::{Level, Told};
-
-/// The largest frame either side sends.
-pub const MAX_FRAME: usize = 64 * 1024 * 1024;
+use crate::told::Level;
+use crate::unix_socket::accept;
 
 /// Events in one message at most.
 const BATCH: usize = 256;
@@ -78,6 +82,7 @@ enum Answer<'a> {
         connections: i64,
         svids: Vec<SvidStatus>,
         troubles: Vec<String>,
+        retired: Vec<Retired>,
     },
     Stats {
         id: i64,
@@ -101,65 +106,75 @@ struct SvidStatus {
     not_after: u64,
 }
 
+/// Why nobody is talked with any more.
+enum End {
+    Agent(io::Error),
+    Successor(Successor),
+}
+
 /// What the agent can reach. One for the process, on the control thread.
 pub struct Control {
     shared: Arc<Shared>,
     svids: SvidStore,
     saver: Saver,
     source: EventSource,
+    generations: Generations,
     waiting: Vec<Event>,
     dropped: u64,
 }
 
-/// Listens on `path`, mode 0600; a socket that an earlier run left behind is replaced.
-pub fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    match std::fs::symlink_metadata(path) {
-        Ok(there) if there.file_type().is_socket() => std::fs::remove_file(path)?,
-        Ok(_) => return Err(io::Error::other(format!("{} is there and no socket", path.display()))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    let listener = std::os::unix::net::UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
 impl Control {
     /// Of these parts.
-    pub fn new(shared: Arc<Shared>, svids: SvidStore, saver: Saver, source: EventSource) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        svids: SvidStore,
+        saver: Saver,
+        source: EventSource,
+        generations: Generations,
+    ) -> Self {
         Self {
             shared,
             svids,
             saver,
             source,
+            generations,
             waiting: Vec::new(),
             dropped: 0,
         }
     }
 
-    /// Serves one agent after the other for ever; the newest that is of `agent_uid` (SO_PEERCRED of unix(7)) takes over.
-    pub async fn serve(mut self, listener: std::os::unix::net::UnixListener, agent_uid: u32) -> io::Result<()> {
-        let listener = UnixListener::from_std(listener)?;
+    /// Serves one agent after the other; the newest that is of `agent_uid` (SO_PEERCRED of unix(7)) takes over. Returns
+    /// when a new process comes that asks for all.
+    pub async fn serve(&mut self, listener: &UnixListener, agent_uid: u32) -> Successor {
         let shared = self.shared.clone();
-        let next = || accept(&listener, agent_uid, &shared.told);
-        let mut agent = next().await;
+        let next = || accept(listener, agent_uid, &shared.told);
+        let mut agent = None;
         loop {
             agent = tokio::select! {
-                newer = next() => newer,
-                end = self.attend(agent) => {
-                    self.shared
-                        .told
-                        .say(Level::Info, format_args!("the agent's connection ended: {end}"));
-                    next().await
+                newer = next() => Some(newer),
+                end = self.attend(agent) => match end {
+                    End::Successor(successor) => return successor,
+                    End::Agent(why) => {
+                        let what = format_args!("the agent's connection ended: {why}");
+                        self.shared.told.say(Level::Info, what);
+                        None
+                    }
                 }
             };
         }
     }
 
-    /// Talks with one agent until its connection ends; gives the reason. May be dropped at any await: what a request puts
-    /// in force it puts there between awaits, and events stay in `waiting` until they are written.
-    async fn attend(&mut self, mut agent: UnixStream) -> io::Error {
+    /// Talks with one agent, or waits for none. May be dropped at any await: what a request puts in force it puts there
+    /// between awaits, and events stay in `waiting` until they are written.
+    async fn attend(&mut self, agent: Option<UnixStream>) -> End {
+        let Some(mut agent) = agent else {
+            loop {
+                match self.generations.next().await {
+                    Arrival::Successor(successor) => return End::Successor(successor),
+                    Arrival::Newcomer(newcomer) => self.welcome(newcomer).await,
+                }
+            }
+        };
         let (reading, mut writing) = agent.split();
         let mut frames = Frames {
             stream: reading,
@@ -173,6 +188,13 @@ impl Control {
                     Ok(frame) => self.reply(&frame, &mut writing).await,
                     Err(error) => Err(error),
                 },
+                arrival = self.generations.next() => match arrival {
+                    Arrival::Successor(successor) => return End::Successor(successor),
+                    Arrival::Newcomer(newcomer) => {
+                        self.welcome(newcomer).await;
+                        Ok(())
+                    }
+                },
                 // Waits for the first only: who emits the next wakes nobody.
                 first = self.source.batch(BATCH), if self.waiting.is_empty() => {
                     self.waiting = first;
@@ -181,9 +203,49 @@ impl Control {
                 _ = pace.tick(), if !self.waiting.is_empty() => self.tell_all(&mut writing).await,
             };
             if let Err(error) = done {
-                return error;
+                return End::Agent(error);
             }
         }
+    }
+
+    /// Brings a process from before to what is in force, and keeps it there.
+    async fn welcome(&mut self, newcomer: Newcomer) {
+        let in_force = self.in_force().await;
+        match in_force.and_then(|(snapshot, svids)| self.generations.lead(newcomer, snapshot, svids)) {
+            Ok(()) => {}
+            Err(why) => self.shared.told.say(
+                Level::Error,
+                format_args!("what is in force does not reach a process from before a reload: {why}"),
+            ),
+        }
+    }
+
+    async fn in_force(&mut self) -> io::Result<(Option<Snapshot>, Vec<Named>)> {
+        Ok((self.saver.load().await?, self.svids.sealed()?))
+    }
+
+    /// What a new process needs of this one, but for the sockets.
+    pub async fn estate(&mut self) -> io::Result<(Option<Snapshot>, Vec<Named>)> {
+        let (snapshot, mut keys) = self.in_force().await?;
+        keys.extend(self.svids.sealed_pending()?);
+        Ok((snapshot, keys))
+    }
+
+    /// Passes the end of the service on to the processes from before; returns when they have ended.
+    pub async fn stop_followers(&mut self) {
+        self.generations.stop().await;
+    }
+
+    /// Follows the process that has taken over.
+    pub fn retire(self, socket: &Path) -> Follower {
+        Follower::new(self.shared, self.svids, self.source, self.waiting, socket)
+    }
+
+    /// What this process and those before it counted until now.
+    pub fn sums(&self) -> Sums {
+        let mut sums = self.generations.sums().clone();
+        sums.report(&Generation::this(&self.shared), Report::of(&self.shared));
+        sums
     }
 
     /// Tells what is there; what comes meanwhile has its turn at the next pace.
@@ -255,6 +317,9 @@ impl Control {
                 let chain: Result<Vec<_>, _> = chain.iter().map(|der| BASE64.decode(der)).collect();
                 let done = chain.map_err(|why| format!("the chain is not base64: {why}"));
                 let done = done.and_then(|chain| self.svids.set(&unit, chain).map_err(|why| why.to_string()));
+                if done.is_ok() {
+                    self.generations.tell_svids(|| self.svids.sealed_of(&unit));
+                }
                 done.map_or_else(|why| nack(id, why), |()| Answer::Ack { id })
             }
             Request::GetStatus { id } => self.status(id),
@@ -270,6 +335,7 @@ impl Control {
             Err(why) => return Err(why.to_string()),
             Ok(()) => {
                 self.svids.reconcile();
+                self.generations.tell_snapshot(&snapshot);
                 None
             }
         };
@@ -308,16 +374,21 @@ impl Control {
             connections: self.shared.stats.gauge(Gauge::Connections),
             svids,
             troubles: self.shared.told.all_troubles(),
+            retired: self.generations.sums().there(),
         }
     }
 
     fn stats(&self, id: i64) -> Answer<'static> {
-        let mut all = self.shared.stats.collect();
+        let mut all = self.shared.counts();
+        let sums = self.generations.sums();
+        sums.add_to(&mut all);
+        let there = sums.there();
+        let of_all: u64 = there.iter().map(|retired| retired.memory_bytes).sum();
         let told = &self.shared.told;
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         all.gauges.extend([
-            ("events_dropped".to_owned(), number(self.shared.events.dropped_total())),
-            ("log_lost".to_owned(), number(told.lost())),
+            ("generations".to_owned(), number(1 + there.len() as u64)),
+            ("memory_bytes".to_owned(), number(of_all + memory())),
             ("troubles".to_owned(), number(told.all_troubles().len() as u64)),
             ("workers".to_owned(), number(self.shared.workers as u64)),
         ]);
@@ -329,36 +400,6 @@ impl Control {
             gauges: all.gauges,
         }
     }
-}
-
-/// The next connection of somebody who may speak; others are closed and told in the log.
-async fn accept(listener: &UnixListener, agent_uid: u32, told: &Told) -> UnixStream {
-    loop {
-        let refused = match listener.accept().await {
-            Ok((stream, _)) => match stream.peer_cred() {
-                Ok(who) if who.uid() == agent_uid => return stream,
-                Ok(who) => format!("uid {} is not the agent", who.uid()),
-                Err(error) => error.to_string(),
-            },
-            // No descriptor is left, most likely: waiting is all that helps.
-            Err(error) => {
-                tokio::time::sleep(PACE).await;
-                error.to_string()
-            }
-        };
-        told.say(Level::Warning, format_args!("control connection refused: {refused}"));
-    }
-}
-
-fn frame(answer: &Answer<'_>) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; 4];
-    serde_json::to_writer(&mut bytes, answer)?;
-    let length = bytes.len() - 4;
-    if length > MAX_FRAME {
-        return Err(io::Error::other("an answer is too large for a frame"));
-    }
-    bytes[..4].copy_from_slice(&(length as u32).to_be_bytes());
-    Ok(bytes)
 }
 
 async fn write(agent: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) -> io::Result<()> {
@@ -379,20 +420,8 @@ struct Frames<R> {
 impl<R: AsyncReadExt + Unpin> Frames<R> {
     async fn next(&mut self) -> io::Result<Vec<u8>> {
         loop {
-            if let Some(length) = self.buffer.first_chunk::<4>() {
-                let length = u32::from_be_bytes(*length) as usize;
-                if length > MAX_FRAME {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        format!("a frame of {length} bytes"),
-                    ));
-                }
-                if self.buffer.len() >= 4 + length {
-                    let rest = self.buffer.split_off(4 + length);
-                    let mut frame = std::mem::replace(&mut self.buffer, rest);
-                    frame.drain(..4);
-                    return Ok(frame);
-                }
+            if let Some(frame) = frames::take(&mut self.buffer)? {
+                return Ok(frame);
             }
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());

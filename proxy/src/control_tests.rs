@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
 use tokio::task::LocalSet;
@@ -9,6 +10,7 @@ use tokio::task::LocalSet;
 use super::*;
 use crate::fixture::{Authority, Wrong, shared, snapshot};
 use crate::persist::Persist;
+use crate::unix_socket::listen;
 
 /// A control thread of its own, as the process has one.
 struct Proxy {
@@ -25,20 +27,23 @@ impl Proxy {
         let folder = tempfile::tempdir().expect("a folder");
         let (shared, source) = shared();
         let listener = listen(&folder.path().join("control.sock")).expect("listening");
-        let control = Control::new(
-            shared.clone(),
-            SvidStore::new(shared.clone()),
-            Saver::start(Persist::new(folder.path()), shared.clone()).expect("a thread"),
-            source,
-        );
+        let generations = folder.path().join("generations.sock");
+        let saver = Saver::start(Persist::new(folder.path()), shared.clone()).expect("a thread");
+        let in_thread = shared.clone();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .expect("a runtime");
-            LocalSet::new()
-                .block_on(&runtime, control.serve(listener, agent_uid))
-                .expect("serves for ever");
+            let serving = async {
+                let generations =
+                    Generations::listen(&generations, in_thread.clone(), Sums::default()).expect("listening");
+                let svids = SvidStore::new(in_thread.clone());
+                let mut control = Control::new(in_thread, svids, saver, source, generations);
+                let listener = UnixListener::from_std(listener).expect("listening");
+                control.serve(&listener, agent_uid).await
+            };
+            LocalSet::new().block_on(&runtime, serving);
         });
         Self { shared, folder }
     }

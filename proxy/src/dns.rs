@@ -68,7 +68,7 @@ fn judge(shared: &Shared, stats: &WorkerStats, query: &Query) -> Judged {
     }
 }
 
-/// Serves the sockets for ever in a thread of its own: neither a large snapshot nor a slow disk, which the control side
+/// Serves the sockets in a thread of its own, until another process takes over: neither a large snapshot nor a slow disk, which the control side
 /// meets, keeps anybody waiting for a name.
 pub fn start(sockets: Vec<Socket>, shared: Arc<Shared>) -> io::Result<thread::JoinHandle<io::Result<()>>> {
     thread::Builder::new().name("names".to_owned()).spawn(move || {
@@ -78,10 +78,13 @@ pub fn start(sockets: Vec<Socket>, shared: Arc<Shared>) -> io::Result<thread::Jo
             for socket in sockets {
                 serving.spawn_local(serve_udp(socket, shared.clone(), shared.stats.worker()));
             }
-            match serving.join_next().await {
-                Some(ended) => ended.map_err(io::Error::other)?,
-                None => std::future::pending().await,
+            while let Some(ended) = serving.join_next().await {
+                ended.map_err(io::Error::other)??;
             }
+            // The sender lives in `Shared`.
+            let mut retired = shared.retired();
+            let _retired = retired.wait_for(|retired| *retired).await;
+            Ok(())
         })
     })
 }
@@ -113,12 +116,14 @@ fn outbound(
     Err(failure(query, REFUSED))
 }
 
-/// Serves one socket for ever. Runs in a `LocalSet`.
+/// Serves one socket until another process takes over; who has asked before is still answered. Runs in a `LocalSet`.
 pub async fn serve_udp(socket: Socket, shared: Arc<Shared>, stats: WorkerStats) -> io::Result<()> {
     let mut socket = DnsSocket::new(socket)?;
     let mut in_flight = JoinSet::<(Query, Option<Vec<u8>>)>::new();
+    let mut retired = shared.retired();
     loop {
         let query = tokio::select! {
+            _ = retired.wait_for(|retired| *retired) => break,
             query = socket.receive() => query,
             Some(done) = in_flight.join_next() => {
                 if let Ok((query, Some(bytes))) = done {
@@ -157,6 +162,12 @@ pub async fn serve_udp(socket: Socket, shared: Arc<Shared>, stats: WorkerStats) 
             reply(&socket, &query, &bytes, &shared);
         }
     }
+    while let Some(done) = in_flight.join_next().await {
+        if let Ok((query, Some(bytes))) = done {
+            reply(&socket, &query, &bytes, &shared);
+        }
+    }
+    Ok(())
 }
 
 fn reply(socket: &DnsSocket, query: &Query, bytes: &[u8], shared: &Shared) {
@@ -173,7 +184,7 @@ async fn pass_on(query: &Query, mark: u32, unit: &Unit, shared: &Shared, stats: 
             stats.add(Gauge::DnsForwarded, 1);
             // Before the unit has the answer and connects by it.
             if let Some(asked) = Asked::of(unit, &query.bytes) {
-                shared.lookups.learn(unit, &asked, &bytes);
+                shared.lookups.learn(unit, &asked, &bytes).await;
             }
             Some(bytes)
         }
@@ -283,7 +294,7 @@ pub async fn serve_tcp(
             Some(Err(bytes)) => {
                 stats.add(Gauge::DnsForwarded, 1);
                 if let Some(asked) = bytes[2..].first_chunk().and_then(|id| open.remove(id)) {
-                    shared.lookups.learn(unit, &asked, &bytes[2..]);
+                    shared.lookups.learn(unit, &asked, &bytes[2..]).await;
                 }
                 writing.write_all(&bytes).await?;
             }

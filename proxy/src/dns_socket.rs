@@ -46,8 +46,8 @@ pub struct DnsSocket {
 }
 
 /// Opens the sockets on both loopback addresses, or takes them back from systemd: a query that comes while no proxy
-/// runs then waits in the socket. Answers carry the inbound mark. A host without IPv6 has one socket.
-pub fn open(config: &Config, inherited: &Inherited) -> io::Result<Vec<Socket>> {
+/// runs then waits in the socket. Each comes with its name there. Answers carry the inbound mark. A host without IPv6 has one socket.
+pub fn open(config: &Config, inherited: &Inherited) -> io::Result<Vec<(&'static str, Socket)>> {
     let mut kept = inherited.take(FD_PREFIX);
     let mut sockets = Vec::new();
     for (name, ip) in [
@@ -70,7 +70,7 @@ pub fn open(config: &Config, inherited: &Inherited) -> io::Result<Vec<Socket>> {
             },
         };
         socket.set_mark(config.marks.inbound)?;
-        sockets.push(socket);
+        sockets.push((name, socket));
     }
     Ok(sockets)
 }

@@ -106,7 +106,7 @@ fn a_unit_that_is_known_by_its_mark_is_answered_and_others_are_refused() {
     let (shared, address, stats) = server();
     let config = shared.config().expect("in force");
     run(async move {
-        for socket in dns_socket::open(&config, &Inherited::of(Vec::new())).expect("CAP_NET_RAW") {
+        for (_, socket) in dns_socket::open(&config, &Inherited::of(Vec::new())).expect("CAP_NET_RAW") {
             tokio::task::spawn_local(serve_udp(socket, shared.clone(), stats.clone()));
         }
         let question = query(0xbeef, "inventory.mesh");

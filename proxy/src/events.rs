@@ -6,25 +6,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+
+use crate::words::{self, Word};
 
 /// Events that wait for the agent at most; later ones are dropped and counted.
 pub const QUEUE: usize = 8192;
 
 /// Something for a unit's journal; the fields of `Event` in `hostmesh/wire/proxy_control.py`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     /// Nanoseconds since the epoch.
     pub time_ns: u64,
     /// request | connection | denied | retry | error.
-    pub kind: &'static str,
+    #[serde(deserialize_with = "words::known")]
+    pub kind: Word,
     /// The unit in whose journal this belongs.
     pub unit: String,
     /// inbound | outbound | local.
-    pub direction: &'static str,
+    #[serde(deserialize_with = "words::known")]
+    pub direction: Word,
     /// allow | deny | audit-deny.
-    pub verdict: &'static str,
+    #[serde(deserialize_with = "words::known")]
+    pub verdict: Word,
     /// `file:line` of what decided.
     pub rule: String,
     /// SPIFFE ID of the other side, `plaintext` or `passthrough`.
@@ -34,7 +39,8 @@ pub struct Event {
     /// The port that was called.
     pub port: u16,
     /// http | http2 | grpc | tcp | tls | dns.
-    pub protocol: &'static str,
+    #[serde(deserialize_with = "words::known")]
+    pub protocol: Word,
     /// One line for a person.
     pub message: String,
     /// Address of the client, empty where it is not known.
@@ -135,6 +141,11 @@ impl EventSink {
             self.dropped.since_batch.fetch_add(1, Ordering::Relaxed);
             self.dropped.total.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Counts events that another process could not keep.
+    pub fn count_dropped(&self, count: u64) {
+        self.dropped.since_batch.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Events dropped since the start.

@@ -12,8 +12,11 @@ use sd_notify::NotifyState;
 /// The first descriptor that systemd passes (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
 
+/// A descriptor under its name in the fd store.
+pub type Named = (String, OwnedFd);
+
 /// The descriptors with which the process was started; each can be taken once.
-pub struct Inherited(Mutex<Vec<(String, OwnedFd)>>);
+pub struct Inherited(Mutex<Vec<Named>>);
 
 impl Inherited {
     /// Takes over `LISTEN_FDS` when `LISTEN_PID` names this process, and marks each close-on-exec.
@@ -41,12 +44,12 @@ impl Inherited {
     }
 
     /// These, under these names.
-    pub fn of(fds: Vec<(String, OwnedFd)>) -> Self {
+    pub fn of(fds: Vec<Named>) -> Self {
         Self(Mutex::new(fds))
     }
 
     /// All descriptors whose name begins with `prefix`, in the order in which they were passed.
-    pub fn take(&self, prefix: &str) -> Vec<(String, OwnedFd)> {
+    pub fn take(&self, prefix: &str) -> Vec<Named> {
         let mut fds = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let all = std::mem::take(&mut *fds);
         let (taken, left) = all.into_iter().partition(|(name, _)| name.starts_with(prefix));

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -16,13 +17,16 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use crate::fdstore::{self, Inherited};
+use crate::fdstore::{self, Inherited, Named};
 use crate::sealed::{self, Sealed};
 use crate::shared::{Shared, Svid, Svids};
-use crate::told::{Level, Told};
+use crate::told::Level;
 
 /// The prefix of an SVID's name in systemd's fd store.
 pub const FD_PREFIX: &str = "svid-";
+
+/// The prefix of a key that waits for its certificate, where a process hands it to its successor.
+const PENDING_PREFIX: &str = "pending-";
 
 /// Why a request or a chain was refused; the text goes to the agent as it is.
 #[derive(Debug)]
@@ -63,6 +67,12 @@ struct Current {
     svid: Arc<Svid>,
 }
 
+impl Current {
+    fn sealed(&self) -> io::Result<Named> {
+        Ok((self.fd_name.clone(), sealed::seal(&to_keep(&self.svid, &self.key))?))
+    }
+}
+
 /// The keys of this host's units. Lives on the control thread; what is in force is published in [`Shared`].
 pub struct SvidStore {
     shared: Arc<Shared>,
@@ -82,16 +92,54 @@ impl SvidStore {
         }
     }
 
-    /// Takes back what systemd kept. What proves itself against the config in force is in force afterwards; without a
+    /// Takes what systemd kept or another process gave. What proves itself against the config in force is in force afterwards; without a
     /// config all of it waits for the first [`SvidStore::reconcile`].
     pub fn restore(&mut self, inherited: &Inherited) {
         for (name, fd) in inherited.take(FD_PREFIX) {
             match sealed::open(fd) {
                 Ok(kept) => self.unproved.push((name, kept)),
-                Err(error) => forget(&self.shared.told, &name, &format!("not usable: {error}")),
+                Err(error) => forget(&self.shared, &name, &format!("not usable: {error}")),
+            }
+        }
+        for (_, fd) in inherited.take(PENDING_PREFIX) {
+            let kept = sealed::open(fd).map_err(refused);
+            match kept.and_then(|kept| Ok((kept.unit, Key::read(kept.key)?))) {
+                Ok((unit, key)) => _ = self.pending.insert(unit, key),
+                Err(why) => self
+                    .shared
+                    .told
+                    .say(Level::Warning, format_args!("a key is lost: {why}")),
             }
         }
         self.reconcile();
+    }
+
+    /// The SVIDs, for another process to [`SvidStore::restore`].
+    pub fn sealed(&self) -> io::Result<Vec<Named>> {
+        let current = self.current.values().map(Current::sealed);
+        let unproved = self
+            .unproved
+            .iter()
+            .map(|(name, kept)| Ok((name.clone(), sealed::seal(kept)?)));
+        current.chain(unproved).collect()
+    }
+
+    /// The SVID of one unit, for another process to [`SvidStore::restore`].
+    pub fn sealed_of(&self, unit: &str) -> io::Result<Vec<Named>> {
+        self.current.get(unit).map(Current::sealed).into_iter().collect()
+    }
+
+    /// The keys that wait for a certificate, for another process to [`SvidStore::restore`].
+    pub fn sealed_pending(&self) -> io::Result<Vec<Named>> {
+        let kept = |(unit, key): (&String, &Key)| {
+            let kept = Sealed {
+                unit: unit.clone(),
+                key: key.private.clone(),
+                chain: Vec::new(),
+            };
+            Ok((format!("{PENDING_PREFIX}{unit}"), sealed::seal(&kept)?))
+        };
+        self.pending.iter().map(kept).collect()
     }
 
     /// Makes the SVIDs fit the config in force: units that are gone lose theirs, kept ones prove themselves.
@@ -107,7 +155,7 @@ impl SvidStore {
             let stays = fits(unit, &current.svid.spiffe_id);
             if !stays {
                 forget(
-                    &self.shared.told,
+                    &self.shared,
                     &current.fd_name,
                     &format!("{unit} is no longer {}", current.svid.spiffe_id),
                 );
@@ -116,7 +164,7 @@ impl SvidStore {
         });
         for (name, kept) in std::mem::take(&mut self.unproved) {
             if let Err(why) = self.prove(&config, &name, kept) {
-                forget(&self.shared.told, &name, &why.to_string());
+                forget(&self.shared, &name, &why.to_string());
             }
         }
         self.publish(&config);
@@ -136,7 +184,7 @@ impl SvidStore {
                 return Err(refused(format!("{}: a newer one is in force", kept.unit)));
             }
             Some(other) => forget(
-                &self.shared.told,
+                &self.shared,
                 &other.fd_name,
                 &format!("{}: a newer one is in force", kept.unit),
             ),
@@ -194,7 +242,7 @@ impl SvidStore {
         if let Some(old) = self.current.insert(unit.to_owned(), fresh)
             && old.fd_name != fd_name
         {
-            forget(&self.shared.told, &old.fd_name, "replaced");
+            forget(&self.shared, &old.fd_name, "replaced");
         }
         self.publish(&config);
         Ok(())
@@ -241,8 +289,8 @@ impl SvidStore {
 
     /// Leaves a sealed copy with systemd; gives its name there. An SVID that cannot be kept is in force all the same.
     fn keep(&self, svid: &Svid, key: &Key) -> String {
-        let chain: Vec<Vec<u8>> = svid.key.cert.iter().map(|der| der.to_vec()).collect();
-        let name = fd_name(&svid.unit, &chain);
+        let kept = to_keep(svid, key);
+        let name = fd_name(&svid.unit, &kept.chain);
         if self
             .current
             .get(&svid.unit)
@@ -250,11 +298,6 @@ impl SvidStore {
         {
             return name;
         }
-        let kept = Sealed {
-            unit: svid.unit.clone(),
-            key: key.private.clone(),
-            chain,
-        };
         if let Err(error) = sealed::seal(&kept).and_then(|fd| fdstore::store(&name, fd)) {
             self.shared.told.say(
                 Level::Error,
@@ -308,11 +351,25 @@ fn leaf_key(chain: &[Vec<u8>]) -> Result<Vec<u8>, Refused> {
     Ok(leaf.public_key().raw.to_vec())
 }
 
-fn forget(told: &Told, fd_name: &str, why: &str) {
-    told.say(Level::Info, format_args!("{fd_name}: forgotten: {why}"));
+/// What the service manager keeps is the business of the process that leads.
+fn forget(shared: &Shared, fd_name: &str, why: &str) {
+    if shared.is_retired() {
+        return;
+    }
+    shared
+        .told
+        .say(Level::Info, format_args!("{fd_name}: forgotten: {why}"));
     if let Err(error) = fdstore::remove(fd_name) {
         let what = format_args!("{fd_name}: could not be taken out of the fd store: {error}");
-        told.say(Level::Warning, what);
+        shared.told.say(Level::Warning, what);
+    }
+}
+
+fn to_keep(svid: &Svid, key: &Key) -> Sealed {
+    Sealed {
+        unit: svid.unit.clone(),
+        key: key.private.clone(),
+        chain: svid.key.cert.iter().map(|der| der.to_vec()).collect(),
     }
 }
 

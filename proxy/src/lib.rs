@@ -1,6 +1,7 @@
 //! The data plane of hostmesh: carries what `hostmesh-proxy-core` decides.
 //!
-//! `control` takes the agent's words, `identity` holds keys, `dns` answers names; the listeners and relays carry bytes.
+//! `control` takes the agent's words, `identity` holds keys, `dns` answers names; the listeners and relays carry bytes;
+//! `generations` changes the binary under them.
 
 pub mod connect;
 pub mod control;
@@ -11,6 +12,8 @@ pub mod dns_socket;
 pub mod drain;
 pub mod events;
 pub mod fdstore;
+pub mod frames;
+pub mod generations;
 pub mod http;
 pub mod identity;
 pub mod inbound;
@@ -27,7 +30,9 @@ pub mod stream;
 pub mod tcp;
 pub mod tls;
 pub mod told;
+pub mod unix_socket;
 pub mod wire;
+pub mod words;
 pub mod worker;
 
 #[cfg(test)]

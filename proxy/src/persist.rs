@@ -111,9 +111,13 @@ pub struct Saver {
     orders: mpsc::Sender<Order>,
 }
 
-struct Order {
-    snapshot: Snapshot,
-    tried: oneshot::Sender<()>,
+enum Order {
+    Save(Box<Snapshot>, oneshot::Sender<()>),
+    Load(oneshot::Sender<io::Result<Option<Snapshot>>>),
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the thread that saves has ended")
 }
 
 impl Saver {
@@ -130,12 +134,18 @@ impl Saver {
     /// or not; ends when it was tried.
     pub fn save(&self, snapshot: Snapshot) -> impl Future<Output = io::Result<()>> + use<> {
         let (tried, was_tried) = oneshot::channel();
-        let ordered = self.orders.send(Order { snapshot, tried });
+        let ordered = self.orders.send(Order::Save(Box::new(snapshot), tried));
         async move {
-            let ended = || io::Error::other("the thread that saves has ended");
             ordered.map_err(|_| ended())?;
             was_tried.await.map_err(|_| ended())
         }
+    }
+
+    /// The last one that was to be saved, whether the disk took it or not.
+    pub async fn load(&self) -> io::Result<Option<Snapshot>> {
+        let (give, given) = oneshot::channel();
+        self.orders.send(Order::Load(give)).map_err(|_| ended())?;
+        given.await.map_err(|_| ended())?
     }
 }
 
@@ -147,7 +157,12 @@ fn keep_saving(persist: &Persist, queue: &mpsc::Receiver<Order>, told: &Told) {
             Some(_) => queue.recv_timeout(AGAIN),
         };
         let (snapshot, tried) = match order {
-            Ok(Order { snapshot, tried }) => (snapshot, Some(tried)),
+            Ok(Order::Save(snapshot, tried)) => (*snapshot, Some(tried)),
+            Ok(Order::Load(give)) => {
+                // Who asked may be gone.
+                let _gone = give.send(unsaved.clone().map_or_else(|| persist.load(), |kept| Ok(Some(kept))));
+                continue;
+            }
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => match unsaved.take() {
                 Some(snapshot) => (snapshot, None),
@@ -207,6 +222,7 @@ mod tests {
         drop(saver.save(named("one")));
         wait(saver.save(named("two"))).expect("tried");
         assert_eq!(revision(folder.path()), "two");
+        assert_eq!(wait(saver.load()).expect("read").expect("there").revision, "two");
     }
 
     #[test]
@@ -222,6 +238,8 @@ mod tests {
             told[0].contains("not on disk") && told[0].contains("snapshot.json"),
             "{told:?}"
         );
+        let kept = wait(saver.load()).expect("from memory").expect("one");
+        assert_eq!(kept.revision, "two");
         fs::create_dir(&state).expect("a folder");
         let since = std::time::Instant::now();
         while !shared.told.all_troubles().is_empty() {

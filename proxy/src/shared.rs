@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::events::EventSink;
 use crate::lookups::Lookups;
-use crate::stats::Stats;
+use crate::stats::{Collected, Stats};
 use crate::tls::{BadBundle, Trust};
 use crate::told::Told;
 
@@ -96,6 +96,7 @@ pub struct Shared {
     trust: ArcSwap<Trust>,
     changes: watch::Sender<u64>,
     draining: watch::Sender<bool>,
+    retired: watch::Sender<bool>,
     /// Where events for the agent go: never blocks, counts what it must drop.
     pub events: EventSink,
     /// The counters; every worker asks for its own ([`Stats::worker`]).
@@ -122,6 +123,7 @@ impl Shared {
             trust: ArcSwap::from_pointee(Trust::nobody()),
             changes: watch::channel(0).0,
             draining: watch::channel(false).0,
+            retired: watch::channel(false).0,
             events,
             stats,
             told: Told::default(),
@@ -202,5 +204,31 @@ impl Shared {
     /// Tells everybody to stop accepting and finish.
     pub fn drain(&self) {
         self.draining.send_replace(true);
+    }
+
+    /// All that this process counted since its start.
+    pub fn counts(&self) -> Collected {
+        let mut all = self.stats.collect();
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        all.gauges.extend([
+            ("events_dropped".to_owned(), number(self.events.dropped_total())),
+            ("log_lost".to_owned(), number(self.told.lost())),
+        ]);
+        all
+    }
+
+    /// Turns true once, when another process has taken over: nothing is accepted any more, what is open goes on.
+    pub fn retired(&self) -> watch::Receiver<bool> {
+        self.retired.subscribe()
+    }
+
+    /// Tells everybody that another process has taken over. The service manager no longer listens to this one.
+    pub fn retire(&self) {
+        self.retired.send_replace(true);
+    }
+
+    /// Has another process taken over?
+    pub fn is_retired(&self) -> bool {
+        *self.retired.borrow()
     }
 }

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::words::{self, Word};
 
 /// Upper bounds of the histogram's buckets in microseconds, 100 us to 60 s; one more bucket counts the rest.
 pub const BOUNDS_US: [u64; 16] = [
@@ -334,6 +336,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What [`Stats::collect`] gives.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Collected {
     /// Rows of traffic.
     pub traffic: Vec<TrafficCount>,
@@ -344,16 +348,19 @@ pub struct Collected {
 }
 
 /// `TrafficCount` of `hostmesh/wire/proxy_control.py`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the fields are documented at the contract
 pub struct TrafficCount {
     pub unit: String,
-    pub direction: &'static str,
+    #[serde(deserialize_with = "words::known")]
+    pub direction: Word,
     pub peer: String,
     pub service: String,
     pub port: u16,
-    pub protocol: &'static str,
-    pub code_class: &'static str,
+    #[serde(deserialize_with = "words::known")]
+    pub protocol: Word,
+    #[serde(deserialize_with = "words::known")]
+    pub code_class: Word,
     pub count: u64,
     pub retries: u64,
     pub bytes_in: u64,

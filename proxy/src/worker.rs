@@ -112,7 +112,7 @@ impl Worker {
     /// Keeps the pools as the config, the SVIDs and the time want them, until the process ends.
     pub async fn tend(self: Rc<Self>, index: usize) {
         let mut changes = self.shared.changes();
-        let mut draining = self.shared.draining();
+        let (mut draining, mut retired) = (self.shared.draining(), self.shared.retired());
         let mut beats = tokio::time::interval(SWEEP);
         loop {
             tokio::select! {
@@ -127,6 +127,7 @@ impl Worker {
                     self.recheck();
                 }
                 Ok(()) = draining.changed() => self.each_link(|link| link.retire()),
+                Ok(()) = retired.changed() => self.each_link(|link| link.retire()),
             }
             self.idle.sweep();
             self.links.borrow_mut().retain(|link| link.strong_count() > 0);
@@ -170,7 +171,7 @@ impl Drop for Open {
 }
 
 /// Starts a worker's thread with its listeners. It ends after [`Shared::drain`], `limit` later at most, and says how many
-/// connections it cut off.
+/// connections it cut off; or after [`Shared::retire`], when its last connection has ended.
 pub fn start(
     shared: Arc<Shared>,
     index: usize,
@@ -187,18 +188,30 @@ async fn run(shared: Arc<Shared>, index: usize, set: listener::Set, limit: Durat
     let mut draining = shared.draining();
     let seed = shared.started.elapsed().unwrap_or_default().subsec_nanos();
     let worker = Worker::new(shared, (u64::from(seed) << 16) + index as u64).map_err(io::Error::other)?;
+    let mut accepting = Vec::new();
     for (kind, socket) in set {
         socket.set_nonblocking(true)?;
         let socket = tokio::net::TcpListener::from_std(socket)?;
         let (worker, shared) = (worker.clone(), worker.shared.clone());
-        tokio::task::spawn_local(listener::accept(socket, shared, move |tcp, client| {
-            worker.serve(kind, tcp, client)
-        }));
+        accepting.push(tokio::task::spawn_local(listener::accept(
+            socket,
+            shared,
+            move |tcp, client| worker.serve(kind, tcp, client),
+        )));
     }
     tokio::task::spawn_local(worker.clone().tend(index));
-    // The sender lives in `Shared`, which this worker holds.
-    let _told = draining.wait_for(|draining| *draining).await;
-    Ok(drain::wait(&worker, limit).await)
+    let all_over = async {
+        for listener in accepting {
+            listener.await.map_err(io::Error::other)?;
+        }
+        worker.all_ended().await;
+        Ok(0)
+    };
+    tokio::select! {
+        // The sender lives in `Shared`, which this worker holds.
+        _ = draining.wait_for(|draining| *draining) => Ok(drain::wait(&worker, limit).await),
+        over = all_over => over,
+    }
 }
 
 /// What a connection is about: in counters and in journals.

@@ -214,6 +214,17 @@ impl Names {
         }
     }
 
+    /// All that it knows now, in the order in which it was learned, each with how long it still counts.
+    pub fn all(&self, now: Duration) -> Vec<(Arc<str>, IpAddr, Duration)> {
+        let in_turn = self.by_turn.values();
+        let known = in_turn.filter_map(|address| Some((address, self.by_address.get(address)?)));
+        let names = known.flat_map(|(address, known)| known.names.iter().map(|(name, until)| (name, *address, until)));
+        names
+            .filter(|(_, _, until)| **until > now)
+            .map(|(name, address, until)| (name.clone(), address, *until - now))
+            .collect()
+    }
+
     /// The names by which the unit knows the address, now.
     pub fn of(&self, address: IpAddr, now: Duration) -> Vec<Arc<str>> {
         let known = self.by_address.get(&address.to_canonical()).into_iter();

@@ -8,14 +8,18 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use hostmesh_proxy::control::{Control, listen};
+use hostmesh_proxy::control::Control;
 use hostmesh_proxy::events;
+use hostmesh_proxy::generations::lead::Generations;
+use hostmesh_proxy::generations::sums::Sums;
 use hostmesh_proxy::identity::SvidStore;
 use hostmesh_proxy::persist::{Persist, Saver};
 use hostmesh_proxy::shared::Shared;
 use hostmesh_proxy::stats::Stats;
+use hostmesh_proxy::unix_socket::listen;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
+use tokio::net::UnixListener;
 
 /// The socket of a control thread as the process has one.
 static SOCKET: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -26,14 +30,20 @@ static SOCKET: LazyLock<PathBuf> = LazyLock::new(|| {
     let (sink, source) = events::queue();
     let shared = Arc::new(Shared::new(sink, Stats::new(), 1));
     let saver = Saver::start(Persist::new(&folder), shared.clone()).expect("a thread");
-    let control = Control::new(shared.clone(), SvidStore::new(shared), saver, source);
+    let generations = folder.join("generations.sock");
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a runtime");
         let uid = nix::unistd::getuid().as_raw();
-        runtime.block_on(control.serve(listener, uid)).expect("serves for ever");
+        runtime.block_on(async {
+            let generations = Generations::listen(&generations, shared.clone(), Sums::default()).expect("listening");
+            let svids = SvidStore::new(shared.clone());
+            let mut control = Control::new(shared, svids, saver, source, generations);
+            let listener = UnixListener::from_std(listener).expect("listening");
+            control.serve(&listener, uid).await
+        });
     });
     socket
 });

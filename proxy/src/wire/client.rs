@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -314,7 +315,8 @@ impl Pool {
         self.each(|_, connection| {
             let link = &connection.link;
             let since = link.idle_since.get().filter(|_| link.streams() == 0);
-            if now >= connection.not_after || since.is_some_and(|since| since.elapsed() >= IDLE) {
+            let is_old = now >= connection.not_after || since.is_some_and(|since| since.elapsed() >= IDLE);
+            if is_old || connection.is_refused() {
                 link.retire();
             }
         });
@@ -351,6 +353,15 @@ impl Pool {
 }
 
 impl Connection {
+    /// Has the peer said that it takes no more streams (GOAWAY)? Idle ones are then no longer kept.
+    fn is_refused(&self) -> bool {
+        let ready = self
+            .requests
+            .clone()
+            .poll_ready(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Err(_)))
+    }
+
     fn has_room(&self) -> bool {
         self.link.streams() < self.requests.current_max_send_streams()
     }

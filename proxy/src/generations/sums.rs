@@ -1,0 +1,238 @@
+//! Sums up what all processes of the proxy counted, so that `/metrics` has one number, and one that never falls.
+//!
+//! Law: each process reports all that it counted since its start; a report takes the place of the one before. So nothing
+//! counts twice, whoever leads.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Generation, memory};
+use crate::shared::Shared;
+use crate::stats::{Collected, TrafficCount};
+
+/// What a process from before says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// Since its start.
+    pub counts: Collected,
+    /// Its resident memory, bytes.
+    pub memory: u64,
+}
+
+impl Report {
+    /// Of this process, now.
+    pub fn of(shared: &Shared) -> Self {
+        Self {
+            counts: shared.counts(),
+            memory: memory(),
+        }
+    }
+}
+
+/// `RetiredProxy` of `hostmesh/wire/proxy_control.py`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Retired {
+    /// Which.
+    #[serde(flatten)]
+    pub generation: Generation,
+    /// Accepted connections that are open.
+    pub connections: i64,
+    /// Resident.
+    pub memory_bytes: u64,
+}
+
+/// What those from before counted.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sums {
+    /// Those that said farewell.
+    ended: Collected,
+    /// The last report of each of the others.
+    reports: Vec<Entry>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Entry {
+    generation: Generation,
+    report: Report,
+    /// Is it there? What it holds open counts only then.
+    #[serde(skip)]
+    is_there: bool,
+}
+
+impl Sums {
+    /// A report.
+    pub fn report(&mut self, generation: &Generation, report: Report) {
+        self.reports.retain(|entry| entry.generation != *generation);
+        self.reports.push(Entry {
+            generation: generation.clone(),
+            report,
+            is_there: true,
+        });
+    }
+
+    /// It does not hear any more: it has crashed, or comes back.
+    pub fn lose(&mut self, generation: &Generation) {
+        for entry in &mut self.reports {
+            entry.is_there &= entry.generation != *generation;
+        }
+    }
+
+    /// It has ended; its last report stays in the sum.
+    pub fn end(&mut self, generation: &Generation) {
+        let (ended, left) = std::mem::take(&mut self.reports)
+            .into_iter()
+            .partition(|entry| entry.generation == *generation);
+        self.reports = left;
+        for Entry { report, .. } in ended {
+            self.ended.add(&report.counts.without_levels());
+        }
+    }
+
+    /// Those that are there.
+    pub fn there(&self) -> Vec<Retired> {
+        let there = self.reports.iter().filter(|entry| entry.is_there);
+        let retired = there.map(|Entry { generation, report, .. }| Retired {
+            generation: generation.clone(),
+            connections: report.counts.gauges.get("connections").copied().unwrap_or_default(),
+            memory_bytes: report.memory,
+        });
+        retired.collect()
+    }
+
+    /// Adds all of it to what this process counted.
+    pub fn add_to(&self, own: &mut Collected) {
+        own.add(&self.ended);
+        for entry in &self.reports {
+            match entry.is_there {
+                true => own.add(&entry.report.counts),
+                false => own.add(&entry.report.counts.clone().without_levels()),
+            }
+        }
+    }
+}
+
+/// Gauges that say what is now; the others count since the start.
+const LEVELS: [&str; 3] = ["connections", "streams", "pooled"];
+
+impl Collected {
+    /// Adds what another process counted.
+    fn add(&mut self, other: &Self) {
+        let rows = std::mem::take(&mut self.traffic).into_iter();
+        let mut rows: BTreeMap<_, _> = rows.map(|row| (key(&row), row)).collect();
+        for row in &other.traffic {
+            match rows.get_mut(&key(row)) {
+                Some(sum) => add(sum, row),
+                None => _ = rows.insert(key(row), row.clone()),
+            }
+        }
+        self.traffic = rows.into_values().collect();
+        for (rule, count) in &other.denied {
+            *self.denied.entry(rule.clone()).or_default() += count;
+        }
+        for (name, level) in &other.gauges {
+            *self.gauges.entry(name.clone()).or_default() += level;
+        }
+    }
+
+    /// Without what is over when its process is.
+    fn without_levels(mut self) -> Self {
+        self.gauges.retain(|name, _| !LEVELS.contains(&&**name));
+        self
+    }
+}
+
+fn key(row: &TrafficCount) -> impl Ord + use<> {
+    let names = (row.unit.clone(), row.direction, row.peer.clone(), row.service.clone());
+    (names, row.port, row.protocol, row.code_class)
+}
+
+fn add(sum: &mut TrafficCount, row: &TrafficCount) {
+    sum.count += row.count;
+    sum.retries += row.retries;
+    sum.bytes_in += row.bytes_in;
+    sum.bytes_out += row.bytes_out;
+    sum.duration_us_sum += row.duration_us_sum;
+    for (sum, bucket) in sum.buckets.iter_mut().zip(&row.buckets) {
+        *sum += bucket;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::{CodeClass, Gauge, Key, Stats};
+
+    fn counted(requests: u64, connections: i64) -> Report {
+        let stats = Stats::new();
+        let worker = stats.worker();
+        let row = worker.handle(Key {
+            unit: "a.service".into(),
+            direction: "inbound",
+            peer: "b".into(),
+            service: "a".into(),
+            port: 80,
+            protocol: "http",
+        });
+        for _ in 0..requests {
+            row.record(CodeClass::Success, 300, 1, 2, 0);
+        }
+        worker.denied("a.service.toml:7");
+        worker.add(Gauge::Connections, connections);
+        worker.add(Gauge::TlsHandshakes, 3);
+        Report {
+            counts: stats.collect(),
+            memory: 1,
+        }
+    }
+
+    fn generation(pid: u32) -> Generation {
+        Generation {
+            pid,
+            started: 1,
+            version: "0".into(),
+        }
+    }
+
+    /// Requests, connections, handshakes, refusals.
+    fn sum(sums: &Sums) -> (u64, i64, i64, u64) {
+        let mut all = counted(1, 1).counts;
+        sums.add_to(&mut all);
+        assert_eq!(all.traffic.len(), 1, "one row, whoever counted");
+        assert_eq!(all.traffic[0].buckets.iter().sum::<u64>(), all.traffic[0].count);
+        let gauge = |name: &str| all.gauges[name];
+        (
+            all.traffic[0].count,
+            gauge("connections"),
+            gauge("tls_handshakes"),
+            all.denied["a.service.toml:7"],
+        )
+    }
+
+    #[test]
+    fn nothing_counts_twice_and_nothing_is_lost() {
+        let mut sums = Sums::default();
+        assert_eq!(sum(&sums), (1, 1, 3, 1));
+        sums.report(&generation(1), counted(10, 2));
+        sums.report(&generation(1), counted(12, 1));
+        sums.report(&generation(2), counted(100, 5));
+        assert_eq!(sum(&sums), (113, 7, 9, 3));
+        assert_eq!(sums.there().len(), 2);
+        let next: Sums = serde_json::from_slice(&serde_json::to_vec(&sums).expect("said")).expect("heard");
+        assert_eq!(
+            sum(&next),
+            (113, 1, 9, 3),
+            "what they hold open counts when they are heard again"
+        );
+        sums.end(&generation(1));
+        assert_eq!(sum(&sums), (113, 6, 9, 3));
+        sums.lose(&generation(2));
+        assert_eq!(sum(&sums), (113, 1, 9, 3));
+        sums.report(&generation(2), counted(101, 4));
+        sums.end(&generation(2));
+        sums.end(&generation(2));
+        assert_eq!((sum(&sums), sums.there().len()), ((114, 1, 9, 3), 0));
+    }
+}

@@ -1,0 +1,42 @@
+//! Words of fixed sets (`hostmesh/wire/proxy_control.py`), when they come from another process.
+
+use serde::{Deserialize, Deserializer};
+
+/// One of [`KNOWN`].
+pub type Word = &'static str;
+
+/// Kinds, verdicts, directions, protocols and code classes.
+const KNOWN: [Word; 26] = [
+    "request",
+    "connection",
+    "denied",
+    "retry",
+    "error",
+    "allow",
+    "deny",
+    "audit-deny",
+    "inbound",
+    "outbound",
+    "local",
+    "http",
+    "http2",
+    "grpc",
+    "tcp",
+    "tls",
+    "auto",
+    "dns",
+    "1xx",
+    "2xx",
+    "3xx",
+    "4xx",
+    "5xx",
+    "ok",
+    "closed",
+    "",
+];
+
+/// The word as this version has it; `other` for one that it has not.
+pub fn known<'de, D: Deserializer<'de>>(said: D) -> Result<Word, D::Error> {
+    let said = String::deserialize(said)?;
+    Ok(KNOWN.iter().find(|word| **word == said).copied().unwrap_or("other"))
+}
