@@ -165,6 +165,7 @@ class Answers:
             revision=proxy.revision or "",
             connections=last.connections if last else 0,
             error="" if proxy.connected else proxy.error,
+            retired=last.retired if last else [],
         )
 
     def _unit(self, policy: Policy) -> wire.UnitStatus:

@@ -58,6 +58,11 @@ def _head(answer: Status) -> str:
         f"proxy       {_proxy(answer)}",
         f"controller  {said}" + (f" ({', '.join(controller.controllers)})" if controller.controllers else ""),
     ]
+    lines += [
+        f"            {old.connections} more in process {old.pid} from before a reload, of {show.moment(old.started)}, "
+        f"version {old.version}, {old.memory_bytes >> 20} MB"
+        for old in proxy.retired
+    ]
     if proxy.connected and proxy.revision != answer.revision:
         lines.append(f"            the proxy still has plan {proxy.revision[:12] or 'none'}")
     return "\n".join(lines)

@@ -66,6 +66,8 @@ _PROXY_HELP = {
     "streams": "Open streams of the wire",
     "pooled": "TLS connections in the pools",
     "workers": "Threads that carry traffic",
+    "generations": "Processes that serve: one, and those from before a reload until their last connection ends",
+    "memory_bytes": "Resident memory of all of them",
     "tls_handshakes": "TLS handshakes done",
     "dns_answered": "DNS queries of meshed units answered",
     "dns_forwarded": "DNS queries of meshed units passed on",

@@ -4,7 +4,7 @@ Framed by `codec.py`. One answer a request, with the same ``id``, in order. Anyo
 (SO_PEERCRED). Times are seconds since the epoch, 0 for "never".
 """
 
-from hostmesh.wire.proxy_control import SvidStatus
+from hostmesh.wire.proxy_control import RetiredProxy, SvidStatus
 from hostmesh.wire.snapshot import Snapshot, Struct
 
 MAX_REQUEST = 4 * 1024 * 1024
@@ -109,13 +109,14 @@ class ControllerLink(Struct):
 
 
 class ProxyLink(Struct):
-    """The agent's word with the proxy. revision: of the snapshot in force there."""
+    """The agent's word with the proxy. revision: of the snapshot in force there. retired: processes before a reload."""
 
     connected: bool
     version: str
     revision: str
     connections: int
     error: str
+    retired: list[RetiredProxy] = []
 
 
 class Status(Struct, tag_field="type", tag="status"):

@@ -39,7 +39,7 @@ class GetStatus(Struct, tag_field="type", tag="get_status"):
 
 
 class GetStats(Struct, tag_field="type", tag="get_stats"):
-    """Agent: all counters since the proxy started. Answered by `Stats`."""
+    """Agent: all counters. Answered by `Stats`."""
 
     id: int
 
@@ -75,6 +75,16 @@ class SvidStatus(Struct):
     not_after: int
 
 
+class RetiredProxy(Struct):
+    """A process from before a reload: it serves the connections that it has to their end. memory: resident."""
+
+    pid: int
+    started: int
+    version: str
+    connections: int
+    memory_bytes: int
+
+
 class Status(Struct, tag_field="type", tag="status"):
     """Proxy: what is in force. ``revision`` is empty before the first snapshot; started: seconds since the epoch.
 
@@ -89,10 +99,11 @@ class Status(Struct, tag_field="type", tag="status"):
     connections: int
     svids: list[SvidStatus]
     troubles: list[str] = []
+    retired: list[RetiredProxy] = []
 
 
 class TrafficCount(Struct):
-    """One row of counters. All counts are since the proxy's start.
+    """One row of counters. All counts are since the proxy's start; a reload is none, all processes count together.
 
     direction: inbound | outbound | local. peer: SPIFFE ID, ``plaintext`` or ``passthrough``. code_class: 2xx … 5xx for
     HTTP, ``ok``/``error`` for TCP, ``denied`` for refusals. ``buckets``: counts, not cumulative, of the durations up to
@@ -115,7 +126,7 @@ class TrafficCount(Struct):
 
 
 class Stats(Struct, tag_field="type", tag="stats"):
-    """Proxy: counters. ``denied`` maps rule to count; ``gauges``: connections, streams, pools, workers."""
+    """Proxy: counters. ``denied`` maps rule to count; ``gauges``: connections, streams, pools, workers, memory."""
 
     id: int
     bounds_us: list[int]

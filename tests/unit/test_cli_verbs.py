@@ -19,6 +19,7 @@ from hostmesh.plan.snapshot import snapshot
 from hostmesh.policy.settings import Settings
 from hostmesh.policy.validate import load
 from hostmesh.wire import agent_control as wire
+from hostmesh.wire.proxy_control import RetiredProxy
 from hostmesh.wire.snapshot import Endpoint, Service, ServicePort, Traffic
 
 INVENTORY = """\
@@ -80,7 +81,7 @@ class Questions:
         return wire.Status(
             number, "0.1.0", "h1", "mesh.local", 1, "abc", 2, [], ["no room"], [],
             wire.ControllerLink(True, True, ["198.18.0.2:15010"], 3, 4, ""),
-            wire.ProxyLink(True, "0.1.0", "abc", 7, ""), [unit],
+            wire.ProxyLink(True, "0.1.0", "abc", 7, "", [RetiredProxy(77, 1, "0.0.9", 5, 9 << 20)]), [unit],
         )  # fmt: skip
 
     def plan(self, number: int) -> wire.Answer:
@@ -213,6 +214,7 @@ def test_status_says_loudly_what_is_not_enforced_or_applied(agent: Path) -> None
         "NOT IN FORCE",
         "shop",
         "7 connections",
+        "5 more in process 77 from before a reload",
     ):
         assert words in done.stdout
     assert json.loads(hostmesh(agent, "status", "--json").stdout)["units"][0]["suggestions"][0]["caller"] == "shop"
