@@ -156,7 +156,7 @@ OUTBOUND = Table(
     "others are refused, UDP and TCP, and so is what is no DNS query on port 53. It holds for the answer's TTL and a "
     "minute more, a day at most. Refused are thus: an address that was never looked up (one in a configuration file "
     "or in `/etc/hosts`); a program that keeps an address for longer, such as one that looks up only when it starts; "
-    "and, after the proxy has been restarted, an address that is not looked up again. List the network for these. Two"
+    "and, after the proxy was restarted (not reloaded), an address that is not looked up again. List the network for these. Two"
     " names that share an address are one: the port, not the name in the request, is what is judged. UDP, QUIC too, "
     "needs a network.",
     (
