@@ -5,6 +5,7 @@ that don't open, leave what is in force in force; stopping the agent touches not
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,14 +84,20 @@ class Loop:
             reasons = await self.parts.wakeups.wait()
             if reasons - {"listeners", "timer", "retry"}:
                 self._rescan = _LISTENERS_FIRST
-            await self.run_now(", ".join(sorted(reasons - {"timer"} or reasons)))
+            said = ", ".join(sorted(reasons - {"timer"} or reasons))
+            await self.run_now(said, touched=bool(reasons & {"ruleset", "network"}))
 
-    async def run_now(self, reason: str) -> list[str]:
-        """One run; the names of the steps that had an effect. A failure is kept in `failures`, and tried again."""
+    async def run_now(self, reason: str, *, touched: bool = False) -> list[str]:
+        """One run; the names of the steps that had an effect. A failure is kept in `failures`, and tried again.
+
+        touched: somebody changed something in the kernel, perhaps of ours.
+        """
         async with self._one_at_a_time:
             began = self.busy_since = time.monotonic()
             done: list[str] = []
             try:
+                if touched:
+                    await self._put_back(done.append)
                 await self.reconcile(done.append)
                 self.failures, self._retry = (), _RETRY_FIRST
             except (HostmeshError, OSError) as error:
@@ -120,6 +127,14 @@ class Loop:
         self._publish(plan, facts)
         await self.parts.units.look(frozenset(self._outside()))  # a drop-in may just have changed what is said of them
         self.parts.reports.outside(self.outside())
+
+    async def _put_back(self, report: Report) -> None:
+        """What is in force made whole in the kernel, before systemd or anybody else is asked: packets wait for it."""
+        if self.plan is None or self.failures:
+            return
+        changes = diff(self.plan, await self.parts.host.in_kernel(self.plan))
+        with contextlib.suppress(StepFailed):  # a slice is gone too: the whole run that follows mends it, or tells
+            await apply(changes, self.parts.doors, report)
 
     async def preview(self, policies: Mapping[str, str]) -> tuple[Change, ...]:
         """What the loop would do if these files (name to text, empty: removed) were there too. Raises PolicyError."""

@@ -3,6 +3,7 @@
 import asyncio
 import pwd
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hostmesh.apply.cgroups import Cgroups
 from hostmesh.apply.files import Files
@@ -67,17 +68,30 @@ class HostObserver:
         # One that systemd calls active without a cgroup (somebody removed it) is started anew.
         slices = active & there
         loaded = {path.split("/")[-2].removesuffix(".d") for path in plan.files}
-        return Observed(
-            table=self._nft.state(),
+        return replace(
+            await self.in_kernel(plan),
             sysctls={key: self._sysctls.get(key) for key in plan.sysctls},
             before=self._sysctls.before(),
-            rules=await self._netlink.rules(),
-            routes=await self._netlink.routes(),
             slices=frozenset(slices),
             idle=frozenset(name for name in slices if not self._cgroups.populated(f"mesh.slice/{name}")),
             files=self._dropins(),
             reload=await self._systemd.needs_reload(sorted(loaded)),
             proxy_revision=proxy_revision,
+        )
+
+    async def in_kernel(self, plan: Plan) -> Observed:
+        """Table, rules and routes as they are, all else as if it were as planned: a look that asks the kernel only."""
+        return Observed(
+            table=self._nft.state(),
+            sysctls=plan.sysctls,
+            before={},
+            rules=await self._netlink.rules(),
+            routes=await self._netlink.routes(),
+            slices=frozenset(plan.slices),
+            idle=frozenset(),
+            files=plan.files,
+            reload=False,
+            proxy_revision=None,
         )
 
     async def unit_listeners(self, unit: str) -> frozenset[tuple[str, int]]:

@@ -197,7 +197,7 @@ def test_what_others_do_in_their_tables_wakes_nobody(h1: Host) -> None:
     for _ in range(20):
         h1.exec(["nft", "add", "table", "inet", "somebody"]).must()
         h1.exec(["nft", "delete", "table", "inet", "somebody"]).must()
-    assert runs(h1) - before <= 1  # the 30 s timer may fall in here
+    assert runs(h1) - before <= 3  # a run that was under way, its echo and the 30 s timer may fall in here
 
 
 def test_a_lost_rule_and_route_come_back(h1: Host) -> None:
