@@ -6,12 +6,13 @@ use serde::{Deserialize, Deserializer};
 pub type Word = &'static str;
 
 /// Kinds, verdicts, directions, protocols and code classes.
-const KNOWN: [Word; 26] = [
+const KNOWN: [Word; 27] = [
     "request",
     "connection",
     "denied",
     "retry",
     "error",
+    "wire",
     "allow",
     "deny",
     "audit-deny",
