@@ -6,6 +6,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 VENV := .venv
 PY := $(VENV)/bin/python
 FUZZ_SECONDS ?= 600
+VM_SECONDS ?= 900
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -59,6 +60,11 @@ format: setup ## ruff and rustfmt, in place
 fuzz: setup ## every parser, FUZZ_SECONDS each (600: two CPU hours and more in all); what it finds is in build/fuzz/found
 	@$(PY) -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
 
+vm-smoke: changes wheels ## two QEMU machines with Debian 12's own kernel, one call meshed between them; 15 minutes at most
+	@packaging/setup packages.vm
+	@setpriv --pdeathsig TERM timeout --kill-after=10 $(VM_SECONDS) setpriv --pdeathsig KILL \
+		unshare --net --mount --pid --fork --kill-child --mount-proc env PYTHONPATH=. $(PY) vm-tests
+
 lock: ## renew requirements.lock
 	$(VENV)/bin/uv pip compile pyproject.toml --group dev --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 	$(VENV)/bin/uv pip compile --group bench --constraints requirements.lock --generate-hashes --no-emit-index-url --no-header \
@@ -78,4 +84,4 @@ soak: changes rootfs wheels ## 10,000 open connections, 2,000 requests/s, 1,000 
 soak-quick: changes rootfs wheels ## the same, smaller, judged the same way; two minutes
 	@$(PY) -m bench.soak quick $(ARGS)
 
-.PHONY: help changes setup rootfs wheels install lab demo test test-long test-fast lint format fuzz lock bench bench-quick soak soak-quick
+.PHONY: help changes setup rootfs wheels install lab demo test test-long test-fast lint format fuzz vm-smoke lock bench bench-quick soak soak-quick

@@ -21,7 +21,8 @@ class NotBuiltError(Exception):
     """There are no wheels to install."""
 
 
-def _sources() -> dict[str, Path]:
+def sources() -> dict[str, Path]:
+    """The folders that an installation takes, by the names below which it is shown them."""
     folders = {name: _REPOSITORY / folder for name, folder in _SHOWN.items()}
     for package in ("hostmesh", "hostmesh_proxy"):
         if len(list(folders["dist"].glob(f"{package}-*.whl"))) != 1:
@@ -31,20 +32,21 @@ def _sources() -> dict[str, Path]:
     return folders
 
 
-def _command(base: str) -> list[str]:
+def command(base: str) -> list[str]:
+    """The line that installs from these folders, shown below ``base``."""
     return [f"{base}/packaging/install", "--wheels", f"{base}/dist", "--wheels", f"{base}/wheelhouse"]
 
 
 def hostmesh_layer() -> Path:
     """The layer with hostmesh installed from the wheels as they are now."""
-    folders = _sources()
+    folders = sources()
     digest = hashlib.sha256()
     for folder in folders.values():
         for path in sorted(p for p in folder.iterdir() if p.is_file()):
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     debian = rootfs.debian()
     key = rootfs.recipe_hash(debian.name, digest.hexdigest())
-    return rootfs.ensure_layer("hostmesh", key, lambda folder: bake([debian], folders, _command("/mnt"), folder))
+    return rootfs.ensure_layer("hostmesh", key, lambda folder: bake([debian], folders, command("/mnt"), folder))
 
 
 def install(host: Host) -> None:
@@ -54,9 +56,9 @@ def install(host: Host) -> None:
     receiver = subprocess.Popen(host.enter_argv(["/bin/tar", "-x", "-C", base]), stdin=subprocess.PIPE)
     assert receiver.stdin is not None
     with receiver, tarfile.open(fileobj=receiver.stdin, mode="w|") as archive:
-        for name, folder in _sources().items():
+        for name, folder in sources().items():
             archive.add(folder, arcname=name)
     if receiver.returncode:
         raise RuntimeError(f"{host.name}: tar ended with {receiver.returncode}")
-    host.exec(_command(base), timeout=120).must()
+    host.exec(command(base), timeout=120).must()
     host.exec(["rm", "-r", base]).must()

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 RELEASE = "bookworm"
@@ -159,13 +159,12 @@ def _output(*argv: str) -> str:
     return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def _make_debian(folder: Path) -> None:
-    """mmdebstrap into ``folder``; 45 s and 500 MB."""
-    print("lab: making the Debian 12 root file system (about a minute, once)", file=sys.stderr, flush=True)
-    argv = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(SYSTEM + STOCK)}"]
+def bootstrap(folder: Path, packages: Sequence[str], finish: str) -> None:
+    """mmdebstrap into ``folder``, then ``finish`` by a shell in the tree; 45 s and 500 MB for a lab host."""
+    argv = ["mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(packages)}"]
     argv += [f"--aptopt={option}" for option in _apt_options()]
     argv += [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale", "info")]
-    argv += [f'--customize-hook=chroot "$1" sh -eu -c {_quoted(FINISH)}']
+    argv += [f'--customize-hook=chroot "$1" sh -eu -c {_quoted(finish)}']
     argv += [
         '--customize-hook=rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap" "$1/etc/apt/sources.list"',
         RELEASE,
@@ -181,6 +180,11 @@ def _make_debian(folder: Path) -> None:
         tail = "\n".join(log.read_text().splitlines()[-15:])
         raise RootfsError(f"mmdebstrap ended with {done.returncode}; the whole log: {log}\n{tail}")
     log.unlink()
+
+
+def _make_debian(folder: Path) -> None:
+    print("lab: making the Debian 12 root file system (about a minute, once)", file=sys.stderr, flush=True)
+    bootstrap(folder, SYSTEM + STOCK, FINISH)
 
 
 def _quoted(script: str) -> str:
