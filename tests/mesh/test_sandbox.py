@@ -15,7 +15,7 @@ MOST = {
     "hostmesh-proxy.service": 1.4,
     "hostmesh-controller.service": 1.1,
     "hostmeshd.service": 2.0,
-    "hostmesh-guard.service": 1.5,
+    "hostmesh-guard.service": 1.2,
 }
 DAEMONS = ("hostmesh-proxy.service", "hostmesh-controller.service", "hostmeshd.service")
 
