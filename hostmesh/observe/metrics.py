@@ -72,12 +72,23 @@ _PROXY_HELP = {
     "dns_answered": "DNS queries of meshed units answered",
     "dns_forwarded": "DNS queries of meshed units passed on",
     "dns_failed": "DNS queries of meshed units refused or failed",
+    "slow_clients": "HTTP clients cut off: their request stood still, or they did not take the answer",
+    "wire_violations": "Connections of the wire whose peer broke the rules of HTTP/2",
     "events_dropped": "Events that did not fit into the proxy's queue; their counters are exact",
     "log_lost": "Lines of the proxy itself that journald did not take",
     "troubles": "What is wrong with the proxy or its host (disk, descriptors): hostmesh status says what",
 }
 _PROXY_COUNTERS = frozenset(
-    {"tls_handshakes", "dns_answered", "dns_forwarded", "dns_failed", "events_dropped", "log_lost"}
+    {
+        "tls_handshakes",
+        "dns_answered",
+        "dns_forwarded",
+        "dns_failed",
+        "slow_clients",
+        "wire_violations",
+        "events_dropped",
+        "log_lost",
+    }
 )
 
 

@@ -23,7 +23,7 @@ def snapshot(
     trust_bundle: Sequence[str],
 ) -> wire.Snapshot:
     """The snapshot of this host; every policy's unit has a number in ``facts``. Equal content, equal revision."""
-    marks, ports = settings.marks, settings.ports
+    marks, ports, timeouts = settings.marks, settings.ports, settings.timeouts
     bare = wire.Snapshot(
         version=wire.SNAPSHOT_VERSION,
         revision="",
@@ -32,6 +32,7 @@ def snapshot(
         addresses=list(facts.addresses),
         marks=wire.Marks(unit=marks.unit, outbound=marks.outbound, proxy=marks.proxy, inbound=marks.inbound),
         listeners=wire.Listeners(outbound=ports.outbound, plaintext=ports.plaintext, wire=ports.wire, dns=ports.dns),
+        timeouts=wire.Timeouts(head_ms=timeouts.head, stall_ms=timeouts.stall, idle_ms=timeouts.idle),
         trust_bundle=list(trust_bundle),
         units=[_unit(settings, policy, facts) for policy in sorted(policies, key=lambda policy: policy.unit)],
         services=sorted(services, key=lambda service: service.name),

@@ -9,7 +9,7 @@ from hostmesh.names import BadName, check_trust_domain
 from hostmesh.policy.findings import Code, Findings
 from hostmesh.policy.read import Reader
 from hostmesh.policy.schema import Key, Table
-from hostmesh.policy.settings import Marks, Paths, Ports, Settings
+from hostmesh.policy.settings import Marks, Paths, Ports, Settings, Timeouts
 from hostmesh.policy.source import Node, parse
 
 PLACE = "/etc/hostmesh/hostmesh.toml"
@@ -50,6 +50,7 @@ class _Reading:
             nflog_group=self.read.integer(top.get("nflog_group"), default.nflog_group, 1, _MAX_GROUP),
             marks=marks,
             ports=self._ports(top.get("ports")),
+            timeouts=self._timeouts(top.get("timeouts")),
             paths=self._paths(top.get("paths")),
         )
 
@@ -82,7 +83,7 @@ class _Reading:
             self.read.bad(node, f"{text!r} is not an address", 'for example: "127.0.0.1"')
         return text
 
-    def _section(self, node: Node | None, section: type[Marks | Ports | Paths]) -> dict[str, Node]:
+    def _section(self, node: Node | None, section: type[Marks | Ports | Timeouts | Paths]) -> dict[str, Node]:
         return self.read.table(node, _schema(section.__name__.lower(), *(field.name for field in fields(section))))
 
     def _ports(self, node: Node | None) -> Ports:
@@ -118,6 +119,12 @@ class _Reading:
             values[name] = value
         return Marks(**values)
 
+    def _timeouts(self, node: Node | None) -> Timeouts:
+        table = self._section(node, Timeouts)
+        default = Timeouts()
+        names = (field.name for field in fields(Timeouts))
+        return Timeouts(**{name: self.read.duration_ms(table.get(name), getattr(default, name)) for name in names})
+
     def _paths(self, node: Node | None) -> Paths:
         table = self._section(node, Paths)
         values: dict[str, str] = {}
@@ -145,12 +152,16 @@ def render(settings: Settings) -> str:
     top += [f"controllers = [{', '.join(map(quoted, settings.controllers))}]"] if settings.controllers else []
     for name in ("host", "metrics_address", "route_table", "nflog_group"):
         value = getattr(settings, name)
-        top += [f"{name} = {_value(value)}"] if value != getattr(default, name) else []
+        top += (
+            [f"{name} = {quoted(value) if isinstance(value, str) else value}"]
+            if value != getattr(default, name)
+            else []
+        )
     text = "\n".join(top) + "\n"
-    for section in ("ports", "marks", "paths"):
+    for section, written in (("ports", str), ("marks", hex), ("timeouts", _duration), ("paths", quoted)):
         mine, usual = getattr(settings, section), getattr(default, section)
         lines = [
-            f"{field.name} = {_value(getattr(mine, field.name), hexadecimal=section == 'marks')}"
+            f"{field.name} = {written(getattr(mine, field.name))}"
             for field in fields(mine)
             if getattr(mine, field.name) != getattr(usual, field.name)
         ]
@@ -158,10 +169,8 @@ def render(settings: Settings) -> str:
     return text
 
 
-def _value(value: str | int, *, hexadecimal: bool = False) -> str:
-    if isinstance(value, str):
-        return quoted(value)
-    return f"{value:#x}" if hexadecimal else str(value)
+def _duration(milliseconds: int) -> str:
+    return quoted(f"{milliseconds}ms" if milliseconds % 1000 else f"{milliseconds // 1000}s")
 
 
 def quoted(text: str) -> str:

@@ -29,6 +29,19 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long the proxy waits for a client that speaks HTTP, in milliseconds.
+
+    head: for a head to its end, from its first byte. stall: for more of a request's body, and for the client to take a
+    piece (64 KiB at most) of an answer. idle: for another request on an open connection.
+    """
+
+    head: int = 30_000
+    stall: int = 300_000
+    idle: int = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
 class Paths:
     """Where things are on the host."""
 
@@ -52,4 +65,5 @@ class Settings:
     nflog_group: int = 7300
     marks: Marks = field(default_factory=Marks)
     ports: Ports = field(default_factory=Ports)
+    timeouts: Timeouts = field(default_factory=Timeouts)
     paths: Paths = field(default_factory=Paths)

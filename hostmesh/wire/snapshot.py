@@ -35,6 +35,14 @@ class Listeners(Struct):
     dns: int
 
 
+class Timeouts(Struct):
+    """How long clients that speak HTTP are waited for: `Timeouts` of `hostmesh/policy/settings.py`."""
+
+    head_ms: int
+    stall_ms: int
+    idle_ms: int
+
+
 class Port(Struct):
     """A port that a local unit serves. client_address: auto | keep | local."""
 
@@ -162,6 +170,7 @@ class Snapshot(Struct):
     addresses: list[str]
     marks: Marks
     listeners: Listeners
+    timeouts: Timeouts
     trust_bundle: list[str]
     units: list[Unit]
     services: list[Service]

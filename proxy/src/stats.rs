@@ -152,9 +152,13 @@ pub enum Gauge {
     DnsForwarded,
     /// DNS queries refused or failed since the start.
     DnsFailed,
+    /// HTTP clients cut off since the start because they were too slow.
+    SlowClients,
+    /// Connections of the wire ended since the start because their peer broke the rules of HTTP/2.
+    WireViolations,
 }
 
-const GAUGES: [&str; 7] = [
+const GAUGES: [&str; 9] = [
     "connections",
     "streams",
     "pooled",
@@ -162,6 +166,8 @@ const GAUGES: [&str; 7] = [
     "dns_answered",
     "dns_forwarded",
     "dns_failed",
+    "slow_clients",
+    "wire_violations",
 ];
 
 /// One worker's counters.

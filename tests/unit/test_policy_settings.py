@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hostmesh.errors import PolicyError
 from hostmesh.policy.hostfile import load_settings, render
-from hostmesh.policy.settings import Marks, Paths, Ports, Settings
+from hostmesh.policy.settings import Marks, Paths, Ports, Settings, Timeouts
 
 FILE = "hostmesh.toml"
 
@@ -27,12 +27,15 @@ nflog_group = 5
 wire = 15108
 [marks]
 proxy = 0x20000000
+[timeouts]
+head = "5s"
+stall = "250ms"
 [paths]
 state = "/srv/hostmesh"
 """
     assert load_settings(FILE, text) == Settings(
         "mesh.example", "h1", ("c1.example:15010", "[2001:2::1]:15010", "198.18.0.1:9"), "::1", 500, 5,
-        Marks(proxy=0x2000_0000), Ports(wire=15108), Paths(state="/srv/hostmesh"),
+        Marks(proxy=0x2000_0000), Ports(wire=15108), Timeouts(head=5000, stall=250), Paths(state="/srv/hostmesh"),
     )  # fmt: skip
 
 
@@ -51,6 +54,8 @@ state = "/srv/hostmesh"
         ("[marks]\nproxy = 3\n", (2, 9), "not one bit"),
         ("[marks]\nunit = 4\n", (2, 8), "not a mask of low bits"),
         ("[marks]\ninbound = 0x01000000\n", (2, 11), "another mark has"),
+        ("[timeouts]\nhead = 30\n", (2, 8), "a duration with its unit"),
+        ("[timeouts]\nidle = '0s'\n", (2, 8), "not more than 0"),
         ("[paths]\nstate = 'x'\n", (2, 9), "not an absolute path"),
         ("[pats]\n", (1, 1), "unknown key 'pats'"),
         ("a\n", (1, 2), "not TOML"),
@@ -75,6 +80,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
         controllers=st.lists(st.sampled_from(["c:1", "198.18.0.1:15010"]), max_size=2).map(tuple),
         marks=st.sampled_from([Marks(), Marks(allowed=0x2000_0000), Marks(unit=0x7FF)]),
         ports=st.builds(Ports, wire=st.integers(20000, 30000)),
+        timeouts=st.builds(Timeouts, stall=st.integers(1, 86_400_000)),
         paths=st.builds(Paths, state=WORDS.map(lambda text: "/" + text)),
     )
 )

@@ -90,6 +90,7 @@ pub struct Config {
     pub addresses: Vec<IpAddr>,
     pub marks: Marks,
     pub listeners: Listeners,
+    pub timeouts: Timeouts,
     /// DER certificates.
     pub trust_bundle: Vec<Vec<u8>>,
     pub units: Vec<Arc<Unit>>,
@@ -117,6 +118,7 @@ impl Config {
             host: snapshot.host.into(),
             marks: snapshot.marks,
             listeners: snapshot.listeners,
+            timeouts: compile::timeouts(snapshot.timeouts)?,
             units: Vec::with_capacity(snapshot.units.len()),
             services: Vec::with_capacity(snapshot.services.len()),
             by_number: HashMap::new(),

@@ -81,6 +81,18 @@ pub(super) fn unit(unit: snapshot::Unit) -> Result<Unit, ConfigError> {
     })
 }
 
+pub(super) fn timeouts(timeouts: snapshot::Timeouts) -> Result<Timeouts, ConfigError> {
+    let more_than_none = |milliseconds: u64| match milliseconds {
+        0 => Err(bad("timeouts", "0", "more than 0 ms")),
+        _ => Ok(Duration::from_millis(milliseconds)),
+    };
+    Ok(Timeouts {
+        head: more_than_none(timeouts.head_ms)?,
+        stall: more_than_none(timeouts.stall_ms)?,
+        idle: more_than_none(timeouts.idle_ms)?,
+    })
+}
+
 fn port_number(at: &str, number: u16) -> Result<u16, ConfigError> {
     if number == 0 {
         return Err(bad(at, "0", "a port 1..65535"));

@@ -9,6 +9,17 @@ use ipnet::IpNet;
 use super::{ConfigError, bad};
 use crate::glob::Glob;
 
+/// How long clients that speak HTTP are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a head to its end, from its first byte.
+    pub head: Duration,
+    /// For more of a request's body, and for the client to take a piece of an answer.
+    pub stall: Duration,
+    /// For another request on an open connection.
+    pub idle: Duration,
+}
+
 /// What is spoken on a port. Everything but `Http` is carried as opaque bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]

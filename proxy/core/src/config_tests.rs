@@ -63,6 +63,20 @@ fn samples_read_and_write_back() {
 }
 
 #[test]
+fn timeouts_have_defaults_and_are_not_none() {
+    let mut without: serde_json::Value = serde_json::from_str(H1).expect("JSON");
+    without.as_object_mut().expect("an object").remove("timeouts");
+    let kept = serde_json::from_value(without).expect("a snapshot of before");
+    let timeouts = Config::build(kept).expect("sound").timeouts;
+    assert_eq!(timeouts, sample("h1").timeouts, "the sample says the defaults");
+    assert_eq!(timeouts.stall, Duration::from_secs(300));
+    let mut none = snapshot("h1");
+    none.timeouts.head_ms = 0;
+    let error = Config::build(none).expect_err("refused").to_string();
+    assert!(error.contains("timeouts"), "{error}");
+}
+
+#[test]
 fn units_are_found() {
     let config = sample("h2");
     let redis = config.unit_by_mark(0x0100_0fff).expect("redis");

@@ -27,6 +27,9 @@ pub enum Fault {
     /// The request's body cannot be read, or ended early.
     #[error("bad request body: {0}")]
     BadRequestBody(BodyError),
+    /// The request's head, or more of its body, did not come in time.
+    #[error("the request did not come in time")]
+    SlowRequest,
     /// A path rule applies and the path has no single meaning.
     #[error("the path is ambiguous and a path rule applies")]
     BadPath,
@@ -63,7 +66,7 @@ impl Fault {
     /// Whose fault it is.
     pub fn blame(self) -> Blame {
         match self {
-            Self::BadRequest(_) | Self::BadRequestBody(_) | Self::Gone => Blame::Downstream,
+            Self::BadRequest(_) | Self::BadRequestBody(_) | Self::SlowRequest | Self::Gone => Blame::Downstream,
             Self::BadPath | Self::Denied => Blame::Policy,
             Self::Internal => Blame::Internal,
             _ => Blame::Upstream,
@@ -76,6 +79,7 @@ impl Fault {
             Self::BadRequest(refused) => refused.status(),
             Self::BadRequestBody(_) | Self::BadPath | Self::Gone => 400,
             Self::Denied => 403,
+            Self::SlowRequest => 408,
             Self::Reset | Self::BadResponse(_) | Self::BadResponseBody(_) => 502,
             Self::NoEndpoint | Self::Connect | Self::Internal => 503,
             Self::Timeout => 504,
@@ -86,6 +90,7 @@ impl Fault {
     pub fn word(self) -> &'static str {
         match self {
             Self::BadRequest(_) | Self::BadRequestBody(_) => "bad-request",
+            Self::SlowRequest => "slow-request",
             Self::BadPath => "bad-path",
             Self::Denied => "denied",
             Self::NoEndpoint => "no-endpoint",
@@ -117,6 +122,7 @@ mod tests {
     fn blame_agrees_with_the_status() {
         for fault in [
             Fault::BadRequest(Refused::Syntax),
+            Fault::SlowRequest,
             Fault::BadPath,
             Fault::Denied,
             Fault::NoEndpoint,

@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub addresses: Vec<String>,
     pub marks: Marks,
     pub listeners: Listeners,
+    #[serde(default)]
+    pub timeouts: Timeouts,
     pub trust_bundle: Vec<String>,
     pub units: Vec<Unit>,
     pub services: Vec<Service>,
@@ -45,6 +47,27 @@ pub struct Listeners {
     pub plaintext: u16,
     pub wire: u16,
     pub dns: u16,
+}
+
+/// How long clients that speak HTTP are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Timeouts {
+    pub head_ms: u64,
+    pub stall_ms: u64,
+    pub idle_ms: u64,
+}
+
+/// Those of `hostmesh/policy/settings.py`: for a snapshot that was kept by a proxy which had none.
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            head_ms: 30_000,
+            stall_ms: 300_000,
+            idle_ms: 3_600_000,
+        }
+    }
 }
 
 /// A port that a local unit serves.

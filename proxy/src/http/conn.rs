@@ -1,13 +1,14 @@
 //! A stream with what was read of it and not used yet.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hostmesh_proxy_core::http1::{HeadScanner, Refused};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{HEAD_TIME, LINGER};
+use super::LINGER;
 use crate::stream::{Stream, WireReceiver, WireSender};
 use crate::tcp;
 
@@ -15,6 +16,8 @@ use crate::tcp;
 pub struct Conn {
     stream: Stream,
     buffer: Bytes,
+    /// Each piece that is sent must be taken within this. An upstream has all the time.
+    stall: Option<Duration>,
 }
 
 /// The half that receives; bytes that were put back come first.
@@ -26,7 +29,12 @@ pub struct Source<'a> {
 }
 
 /// The half that sends.
-pub enum Sink<'a> {
+pub struct Sink<'a> {
+    writer: Writer<'a>,
+    stall: Option<Duration>,
+}
+
+enum Writer<'a> {
     Tcp(&'a TcpStream),
     Wire(&'a mut WireSender),
 }
@@ -41,8 +49,10 @@ enum Reader<'a> {
 pub enum NoHead {
     /// The stream ended before a head's first byte.
     End,
-    /// It broke, ended or stopped within a head.
+    /// It broke or ended within a head.
     Broken,
+    /// The head did not come to its end in time.
+    Late,
     /// It cannot be read.
     Refused(Refused),
 }
@@ -52,36 +62,34 @@ impl Conn {
         Self {
             stream,
             buffer: Bytes::new(),
+            stall: None,
+        }
+    }
+
+    /// A client's: it is not waited for without end.
+    pub fn of_client(stream: Stream, stall: Duration) -> Self {
+        Self {
+            stall: Some(stall),
+            ..Self::new(stream)
         }
     }
 
     /// Both halves, to be used at the same time.
     pub fn split(&mut self) -> (Source<'_>, Sink<'_>) {
-        let buffer = &mut self.buffer;
-        match &mut self.stream {
-            Stream::Tcp(tcp) => {
-                let tcp = &*tcp;
-                (
-                    Source {
-                        reader: Reader::Tcp(tcp),
-                        buffer,
-                        owed: 0,
-                    },
-                    Sink::Tcp(tcp),
-                )
-            }
+        let (reader, writer) = match &mut self.stream {
+            Stream::Tcp(tcp) => (Reader::Tcp(tcp), Writer::Tcp(tcp)),
             Stream::Wire(wire) => {
                 let (sender, receiver) = wire.split();
-                (
-                    Source {
-                        reader: Reader::Wire(receiver),
-                        buffer,
-                        owed: 0,
-                    },
-                    Sink::Wire(sender),
-                )
+                (Reader::Wire(receiver), Writer::Wire(sender))
             }
-        }
+        };
+        let source = Source {
+            reader,
+            buffer: &mut self.buffer,
+            owed: 0,
+        };
+        let stall = self.stall;
+        (source, Sink { writer, stall })
     }
 
     /// Is it of the wire, on a connection that is to end?
@@ -158,8 +166,8 @@ impl Source<'_> {
         *self.buffer = bytes;
     }
 
-    /// The bytes of the next head.
-    pub async fn head(&mut self) -> Result<Bytes, NoHead> {
+    /// The bytes of the next head; it must come to its end within `limit` of its first byte.
+    pub async fn head(&mut self, limit: Duration) -> Result<Bytes, NoHead> {
         let mut scanner = HeadScanner::default();
         let Ok(Some(mut bytes)) = self.recv().await else {
             return Err(NoHead::End);
@@ -170,7 +178,7 @@ impl Source<'_> {
             return Ok(head);
         }
         let rest = self.rest_of_head(&mut scanner, BytesMut::from(bytes));
-        timeout(HEAD_TIME, rest).await.unwrap_or(Err(NoHead::Broken))
+        timeout(limit, rest).await.unwrap_or(Err(NoHead::Late))
     }
 
     async fn rest_of_head(&mut self, scanner: &mut HeadScanner, mut gathered: BytesMut) -> Result<Bytes, NoHead> {
@@ -204,19 +212,29 @@ impl Drop for Source<'_> {
 }
 
 impl Sink<'_> {
-    /// Sends all of it; waits while the other side does not take it.
+    /// Sends all of it; waits while the other side does not take it, a client no longer than it may.
     pub async fn send(&mut self, bytes: Bytes) -> io::Result<()> {
-        match self {
-            Self::Tcp(tcp) => tcp::write(tcp, &bytes).await,
-            Self::Wire(wire) => wire.write(bytes).await,
-        }
+        let Some(stall) = self.stall else {
+            return self.writer.send(bytes).await;
+        };
+        let sent = timeout(stall, self.writer.send(bytes)).await;
+        sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Says the end.
     pub fn finish(&mut self) -> io::Result<()> {
+        match &mut self.writer {
+            Writer::Tcp(tcp) => tcp::shut(tcp),
+            Writer::Wire(wire) => wire.finish(),
+        }
+    }
+}
+
+impl Writer<'_> {
+    async fn send(&mut self, bytes: Bytes) -> io::Result<()> {
         match self {
-            Self::Tcp(tcp) => tcp::shut(tcp),
-            Self::Wire(wire) => wire.finish(),
+            Self::Tcp(tcp) => tcp::write(tcp, &bytes).await,
+            Self::Wire(wire) => wire.write(bytes).await,
         }
     }
 }

@@ -2,13 +2,16 @@
 
 use std::cell::Cell;
 use std::future::pending;
+use std::io;
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use hostmesh_proxy_core::config::Timeouts;
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{Body, BodyError, Framing, RequestEdits, RequestHead, ResponseEdits, ResponseHead};
 use hostmesh_proxy_core::retry::Failure;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::conn::{Conn, NoHead, Sink, Source};
 use super::{COALESCE, HALF_CLOSED, REPLAY};
@@ -32,6 +35,8 @@ pub struct Upload<'a> {
     length: usize,
     /// All that went out is still here.
     replayable: &'a Cell<bool>,
+    /// More of it must come within this.
+    stall: Duration,
 }
 
 enum Stopped {
@@ -40,18 +45,21 @@ enum Stopped {
     /// The client has ended its side after its request: it may have gone, or wait for the answer.
     HalfClosed,
     BadBody(BodyError),
+    /// More of the body did not come in time.
+    Slow,
     /// The upstream takes no more; what it answered may be there all the same.
     Upstream,
 }
 
 impl<'a> Upload<'a> {
-    pub fn new(request: &RequestHead, replayable: &'a Cell<bool>) -> Self {
+    pub fn new(request: &RequestHead, replayable: &'a Cell<bool>, stall: Duration) -> Self {
         replayable.set(true);
         Self {
             body: Body::new(request.framing),
             sent: BytesMut::new(),
             length: 0,
             replayable,
+            stall,
         }
     }
 
@@ -104,7 +112,8 @@ impl<'a> Upload<'a> {
         }
         sink.send(head.freeze()).await.map_err(|_| Stopped::Upstream)?;
         while !self.is_done() {
-            let Ok(received) = source.recv().await else {
+            let received = timeout(self.stall, source.recv()).await.map_err(|_| Stopped::Slow)?;
+            let Ok(received) = received else {
                 return Err(Stopped::Downstream);
             };
             let Some(bytes) = received else {
@@ -151,6 +160,7 @@ pub struct Exchange<'a> {
     pub from_application: bool,
     /// The client's connection ends after this response, whatever the client wants.
     pub last: bool,
+    pub timeouts: Timeouts,
     pub tally: &'a Tally,
 }
 
@@ -171,14 +181,25 @@ pub enum Ended {
     /// No response; nothing was passed on.
     Failed(Fault),
     /// The response began and broke off, or the client did.
-    Broken { status: u16, by_client: bool },
+    Broken { status: u16, by: Breaker },
 }
 
-/// Where a response is on its way.
-enum Passed {
-    Whole,
-    ClientGone,
-    UpstreamBroken,
+/// Who broke off while a response was passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Breaker {
+    Client,
+    /// The client is there, and took nothing, or sent no more of its request, for too long.
+    SlowClient,
+    Upstream,
+}
+
+impl Breaker {
+    fn of_client(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::TimedOut => Self::SlowClient,
+            _ => Self::Client,
+        }
+    }
 }
 
 impl Exchange<'_> {
@@ -211,6 +232,7 @@ impl Exchange<'_> {
                         biased;
                         stopped = &mut pump, if !half_closed => match stopped {
                             Stopped::BadBody(error) => return Ended::Failed(Fault::BadRequestBody(error)),
+                            Stopped::Slow => return Ended::Failed(Fault::SlowRequest),
                             Stopped::HalfClosed => {
                                 half_closed = true;
                                 gone.set(until(Some(Instant::now() + HALF_CLOSED)));
@@ -239,26 +261,16 @@ impl Exchange<'_> {
                     biased;
                     stopped = &mut pump, if !half_closed => match stopped {
                         Stopped::HalfClosed => half_closed = true,
-                        _ => break Passed::ClientGone,
+                        Stopped::Slow => break Err(Breaker::SlowClient),
+                        _ => break Err(Breaker::Client),
                     },
                     passed = &mut pass => break passed,
                 }
             };
             match passed {
-                Passed::Whole if status == 101 => return Ended::Upgraded,
-                Passed::Whole => (response.keep_alive, close),
-                Passed::ClientGone => {
-                    return Ended::Broken {
-                        status,
-                        by_client: true,
-                    };
-                }
-                Passed::UpstreamBroken => {
-                    return Ended::Broken {
-                        status,
-                        by_client: false,
-                    };
-                }
+                Ok(()) if status == 101 => return Ended::Upgraded,
+                Ok(()) => (response.keep_alive, close),
+                Err(by) => return Ended::Broken { status, by },
             }
         };
         let (keep_alive, close) = passed;
@@ -277,9 +289,9 @@ impl Exchange<'_> {
         continued: &Cell<bool>,
     ) -> Result<ResponseHead, Fault> {
         loop {
-            let bytes = match source.head().await {
+            let bytes = match source.head(self.timeouts.head).await {
                 Ok(bytes) => bytes,
-                Err(NoHead::End | NoHead::Broken) => return Err(Fault::Reset),
+                Err(NoHead::End | NoHead::Broken | NoHead::Late) => return Err(Fault::Reset),
                 Err(NoHead::Refused(refused)) => return Err(Fault::BadResponse(refused)),
             };
             add(&self.tally.received, bytes.len());
@@ -304,15 +316,20 @@ impl Exchange<'_> {
     }
 
     /// Passes the response on, its head and the first of its body in one send.
-    async fn pass(&self, response: &ResponseHead, close: bool, source: &mut Source<'_>, sink: &mut Sink<'_>) -> Passed {
+    async fn pass(
+        &self,
+        response: &ResponseHead,
+        close: bool,
+        source: &mut Source<'_>,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), Breaker> {
         let mut out = BytesMut::new();
         response.write(&self.response_edits(close), &mut out);
         let mut body = Body::new(response.framing);
         let mut large = Bytes::new();
         if !body.is_done() {
-            let Ok(first) = self.take(&mut body, source.buffered(), source) else {
-                return Passed::UpstreamBroken;
-            };
+            let first = self.take(&mut body, source.buffered(), source);
+            let first = first.map_err(|_| Breaker::Upstream)?;
             if first.len() <= COALESCE {
                 out.extend_from_slice(&first);
             } else {
@@ -320,25 +337,21 @@ impl Exchange<'_> {
             }
         }
         for bytes in [out.freeze(), large] {
-            if !bytes.is_empty() && sink.send(bytes).await.is_err() {
-                return Passed::ClientGone;
+            if !bytes.is_empty() {
+                sink.send(bytes).await.map_err(|error| Breaker::of_client(&error))?;
             }
         }
         while !body.is_done() {
             match source.recv().await {
                 Ok(Some(bytes)) => {
-                    let Ok(bytes) = self.take(&mut body, bytes, source) else {
-                        return Passed::UpstreamBroken;
-                    };
-                    if sink.send(bytes).await.is_err() {
-                        return Passed::ClientGone;
-                    }
+                    let bytes = self.take(&mut body, bytes, source).map_err(|_| Breaker::Upstream)?;
+                    sink.send(bytes).await.map_err(|error| Breaker::of_client(&error))?;
                 }
                 Ok(None) if body.end().is_ok() => break,
-                _ => return Passed::UpstreamBroken,
+                _ => return Err(Breaker::Upstream),
             }
         }
-        Passed::Whole
+        Ok(())
     }
 
     fn take(&self, body: &mut Body, mut bytes: Bytes, source: &mut Source<'_>) -> Result<Bytes, BodyError> {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{self, Caller, Decision, Request, Verdict};
-use hostmesh_proxy_core::config::{Config, Port, Protocol};
+use hostmesh_proxy_core::config::{Config, Port, Protocol, Timeouts};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{RequestEdits, RequestHead};
 use hostmesh_proxy_core::retry::is_idempotent;
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::conn::Conn;
 use super::exchange::{Ended, Exchange, Tally, Upload};
-use super::observe::{Account, Entry, span};
+use super::observe::{Account, Entry, broken, count_slow, span};
 use super::session::{self, Handler, Next, reply};
 use crate::deliver;
 use crate::stream::Stream;
@@ -86,6 +86,10 @@ struct Serving {
 }
 
 impl Handler for Serving {
+    fn timeouts(&self) -> Timeouts {
+        self.config.timeouts
+    }
+
     async fn request(&mut self, down: &mut Conn, request: RequestHead, last: bool) -> Next {
         let begun = Instant::now();
         let Some(port) = self.refresh() else { return Next::Abort };
@@ -113,6 +117,7 @@ impl Handler for Serving {
     }
 
     fn unreadable(&mut self, fault: Fault) {
+        count_slow(&self.worker, fault);
         self.account
             .about
             .failed(&self.worker, Instant::now(), fault.to_string());
@@ -172,7 +177,7 @@ impl Serving {
         last: bool,
     ) -> Next {
         let (replayable, tally) = (Cell::new(true), Tally::default());
-        let mut upload = Upload::new(request, &replayable);
+        let mut upload = Upload::new(request, &replayable, self.config.timeouts.stall);
         let traceparent = span.to_string();
         let edits = RequestEdits {
             traceparent: Some(&traceparent),
@@ -184,6 +189,7 @@ impl Serving {
             deadline: None,
             from_application: true,
             last,
+            timeouts: self.config.timeouts,
             tally: &tally,
         };
         let mut entry = entry(request, &decision.rule, span, begun);
@@ -232,12 +238,8 @@ impl Serving {
                     self.record(Entry { status: 101, ..entry }, &upload, &tally);
                     return Next::Tunnel(up);
                 }
-                Ended::Broken { status, by_client } => {
-                    let error = if by_client {
-                        "the client broke off"
-                    } else {
-                        "the application broke off its response"
-                    };
+                Ended::Broken { status, by } => {
+                    let error = broken(&self.worker, by, "the application broke off its response");
                     self.record(Entry { status, error, ..entry }, &upload, &tally);
                     up.abort();
                     return Next::Abort;
@@ -256,6 +258,7 @@ impl Serving {
                 }
                 Ended::Failed(fault) => {
                     up.abort();
+                    count_slow(&self.worker, fault);
                     let message = fault.to_string();
                     self.record(
                         Entry {

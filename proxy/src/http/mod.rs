@@ -21,8 +21,6 @@ use std::time::Duration;
 const REPLAY: usize = 64 * 1024;
 /// Body bytes that are copied behind a head so that both leave in one send.
 const COALESCE: usize = 16 * 1024;
-/// A head must be there so long after its first byte.
-const HEAD_TIME: Duration = Duration::from_secs(30);
 /// A client that has ended its side after a request gets so long for the answer's head: most of these have gone, and what
 /// they asked for is not to be waited for without end.
 const HALF_CLOSED: Duration = Duration::from_secs(10);

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{Decision, Verdict};
 use hostmesh_proxy_core::config::AccessLog;
+use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::RequestHead;
 use hostmesh_proxy_core::trace::Span;
 use tokio::time::Instant;
 
+use super::exchange::Breaker;
 use crate::events::Event;
-use crate::stats::{CodeClass, Row};
+use crate::stats::{CodeClass, Gauge, Row};
 use crate::worker::{About, Worker, micros};
 
 /// Requests of one kind: from whom to whom.
@@ -119,6 +121,25 @@ impl Account {
             span_id: entry.span.span_hex(),
             ..self.about.event(kind, verdict, entry.rule, message)
         }
+    }
+}
+
+/// Why a response did not arrive whole, for a person.
+pub fn broken(worker: &Worker, by: Breaker, by_upstream: &'static str) -> &'static str {
+    match by {
+        Breaker::Client => "the client broke off",
+        Breaker::SlowClient => {
+            worker.stats.add(Gauge::SlowClients, 1);
+            "the client was too slow: cut off"
+        }
+        Breaker::Upstream => by_upstream,
+    }
+}
+
+/// Counts the client if it is one that was not waited for any longer.
+pub fn count_slow(worker: &Worker, fault: Fault) {
+    if fault == Fault::SlowRequest {
+        worker.stats.add(Gauge::SlowClients, 1);
     }
 }
 

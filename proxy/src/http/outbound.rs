@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{self, Caller, Request, Verdict};
-use hostmesh_proxy_core::config::Unit;
+use hostmesh_proxy_core::config::{Timeouts, Unit};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{RequestEdits, RequestHead, ResponseHead};
 use hostmesh_proxy_core::retry::{self, is_idempotent};
@@ -19,7 +19,7 @@ use super::call::{Call, InFlight, Tried, describe, failed_connect, failure_of, p
 use super::conn::Conn;
 use super::exchange::{Ended, Exchange, Tally, Upload};
 use super::hop::{Hop, Parties};
-use super::observe::{Account, Entry, span};
+use super::observe::{Account, Entry, broken, count_slow, span};
 use super::route::{Route, To};
 use super::session::{self, Handler, Next, reply};
 use crate::connect::ConnectError;
@@ -63,6 +63,10 @@ struct Calling {
 }
 
 impl Handler for Calling {
+    fn timeouts(&self) -> Timeouts {
+        self.route.connector.config.timeouts
+    }
+
     async fn request(&mut self, down: &mut Conn, request: RequestHead, last: bool) -> Next {
         let begun = Instant::now();
         if self.refresh().is_none() {
@@ -96,6 +100,7 @@ impl Handler for Calling {
     }
 
     fn unreadable(&mut self, fault: Fault) {
+        count_slow(&self.worker, fault);
         self.account("".into(), "outbound")
             .about
             .failed(&self.worker, Instant::now(), fault.to_string());
@@ -125,7 +130,7 @@ impl Calling {
             let now = loads.clock(call.begun.into_std());
             loads.budget(&service.name).request(now);
         }
-        let mut upload = Upload::new(call.request, call.replayable);
+        let mut upload = Upload::new(call.request, call.replayable, self.timeouts().stall);
         let mut fresh = false;
         loop {
             let Some(hop) = self.pick(&call.tried) else {
@@ -267,6 +272,7 @@ impl Calling {
             deadline,
             from_application: is_local,
             last: call.last,
+            timeouts: self.timeouts(),
             tally: call.tally,
         };
         let again = |response: &ResponseHead| {
@@ -299,15 +305,8 @@ impl Calling {
                 up.abort();
                 Tried::Again(failure)
             }
-            Ended::Broken { status, by_client } => {
-                entry(
-                    status,
-                    if by_client {
-                        "the client broke off"
-                    } else {
-                        "the service broke off its response"
-                    },
-                );
+            Ended::Broken { status, by } => {
+                entry(status, broken(&self.worker, by, "the service broke off its response"));
                 up.abort();
                 Tried::Over(Next::Abort)
             }
@@ -318,6 +317,7 @@ impl Calling {
             }
             Ended::Failed(fault) => {
                 up.abort();
+                count_slow(&self.worker, fault);
                 let idempotent = is_idempotent(call.request.method());
                 if fault == Fault::Reset && is_used && call.replayable.get() && idempotent {
                     return Tried::Stale;

@@ -1,11 +1,14 @@
 //! Serves one client's connection, request by request, in their order.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
+use hostmesh_proxy_core::config::Timeouts;
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{Framing, RequestHead, local_reply};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 use super::conn::{Conn, NoHead};
 use crate::stream::Stream;
@@ -25,6 +28,9 @@ pub enum Next {
 
 /// What is done with requests.
 pub trait Handler {
+    /// How long the client is waited for.
+    fn timeouts(&self) -> Timeouts;
+
     /// Carries one request and its response. `last`: the connection ends after it in any case.
     async fn request(&mut self, down: &mut Conn, request: RequestHead, last: bool) -> Next;
 
@@ -37,22 +43,25 @@ pub trait Handler {
 
 /// Serves the connection to its end, or, when the process drains, to the end of its request.
 pub async fn serve(stream: Stream, draining: watch::Receiver<bool>, handler: &mut impl Handler) {
-    let mut down = Conn::new(stream);
+    let mut down = Conn::of_client(stream, handler.timeouts().stall);
+    let mut quiet = pin!(sleep(handler.timeouts().idle));
     // One wait for the whole connection: to begin and end one for each request takes a lock that workers share.
     let mut told = draining.clone();
     let mut told = pin!(told.wait_for(|draining| *draining));
     loop {
+        quiet.as_mut().reset(Instant::now() + handler.timeouts().idle);
         let waited = tokio::select! {
             biased;
             waited = down.wait() => waited,
             _ = &mut told => return down.linger().await,
+            () = &mut quiet => return down.linger().await,
         };
         match waited {
             Ok(true) => {}
             Ok(false) => return down.linger().await,
             Err(_) => return down.abort(),
         }
-        let request = match head(&mut down).await {
+        let request = match head(&mut down, handler.timeouts().head).await {
             Ok(request) => request,
             Err(None) => return down.abort(),
             Err(Some(fault)) => {
@@ -75,10 +84,11 @@ pub async fn serve(stream: Stream, draining: watch::Receiver<bool>, handler: &mu
     }
 }
 
-async fn head(down: &mut Conn) -> Result<RequestHead, Option<Fault>> {
-    let bytes: Bytes = match down.split().0.head().await {
+async fn head(down: &mut Conn, limit: Duration) -> Result<RequestHead, Option<Fault>> {
+    let bytes: Bytes = match down.split().0.head(limit).await {
         Ok(bytes) => bytes,
         Err(NoHead::End | NoHead::Broken) => return Err(None),
+        Err(NoHead::Late) => return Err(Some(Fault::SlowRequest)),
         Err(NoHead::Refused(refused)) => return Err(Some(Fault::BadRequest(refused))),
     };
     RequestHead::parse(bytes).map_err(|refused| Some(Fault::BadRequest(refused)))

@@ -10,6 +10,7 @@ use hostmesh_proxy::http::outbound;
 use hostmesh_proxy::plaintext;
 use hostmesh_proxy::stream::Stream;
 use hostmesh_proxy_core::config::Config;
+use hostmesh_proxy_core::snapshot::Timeouts;
 use http::{Method, Request};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,7 +31,7 @@ pub enum Door {
 }
 
 /// One snapshot for both hosts: `orders` and plain text of the host itself may call `web`, nobody /secret.
-fn config(mesh: &Mesh, host: &str) -> Config {
+fn config(mesh: &Mesh, host: &str, timeouts: Timeouts) -> Config {
     use base64::Engine as _;
     let bundle = base64::engine::general_purpose::STANDARD.encode(&mesh.ca.der);
     let port = mesh.ports[0];
@@ -42,7 +43,7 @@ fn config(mesh: &Mesh, host: &str) -> Config {
             "deny": [{"rule": "web.service.toml:7", "callers": [], "paths": ["/secret", "/secret/*"]}],
             "plaintext": [{"rule": "web.service.toml:9", "sources": ["local"], "ports": [port]}],
             "rule_default": format!("{name}.service.toml:no-allow"), "outbound": null,
-            "rule_outbound_default": format!("{name}.service.toml:no-outbound"), "access_log": "none", "trace": 0.0
+            "rule_outbound_default": format!("{name}.service.toml:no-outbound"), "access_log": "errors", "trace": 0.0
         })
     };
     let units = match host {
@@ -58,7 +59,7 @@ fn config(mesh: &Mesh, host: &str) -> Config {
         "version": 1, "revision": "2", "trust_domain": "mesh.example", "host": host, "addresses": ["198.18.0.9"],
         "marks": {"unit": 0xfff, "outbound": 0x0100_0000, "proxy": 0x0200_0000, "inbound": 0x0400_0000},
         "listeners": {"outbound": 15001, "plaintext": 15006, "wire": 15008, "dns": 15053},
-        "trust_bundle": [bundle], "units": units,
+        "timeouts": timeouts, "trust_bundle": [bundle], "units": units,
         "services": [{
             "name": "web", "vips": ["240.240.0.2"], "ports": [{"port": 80, "target": port, "protocol": "http"}],
             "traffic": {"timeout_ms": 0, "retries": null, "balance": "least-request", "rule": ""},
@@ -78,6 +79,10 @@ pub struct Arrivals {
     pub whole: Cell<usize>,
     /// What is there of others.
     pub others: RefCell<Vec<Vec<u8>>>,
+    /// Open connections.
+    pub open: Cell<usize>,
+    /// Body bytes of an answer that is not the usual one.
+    pub more: Cell<usize>,
 }
 
 /// The mesh, the doors to it, the application behind it.
@@ -87,14 +92,37 @@ pub struct House {
     plaintext: SocketAddr,
 }
 
-/// What the application answers.
+/// What the application answers, unless more is wanted.
 pub const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+async fn answer(tcp: &mut TcpStream, mut more: usize) -> std::io::Result<()> {
+    if more == 0 {
+        return tcp.write_all(ANSWER).await;
+    }
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {more}\r\n\r\n");
+    tcp.write_all(head.as_bytes()).await?;
+    let piece = [b'.'; 16 * 1024];
+    while more > 0 {
+        let now = more.min(piece.len());
+        tcp.write_all(&piece[..now]).await?;
+        more -= now;
+    }
+    Ok(())
+}
 
 impl House {
     pub async fn new() -> Self {
+        Self::with(Timeouts::default()).await
+    }
+
+    /// Where clients are waited for so long.
+    pub async fn with(timeouts: Timeouts) -> Self {
         let mut mesh = Mesh::new().await;
-        mesh.h1.shared().set_config(config(&mesh, "h1")).expect("in force");
-        mesh.h2.shared().set_config(config(&mesh, "h2")).expect("in force");
+        for (end, host) in [(&mesh.h1, "h1"), (&mesh.h2, "h2")] {
+            end.shared()
+                .set_config(config(&mesh, host, timeouts))
+                .expect("in force");
+        }
         // The same port, as a connection has that was redirected to the proxy.
         let door = TcpListener::bind(("127.0.0.2", mesh.ports[0])).await.expect("the port");
         let plaintext = door.local_addr().expect("an address");
@@ -110,7 +138,12 @@ impl House {
         let seen = arrivals.clone();
         spawn_local(async move {
             while let Ok((tcp, _)) = application.accept().await {
-                spawn_local(serve(tcp, seen.clone()));
+                let seen = seen.clone();
+                spawn_local(async move {
+                    seen.open.set(seen.open.get() + 1);
+                    serve(tcp, &seen).await;
+                    seen.open.set(seen.open.get() - 1);
+                });
             }
         });
         Self {
@@ -229,7 +262,7 @@ fn without_numbers(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// The application: it parses nothing.
-async fn serve(mut tcp: TcpStream, arrivals: Rc<Arrivals>) {
+async fn serve(mut tcp: TcpStream, arrivals: &Arrivals) {
     let mut seen = Vec::new();
     let mut bytes = vec![0; 128 * 1024];
     while let Ok(count @ 1..) = tcp.read(&mut bytes).await {
@@ -239,7 +272,7 @@ async fn serve(mut tcp: TcpStream, arrivals: Rc<Arrivals>) {
             arrivals.wanted.borrow_mut().pop_front();
             arrivals.whole.set(arrivals.whole.get() + 1);
             seen.clear();
-            if tcp.write_all(ANSWER).await.is_err() {
+            if answer(&mut tcp, arrivals.more.get()).await.is_err() {
                 return;
             }
         } else {

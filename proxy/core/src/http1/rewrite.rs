@@ -145,6 +145,7 @@ pub fn local_reply(status: u16, error: &str, message: &str, close: bool, bodiles
     let phrase = match status {
         400 => "Bad Request",
         403 => "Forbidden",
+        408 => "Request Timeout",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         502 => "Bad Gateway",
