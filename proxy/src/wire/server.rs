@@ -21,6 +21,7 @@ use super::gather::{Gathering, LargeReads};
 use super::{
     CONNECTION_WINDOW, FRAME, HANDSHAKE, HEAD, Heart, Link, SEND_BUFFER, STREAM_WINDOW, STREAMS, USER_TIMEOUT,
 };
+use crate::events::Event;
 use crate::inbound;
 use crate::sockopt;
 use crate::stats::Gauge;
@@ -76,12 +77,33 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
             worker.stats.add(Gauge::TlsHandshakes, 1);
             let link = Rc::new(link);
             worker.links.borrow_mut().push(Rc::downgrade(&link));
-            // How a peer's connection ends is told by its streams.
-            let _ended = run(&worker, Gathering::new(tls), &link).await;
+            if let Err(error) = run(&worker, Gathering::new(tls), &link).await {
+                broke_off(&worker, &link, &error);
+            }
             link.link.retire();
         }
         Err(_) => worker.stats.tls_failure("server_handshake"),
     }
+}
+
+/// Counts and tells a peer that broke the rules of HTTP/2. How another connection ends is told by its streams.
+fn broke_off(worker: &Worker, link: &ServerLink, error: &io::Error) {
+    let rules = error.get_ref().and_then(|error| error.downcast_ref::<h2::Error>());
+    if !rules.is_some_and(h2::Error::is_library) {
+        return;
+    }
+    worker.stats.add(Gauge::WireViolations, 1);
+    let config = worker.shared.config();
+    let unit = config.as_ref().and_then(|config| config.unit_by_sni(&link.sni));
+    let message = format!(
+        "{} at {} speaks HTTP/2 as it must not: {error}",
+        link.peer.spiffe_id, link.client
+    );
+    worker.shared.events.emit(Event {
+        peer: link.peer.spiffe_id.to_string(),
+        client: link.client.to_string(),
+        ..Event::error(unit.map_or("", |unit| &unit.unit), "inbound", message)
+    });
 }
 
 async fn handshake(worker: &Worker, tcp: TcpStream, client: IpAddr) -> io::Result<(Tls, ServerLink)> {
@@ -167,7 +189,11 @@ impl Call {
     /// `is_own`: is this address one of this host's?
     pub fn port(&self, is_own: impl Fn(IpAddr) -> bool) -> Option<u16> {
         let authority = self.request.uri().authority()?;
-        if self.request.method() != Method::CONNECT || self.request.extensions().get::<h2::ext::Protocol>().is_some() {
+        // A user in the authority is nothing that a CONNECT has (RFC 9110, section 9.3.6).
+        if self.request.method() != Method::CONNECT
+            || self.request.extensions().get::<h2::ext::Protocol>().is_some()
+            || authority.as_str().contains('@')
+        {
             return None;
         }
         let host = authority.host();
