@@ -29,6 +29,8 @@ class Target:
     python: bool = False
     talks: bool = False
     """It writes a line for much that it refuses: nobody reads them here."""
+    least: int = 1_000
+    """Executions of half a minute: with fewer nothing was tried."""
 
     def command(self, folder: Path) -> list[str]:
         """The program, without options."""
@@ -39,6 +41,8 @@ TARGETS = (
     Target("request", seeds.request),
     Target("response", seeds.response),
     Target("body", seeds.body),
+    Target("oracle", seeds.request),
+    Target("stream", seeds.stream, least=50),  # two handshakes each, and connections that end in their own time
     Target("dns", seeds.dns),
     Target("snapshot", seeds.snapshot),
     Target("certificate", seeds.certificate),

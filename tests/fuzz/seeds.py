@@ -58,6 +58,28 @@ def body() -> Iterator[bytes]:
         yield b"\x05" + sent.partition(b"\r\n\r\n")[2]
 
 
+def stream() -> Iterator[bytes]:
+    """HTTP/2 as a peer speaks it: a CONNECT and a request in it, then what else there is of frames (RFC 9113)."""
+    authority = b"web.unit.mesh.example:00000"
+    block = b"".join(
+        b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+        for name, value in ((b":method", b"CONNECT"), (b":authority", authority))
+    )
+    begin = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b"\0\4\0\1\0\0")
+    connect = _frame(1, 4, 1, block)
+    for sent in request():
+        yield begin + connect + _frame(0, 0, 1, sent)
+    others = (
+        _frame(8, 0, 1, b"\0\0\1\0") + _frame(2, 0, 1, bytes(5)) + _frame(6, 0, 0, bytes(8)) + _frame(3, 0, 1, bytes(4))
+    )
+    yield begin + connect + others + _frame(7, 0, 0, bytes(8))
+    yield begin + _frame(1, 0, 1, block[:20]) + _frame(9, 4, 1, block[20:]) + _frame(0, 9, 1, b"\1GET\0")
+
+
+def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + number.to_bytes(4, "big") + payload
+
+
 def dns() -> Iterator[bytes]:
     """Queries for names of the mesh and of the rule, the latter with an answer."""
     rest = b"\x01\x00\x00\x01" + bytes(6)
