@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hostmesh.errors import HostmeshError
 
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(service|socket|scope)\Z")
+_DNS = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\Z")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}\Z")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 _SPIFFE_SAFE = re.compile(r"[A-Za-z0-9.-]")
@@ -139,3 +140,8 @@ def check_trust_domain(name: str) -> str:
     if not _TRUST_DOMAIN.match(name):
         raise BadName(f"{name!r} is not a trust domain", "for example: mesh.example")
     return name
+
+
+def dns_names_of(host: str) -> tuple[str, ...]:
+    """The host as DNS SAN, when it is a DNS name (RFC 1123, section 2.1; in lower case)."""
+    return (host.lower(),) if _DNS.match(host.lower()) else ()

@@ -208,7 +208,7 @@ def _text(change: Change, before: Snapshot | None) -> str:
 
 
 def snapshot_changes(before: Snapshot | None, after: Snapshot) -> list[str]:
-    """What is new (+), gone (-) or other (~) in a snapshot: units, services, the trust bundle."""
+    """What is new (+), gone (-) or other (~) in a snapshot: units, services, the trust bundle, what is revoked."""
     lines = []
     old_units = {unit.unit: unit for unit in before.units} if before else {}
     old_services = {service.name: service for service in before.services} if before else {}
@@ -221,4 +221,6 @@ def snapshot_changes(before: Snapshot | None, after: Snapshot) -> list[str]:
                 lines.append(f"{sign} {kind} {name}")
     if before and before.trust_bundle != after.trust_bundle:
         lines.append("~ trust bundle")
+    if before and before.revoked != after.revoked:
+        lines.append("~ revoked")
     return lines

@@ -20,8 +20,8 @@ from hostmesh.agent import host_identity
 from hostmesh.agent.host_identity import HostIdentity, IdentityError
 from hostmesh.errors import HostmeshError
 from hostmesh.identity import rotation
-from hostmesh.identity.rotation import SvidState
-from hostmesh.identity.svid import HOST_GRACE, controller_name
+from hostmesh.identity.rotation import HOST_GRACE, SvidState
+from hostmesh.identity.svid import controller_name
 from hostmesh.wire.codec import decode
 from hostmesh.wire.controller import (
     SERVICE,
@@ -128,6 +128,7 @@ class ControllerClient:
                 failures, self.trouble = failures + 1, str(error)
                 if failures in (1, 10) or failures % 100 == 0:
                     log.warning("controller: %s (%d in a row)", error, failures)
+                self._take_up_join()
             wait = HEARTBEAT * (0.8 + 0.4 * self._draw()) if not failures else self._backoff(failures)
             try:
                 await asyncio.wait_for(self._nudge.wait(), wait)
@@ -154,6 +155,7 @@ class ControllerClient:
                 if not failures:
                     log.info("watch ended: %s: %s", error.code().name, error.details())
                 self.error = f"{error.code().name}: {error.details()}"
+                self._take_up_join()
             except asyncio.CancelledError:
                 # our own channel was replaced: go on; somebody cancelled this task: stop
                 task = asyncio.current_task()
@@ -205,6 +207,19 @@ class ControllerClient:
         self._identity = host_identity.save(self._folder, key, reply.chain, reply.trust_bundle)
         log.info("host certificate renewed until %s", self._identity.said.not_after)
         self._drop_channel()
+
+    def _take_up_join(self) -> None:
+        """Whoever is refused looks whether ``hostmesh join`` has got the host another identity meanwhile."""
+        try:
+            found = host_identity.load(self._folder)
+        except IdentityError as error:
+            self.trouble = str(error)
+            return
+        if found.chain != self._identity.chain:
+            log.info("another identity of this host is there: %s", found.said.spiffe_id)
+            self._identity = found
+            self._drop_channel()
+            self._nudge.set()
 
     def _take_bundle(self, event: WatchEvent) -> None:
         try:

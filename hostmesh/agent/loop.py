@@ -151,7 +151,8 @@ class Loop:
     def _compile(self, policies: Sequence[Policy], facts: HostFacts) -> Plan:
         parts, catalog = self.parts, self.parts.mesh.catalog
         services = effective(parts.settings, catalog, workloads(policies, facts), parts.mesh.refused, facts)
-        return compile_plan(parts.settings, policies, facts, services, catalog.trust_bundle, catalog.vip_ranges)
+        known = (catalog.trust_bundle, catalog.vip_ranges, catalog.revoked)
+        return compile_plan(parts.settings, policies, facts, services, *known)
 
     async def _there(self, plan: Plan) -> Observed:
         return await self.parts.host.observed(plan, self.parts.proxy.revision)

@@ -16,9 +16,12 @@ from hostmesh.agent.reports import Reports
 from hostmesh.agent.services import NOTHING, after
 from hostmesh.apply.files import Files
 from hostmesh.errors import HostmeshError
+from hostmesh.identity import revocation
+from hostmesh.names import SpiffeId, dns_names_of
 from hostmesh.policy.settings import Settings
 from hostmesh.wire.codec import decode
 from hostmesh.wire.controller import PublishRequest, WatchEvent, Workload
+from hostmesh.wire.proxy_control import SvidStatus
 
 _RETRY_FIRST, _RETRY_MOST = 0.2, 10.0
 _LOOK_FOR_IDENTITY = 5.0
@@ -75,6 +78,13 @@ class Mesh:
         """When the host's own SVID ends, seconds since the epoch; 0 without one."""
         return int(self._client.identity.said.not_after.timestamp()) if self._client else 0
 
+    def is_revoked(self, svid: SvidStatus) -> bool:
+        """Whether an SVID of this host counts for nothing: a new one may count."""
+        if self._client is None or not self.catalog.revoked:
+            return False
+        identity, hosts = SpiffeId.parse(svid.spiffe_id), dns_names_of(self._client.identity.host)
+        return revocation.of(self.catalog.revoked, identity, hosts, int(svid.serial, 16), svid.not_before) is not None
+
     def load(self) -> None:
         """Take up what was known before the restart."""
         try:
@@ -124,6 +134,8 @@ class Mesh:
             before, self.catalog = self.catalog, after(self.catalog, event)
             if self.refused or self.error:  # the answer may be another one now
                 self._to_say.set()
+            for line in revocation.news(before.revoked, self.catalog.revoked):
+                self._reports.warning(line)
             self._changed("controller")
             if self.catalog != before:
                 self._to_keep.set()

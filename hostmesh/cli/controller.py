@@ -10,7 +10,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """`hostmesh controller init|token|grant|hosts|remove|release`."""
+    """`hostmesh controller init|token|grant|hosts|remove|release|revoke|unrevoke|revoked`."""
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     init = verbs.add_parser("init", help="make CA, store and controller.toml on this host")
     init.add_argument("--trust-domain", default="mesh.local", metavar="NAME", help="default: %(default)s")
@@ -40,6 +40,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     release = verbs.add_parser("release", help="let another unit claim a service's name")
     release.add_argument("service", metavar="SERVICE")
     release.set_defaults(do=_release)
+    _revocation(verbs)
+
+
+def _revocation(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    revoke = verbs.add_parser("revoke", help="refuse all certificates of a host or unit, or one, on every host at once")
+    revoke.add_argument("--reason", default="", metavar="TEXT", help="kept and told with each refusal")
+    revoke.set_defaults(do=_revoke)
+    unrevoke = verbs.add_parser("unrevoke", help="take a revocation back")
+    unrevoke.set_defaults(do=_unrevoke)
+    for verb in (revoke, unrevoke):
+        verb.add_argument("kind", choices=("host", "unit", "serial"), help="a serial as hostmesh certs shows it")
+        verb.add_argument("name", metavar="NAME")
+    revoked = verbs.add_parser("revoked", help="what is revoked, and why")
+    show.add_json(revoked)
+    revoked.set_defaults(do=_revoked)
 
 
 def _duration(text: str) -> timedelta:
@@ -105,7 +120,42 @@ def _remove(arguments: argparse.Namespace) -> int:
     from hostmesh.controller import admin  # noqa: PLC0415
 
     admin.remove(arguments.host)
-    print(f"removed {arguments.host}: its identity opens nothing at the controller any more")
+    print(f"removed {arguments.host}: all that was signed for it is refused; a new token lets it in again")
+    return 0
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    host.must_be_root("controller revoke")
+    from hostmesh.controller import admin  # noqa: PLC0415
+
+    one = admin.revoke(arguments.kind, arguments.name, arguments.reason)
+    print(f"revoked {one.kind} {one.name}: refused on every host, open connections end; nothing new is signed for it")
+    return 0
+
+
+def _unrevoke(arguments: argparse.Namespace) -> int:
+    host.must_be_root("controller unrevoke")
+    from hostmesh.controller import admin  # noqa: PLC0415
+
+    one = admin.unrevoke(arguments.kind, arguments.name)
+    if one.begun_by:
+        print(f"{one.kind} {one.name} was removed: it may join with a new token, what it has stays refused")
+    else:
+        print(f"{one.kind} {one.name} counts again")
+    return 0
+
+
+def _revoked(arguments: argparse.Namespace) -> int:
+    host.must_be_root("controller revoked")
+    from hostmesh.controller import admin  # noqa: PLC0415
+
+    entries = admin.revoked()
+    if arguments.json:
+        show.print_json(entries)
+        return 0
+    rows = [(one.kind, one.name, show.moment(one.begun_by) if one.begun_by else "all", one.reason or "-")
+            for one in entries]  # fmt: skip
+    print(show.table(("KIND", "NAME", "SIGNED BEFORE", "REASON"), rows))
     return 0
 
 

@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hostmesh.controller.config import Config
 from hostmesh.controller.store import Store
 from hostmesh.identity.authority import Authority, Slot, SlotState, make_intermediate, make_root
-from hostmesh.identity.svid import CONTROLLER_LIFE, BadCertificate, controller_name
+from hostmesh.identity.rotation import CONTROLLER_LIFE
+from hostmesh.identity.svid import BadCertificate, controller_name
 from hostmesh.names import SpiffeId
 
 PEM = serialization.Encoding.PEM

@@ -8,12 +8,16 @@ import asyncio
 import base64
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from hostmesh.controller import ca
 from hostmesh.controller.config import Config
 from hostmesh.controller.store import StaleError, Store
+from hostmesh.identity import revocation
 from hostmesh.identity.authority import Authority
+from hostmesh.names import SpiffeId, UnitName, dns_names_of
 from hostmesh.registry.catalog import Catalog, Host, conflict_of, service_of
 from hostmesh.registry.events import (
     FellSilent,
@@ -26,6 +30,7 @@ from hostmesh.registry.events import (
     stamp,
 )
 from hostmesh.wire.controller import WatchEvent
+from hostmesh.wire.snapshot import Revoked
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +40,8 @@ class Feed:
 
     def __init__(self, config: Config, store: Store, authority: Authority, clock: Callable[[], float]) -> None:
         self._config, self._store, self._authority, self._clock = config, store, authority, clock
-        self._catalog = store.load(config.trust_domain, config.vip_ranges)
+        self._revoked, self._revoked_at = store.revoked(_now()), 0
+        self._catalog = self._loaded()
         self._revision = self._base = store.revision()
         self._changed: dict[str, int] = {}
         self._events: dict[int | None, WatchEvent] = {}
@@ -47,6 +53,11 @@ class Feed:
     def catalog(self) -> Catalog:
         """What is in force."""
         return self._catalog
+
+    @property
+    def revoked(self) -> list[Revoked]:
+        """What is revoked."""
+        return self._revoked
 
     def publish(self, name: str, addresses: tuple[str, ...], wire_port: int, offers: list[Offer]) -> None:
         """A host's word. The same word again only shows that it is alive."""
@@ -63,6 +74,7 @@ class Feed:
     def _publish(self, name: str, addresses: tuple[str, ...], wire_port: int, offers: list[Offer]) -> None:
         known = self._catalog.hosts.get(name)
         revision = self._revision + 1
+        offers = [replace(one, ready=one.ready and not self._is_revoked(name, one.unit)) for one in offers]
         host = Host(name, addresses, wire_port, stamp(known, offers, revision), revision)
         if known and name not in self._catalog.silent and _same(known, host):
             return
@@ -71,11 +83,32 @@ class Feed:
         self._move_to(apply(replay(self._catalog, claims), Published(host)), revision)
 
     def refresh(self) -> None:
-        """Take over what another process wrote to the store: hosts removed, names released."""
+        """Take over what another process wrote to the store: hosts removed, names released, identities revoked."""
         if self._store.changed_elsewhere():
-            catalog = self._store.load(self._config.trust_domain, self._config.vip_ranges)
-            self._move_to(catalog, self._store.revision())
+            before, self._revoked = self._revoked, self._store.revoked(_now())
+            self._move_to(self._loaded(), self._store.revision())
+            if self._revoked != before:
+                self._revoked_at = self._revision
+                for line in revocation.news(before, self._revoked):
+                    log.warning("%s", line)
             self._tell()  # watchers who were removed find out
+
+    def _loaded(self) -> Catalog:
+        """The store's catalog; what is revoked serves nobody."""
+        catalog = self._store.load(self._config.trust_domain, self._config.vip_ranges)
+        if not self._revoked:
+            return catalog
+        hosts = {
+            name: replace(host, workloads=tuple(
+                replace(load, ready=load.ready and not self._is_revoked(name, load.unit)) for load in host.workloads
+            ))
+            for name, host in catalog.hosts.items()
+        }  # fmt: skip
+        return replace(catalog, hosts=hosts)
+
+    def _is_revoked(self, host: str, unit: UnitName) -> bool:
+        identity = SpiffeId.of_unit(self._config.trust_domain, unit)
+        return revocation.standing(self._revoked, identity, dns_names_of(host)) is not None
 
     def withdraw_silent(self) -> list[str]:
         """Withdraw the endpoints of hosts not heard of for too long; which ones."""
@@ -123,10 +156,10 @@ class Feed:
         full = not self._base <= revision <= self._revision
         first = True
         while not self._closed:
-            wake, now = self._wake, self._revision  # before the yield: a change during it must not be missed
             admitted()
+            wake, now = self._wake, self._revision  # before the yield: a change during it must not be missed
             event = self._event_after(None if full else revision)
-            if first or event.services or event.removed:
+            if first or event.services or event.removed or self._revoked_at > revision:
                 yield event
             revision, full, first = now, False, False
             if wake is self._wake:
@@ -154,7 +187,12 @@ class Feed:
             trust_bundle=bundle,
             vip_ranges=list(self._config.vip_ranges),
             conflicts={c.service: [c.in_force, *c.others] for c in conflicts},
+            revoked=self._revoked,
         )
+
+
+def _now() -> int:
+    return int(ca.clock().timestamp())
 
 
 def _same(known: Host, host: Host) -> bool:

@@ -16,7 +16,7 @@ from hostmesh.controller.store import Store
 from hostmesh.errors import HostmeshError
 
 log = logging.getLogger("hostmesh.controller")
-TICK = 0.5  # how soon a removal by the command line is in force, seconds
+TICK = 0.2  # how soon a revocation by the command line is in force, seconds
 STOP_GRACE = 2.0
 
 
@@ -45,7 +45,7 @@ async def run(config: Config) -> None:
 
 
 async def _follow(feed: Feed, stop: asyncio.Event, notifier: Notifier) -> None:
-    """Every half second, until told to stop: hosts that fell silent, and what the command line wrote to the store."""
+    """Every tick, until told to stop: hosts that fell silent, and what the command line wrote to the store."""
     trouble = ""
     while not stop.is_set():
         before, trouble = trouble, _look(feed)

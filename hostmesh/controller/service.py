@@ -26,12 +26,13 @@ from hostmesh.controller.feed import Feed
 from hostmesh.controller.offers import check_port, offer, own_addresses
 from hostmesh.controller.store import BadToken, StaleError, Store, StoreError
 from hostmesh.errors import HostmeshError
-from hostmesh.identity import rotation, svid
+from hostmesh.identity import revocation, rotation, svid
 from hostmesh.identity.attest import NotGranted, identity_of
 from hostmesh.identity.authority import Authority, CannotSign
+from hostmesh.identity.revocation import IsRevoked
 from hostmesh.identity.rotation import SvidState
 from hostmesh.identity.svid import BadCertificate
-from hostmesh.names import BadName, SpiffeId, UnitName
+from hostmesh.names import BadName, SpiffeId, UnitName, dns_names_of
 from hostmesh.registry.catalog import RangeError
 from hostmesh.registry.events import Offer, admit
 from hostmesh.wire.codec import decode
@@ -60,6 +61,7 @@ Reply = TypeVar("Reply")
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (BadToken, grpc.StatusCode.PERMISSION_DENIED),
     (NotGranted, grpc.StatusCode.PERMISSION_DENIED),
+    (IsRevoked, grpc.StatusCode.PERMISSION_DENIED),
     (CannotSign, grpc.StatusCode.FAILED_PRECONDITION),
     (RangeError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (StaleError, grpc.StatusCode.ABORTED),
@@ -95,6 +97,7 @@ class Controller:
     async def _enrol(self, request: EnrolRequest, context: Context) -> EnrolReply:
         svid.check_host_name(request.host, self._config.trust_domain)
         key = svid.read_request(_der(request.csr))
+        self._must_stand(SpiffeId.of_host(self._config.trust_domain, request.host), request.host)
         self._store.enrol(request.secret, request.host, int(ca.clock().timestamp()))
         log.info("host %s enrolled from %s", request.host, context.peer())
         return self._host_reply(request.host, key)
@@ -157,22 +160,27 @@ class Controller:
         if not pem:
             raise NotAdmitted("no client certificate", "enrol this host: hostmesh join TOKEN")
         said = _read_peer(pem)
+        self._feed.refresh()
         kind, _, host = said.spiffe_id.path.partition("/")
         if kind != "host" or said.spiffe_id.trust_domain != self._config.trust_domain:
             raise NotAdmitted(f"{said.spiffe_id} is not a host of {self._config.trust_domain}")
         if not self._store.has_host(host):
             raise NotAdmitted(f"host {host} is not enrolled, or was removed", "a new token lets it in again")
-        state = rotation.state(ca.clock(), said.not_before, said.not_after, grace=svid.HOST_GRACE)
+        begun = said.not_before.timestamp()
+        taken_back = revocation.of(self._feed.revoked, said.spiffe_id, said.dns_names, said.serial, begun)
+        if taken_back:
+            raise NotAdmitted(f"the certificate of host {host} is revoked: {revocation.sentence(taken_back)}")
+        state = rotation.state(ca.clock(), said.not_before, said.not_after, grace=rotation.HOST_GRACE)
         if state is SvidState.EXPIRED or (state is SvidState.GRACE and not renewing):
             raise NotAdmitted(
-                f"the certificate of host {host} ended {said.not_after - svid.HOST_GRACE:%Y-%m-%d %H:%M} UTC",
+                f"the certificate of host {host} ended {said.not_after - rotation.HOST_GRACE:%Y-%m-%d %H:%M} UTC",
                 "until its grace is over it can renew, and do nothing else",
             )
         return host
 
     def _host_reply(self, host: str, key: ec.EllipticCurvePublicKey) -> EnrolReply:
         identity = SpiffeId.of_host(self._config.trust_domain, host)
-        chain = self._chain(identity, host, key, self._config.host_life + svid.HOST_GRACE)
+        chain = self._chain(identity, host, key, self._config.host_life + rotation.HOST_GRACE)
         return EnrolReply(
             chain=chain,
             trust_bundle=[_b64(root) for root in self._authority.trust_bundle],
@@ -181,9 +189,21 @@ class Controller:
         )
 
     def _chain(self, identity: SpiffeId, host: str, key: ec.EllipticCurvePublicKey, life: timedelta) -> list[str]:
-        names, serial = svid.dns_names_of(host), ca.new_serial()
-        chain = self._authority.sign(identity, names, key, now=ca.clock(), life=life, serial=serial)
+        self._must_stand(identity, host)
+        names, serial = dns_names_of(host), ca.new_serial()
+        now = revocation.not_before(self._feed.revoked, names, ca.clock())
+        chain = self._authority.sign(identity, names, key, now=now, life=life, serial=serial)
         return [_b64(certificate) for certificate in chain]
+
+    def _must_stand(self, identity: SpiffeId, host: str) -> None:
+        """Raises `IsRevoked` where nothing is signed for this identity on this host."""
+        self._feed.refresh()
+        one = revocation.standing(self._feed.revoked, identity, dns_names_of(host))
+        if one:
+            raise IsRevoked(
+                f"{identity} gets no certificate, revoked: {revocation.sentence(one)}",
+                f"on the controller, if it may again: hostmesh controller unrevoke {one.kind} NAME",
+            )
 
 
 def _unary(kind: type[Request], call: Callable[[Request, Context], Awaitable[Reply]]) -> grpc.RpcMethodHandler:

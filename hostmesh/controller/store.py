@@ -1,4 +1,5 @@
-"""Turns the mesh's durable facts into rows and back: hosts, tokens, grants, workloads, VIPs, CA slots. SQLite, WAL.
+"""Turns the mesh's durable facts into rows and back: hosts, tokens, grants, workloads, VIPs, CA slots,
+what is revoked. SQLite, WAL.
 
 Law: what changes the catalog changes the revision in the same transaction. The controller and the command line may have
 the file open at once; `changed_elsewhere` tells one of the other's writes.
@@ -17,10 +18,15 @@ from hostmesh.errors import HostmeshError
 from hostmesh.names import UnitName
 from hostmesh.registry.catalog import Catalog, Claim, Host, Workload, where_published
 from hostmesh.registry.events import Claimed
-from hostmesh.wire.snapshot import Traffic
+from hostmesh.wire.snapshot import Revoked, Traffic
 
-SCHEMA_VERSION = 2
-_SCHEMA = """
+SCHEMA_VERSION = 3
+_REVOKED = """
+CREATE TABLE revoked (kind TEXT NOT NULL, name TEXT NOT NULL, begun_by INTEGER NOT NULL, reason TEXT NOT NULL,
+  ends INTEGER, PRIMARY KEY (kind, name)) STRICT;
+"""
+_UPGRADES = {2: _REVOKED}  # from this version to the next
+_SCHEMA = f"""{_REVOKED}
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE TABLE hosts (name TEXT PRIMARY KEY, enrolled INTEGER NOT NULL) STRICT;
 CREATE TABLE tokens (hash BLOB PRIMARY KEY, host TEXT NOT NULL, units TEXT NOT NULL, expires INTEGER NOT NULL,
@@ -84,7 +90,7 @@ class Store:
                 self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION};")
                 self._db.execute("INSERT INTO meta VALUES ('revision', ?)", (create_at,))
                 self._db.execute("COMMIT")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            version = self._upgraded(self._db.execute("PRAGMA user_version").fetchone()[0])
         except sqlite3.Error as error:
             self._db.close()
             raise StoreError(f"the store {path} cannot be read: {error}", _remedy(error, path)) from error
@@ -92,6 +98,13 @@ class Store:
             self._db.close()
             raise StoreError(f"the store {path} is of version {version}, this program knows {SCHEMA_VERSION}")
         self._seen = self._data_version()
+
+    def _upgraded(self, version: int) -> int:
+        """A store of a version before becomes one of this, each step whole or not at all."""
+        while version in _UPGRADES:
+            self._db.executescript(f"BEGIN IMMEDIATE; {_UPGRADES[version]} PRAGMA user_version={version + 1}; COMMIT;")
+            version += 1
+        return version
 
     def close(self) -> None:
         """Close the file."""
@@ -178,15 +191,51 @@ class Store:
                 raise StoreError(f"host {host} is not enrolled", f"hostmesh controller token {host} --unit UNIT")
             db.executemany("INSERT OR IGNORE INTO grants VALUES (?, ?)", [(host, p) for p in patterns])
 
-    def remove_host(self, host: str) -> bool:
-        """Take a host out: its identity opens nothing any more, its endpoints go. False when it was not there."""
+    def remove_host(self, host: str, one: Revoked, ends: int) -> bool:
+        """Take a host out: its identity opens nothing any more, its endpoints go. False when it was not there.
+
+        one: the entry that takes back what was signed for it, until ``ends``; a person's own entry stays.
+        """
         with self._transaction() as db:
             db.execute("DELETE FROM tokens WHERE host = ?", (host,))
             db.execute("DELETE FROM grants WHERE host = ?", (host,))
             gone = db.execute("DELETE FROM hosts WHERE name = ?", (host,)).rowcount > 0
             if gone:
                 self._next_revision(db)
+                db.execute(
+                    "INSERT INTO revoked VALUES (?, ?, ?, ?, ?) ON CONFLICT (kind, name) DO UPDATE SET "
+                    "begun_by = excluded.begun_by, ends = excluded.ends WHERE begun_by > 0",
+                    (one.kind, one.name, one.begun_by, one.reason, ends),
+                )
             return gone
+
+    # what is revoked
+
+    def revoke(self, one: Revoked, ends: int | None, now: int, most: int) -> None:
+        """Take back what the entry names. Entries whose certificates are all over are forgotten here."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM revoked WHERE ends < ?", (now,))
+            if db.execute("SELECT count(*) FROM revoked").fetchone()[0] >= most:
+                raise StoreError(f"{most} entries are revoked", "revoke a host or a unit instead of its serials")
+            row = (one.kind, one.name, one.begun_by, one.reason, ends)
+            db.execute("INSERT OR REPLACE INTO revoked VALUES (?, ?, ?, ?, ?)", row)
+            self._next_revision(db)
+
+    def unrevoke(self, kind: str, name: str) -> bool:
+        """Take the entry away. False when there is none."""
+        with self._transaction() as db:
+            gone = db.execute("DELETE FROM revoked WHERE kind = ? AND name = ?", (kind, name)).rowcount > 0
+            if gone:
+                self._next_revision(db)
+            return gone
+
+    def revoked(self, now: int) -> list[Revoked]:
+        """What is revoked, in order of kind and name."""
+        rows = self._db.execute(
+            "SELECT kind, name, begun_by, reason FROM revoked WHERE ends IS NULL OR ends >= ? ORDER BY kind, name",
+            (now,),
+        )
+        return [Revoked(*row) for row in rows]
 
     # the catalog
 

@@ -7,6 +7,12 @@ in one minute, hence the jitter.
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+HOST_LIFE = timedelta(days=7)
+# For this long after its life a host's certificate still opens a connection, and the controller lets it renew, no more.
+HOST_GRACE = timedelta(days=7)
+CONTROLLER_LIFE = timedelta(hours=24)
+# Hosts whose clock is a little behind must not find a new certificate "not yet valid".
+BACKDATE = timedelta(minutes=5)
 JITTER_SHARE = 0.1
 
 

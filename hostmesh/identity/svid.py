@@ -4,7 +4,6 @@ The rules are the SPIFFE X.509-SVID standard's: one URI SAN, no CA, digitalSigna
 checks. Pure: clock and serial are arguments. What is signed is read back by `read` before anybody gets it.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,18 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hostmesh.errors import HostmeshError
-from hostmesh.names import BadName, SpiffeId
-
-UNIT_LIFE = timedelta(hours=24)
-HOST_LIFE = timedelta(days=7)
-# For this long after its life a host's certificate still opens a connection, and the controller lets it renew, no more.
-HOST_GRACE = timedelta(days=7)
-CONTROLLER_LIFE = timedelta(hours=24)
-# Hosts whose clock is a little behind must not find a new certificate "not yet valid".
-BACKDATE = timedelta(minutes=5)
-
-_DNS = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\Z")
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?\Z")
+from hostmesh.identity.rotation import BACKDATE
+from hostmesh.names import BadName, SpiffeId, dns_names_of
 
 
 class BadCertificate(HostmeshError):
@@ -45,8 +34,11 @@ class Svid:
 
 
 def check_host_name(host: str, trust_domain: str) -> str:
-    """A host name: letters, digits, dots, dashes (hostname(7)); never the controllers' own name."""
-    if not _HOST.match(host):
+    """A host name: a DNS name, in any case (RFC 1123, section 2.1); never the controllers' own name.
+
+    It stands in every certificate of the host: what could not stand there could not be revoked by it either.
+    """
+    if not dns_names_of(host):
         raise BadName(f"{host!r} is not a host name", "letters, digits, dots and dashes: db-01.example.org")
     if host.lower() == controller_name(trust_domain):
         raise BadName(f"a host cannot be called {host}", "this is the name of the controllers' own certificates")
@@ -56,11 +48,6 @@ def check_host_name(host: str, trust_domain: str) -> str:
 def controller_name(trust_domain: str) -> str:
     """The DNS name in every controller's certificate: what a client asks for, whatever address it dials."""
     return f"controller.{trust_domain}"
-
-
-def dns_names_of(host: str) -> tuple[str, ...]:
-    """The host as DNS SAN, when it is a DNS name (RFC 1123, section 2.1; in lower case)."""
-    return (host.lower(),) if _DNS.match(host.lower()) else ()
 
 
 def read_request(der: bytes) -> ec.EllipticCurvePublicKey:

@@ -12,6 +12,29 @@ from hostmesh.wire.proxy_control import Event
 IDENTIFIER = "hostmesh"
 _ERROR, _WARNING, _NOTICE, _INFO = 3, 4, 5, 6  # syslog(3)
 Fields = dict[str, str | int]
+_CLOCK = "; is the clock of both hosts right? hostmesh certs there; hostmeshd renews while a controller answers"
+_FOREIGN = "; another mesh, or a host that is not of this one: hostmesh controller hosts lists those that are"
+_NOT_OURS = "; no controller of this mesh signs such a certificate: find out who does"
+# By the reasons of `proxy/src/peer.rs`.
+_REMEDIES = {
+    "builtin:expired": _CLOCK,
+    "builtin:not-yet-valid": _CLOCK,
+    "builtin:unknown-issuer": _FOREIGN,
+    "builtin:wrong-trust-domain": _FOREIGN,
+    "builtin:wrong-identity": "; another unit or host has the address: hostmesh status there says who runs on it",
+    "builtin:wrong-usage": _NOT_OURS,
+    "builtin:weak-key": _NOT_OURS,
+    "builtin:bad-signature": _NOT_OURS,
+    "builtin:too-long": _NOT_OURS,
+    "builtin:unknown-extension": _NOT_OURS,
+    "builtin:malformed": _NOT_OURS,
+    "builtin:no-certificate": _FOREIGN,
+    "builtin:revoked": "; hostmesh controller revoked says why, hostmesh controller unrevoke takes it back",
+    "builtin:unknown-name": "; is this unit meshed here, and has it an identity? hostmesh status",
+    "builtin:wrong-protocol": "; it is no proxy of hostmesh, or of another version: hostmesh --version there",
+    "builtin:refused-by-peer": "; the journal of that host says why: journalctl -t hostmesh there",
+    "builtin:timed-out": "; is TCP 15008 open between the hosts, and the other proxy alive?",
+}
 
 
 def event_fields(event: Event) -> Fields:
@@ -91,6 +114,8 @@ def sentence(event: Event) -> str:
     what = f"{event.method} {event.path} " if event.method else ""
     took = f" in {event.duration_us / 1000:.1f} ms" if event.duration_us else ""
     tries = f", try {event.tries}" if event.tries > 1 or event.kind == "retry" else ""
+    if event.kind == "wire":
+        return event.message + _REMEDIES.get(event.rule, "")
     if event.kind == "denied":
         lead = "would be denied, let pass (audit)" if event.verdict == "audit-deny" else "denied"
         return f"{lead}: {_flow(event, what)}, by {event.rule}"

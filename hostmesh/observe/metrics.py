@@ -192,9 +192,22 @@ def _proxy(stats: Stats) -> Iterator[Metric]:
     for rule, number in sorted(stats.denied.items()):
         denied.add_metric((rule,), number)
     yield denied
+    yield _tls_failures(stats.tls_failures)
     for name, number in sorted(stats.gauges.items()):
         family = CounterMetricFamily if name in _PROXY_COUNTERS else GaugeMetricFamily
         yield family(f"hostmesh_proxy_{name}", _PROXY_HELP.get(name, "What the proxy says of itself"), value=number)
+
+
+def _tls_failures(failures: dict[str, dict[str, int]]) -> Metric:
+    metric = CounterMetricFamily(
+        "hostmesh_proxy_tls_failures",
+        "Connections between hosts that were refused or ended, by our side and the reason",
+        labels=("side", "reason"),
+    )
+    for side, reasons in sorted(failures.items()):
+        for reason, number in sorted(reasons.items()):
+            metric.add_metric((side, reason), number)
+    return metric
 
 
 def _cumulative(bounds_us: list[int], buckets: list[int]) -> list[tuple[str, float]]:

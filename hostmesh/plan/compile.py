@@ -13,7 +13,7 @@ from hostmesh.plan.ruleset import Table
 from hostmesh.plan.snapshot import snapshot
 from hostmesh.policy.model import Policy
 from hostmesh.policy.settings import Settings
-from hostmesh.wire.snapshot import Service, Snapshot
+from hostmesh.wire.snapshot import Revoked, Service, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,9 @@ def compile_plan(  # noqa: PLR0917 the order of the flow
     services: Sequence[Service],
     trust_bundle: Sequence[str],
     vip_ranges: Sequence[str] = (),
+    revoked: Sequence[Revoked] = (),
 ) -> Plan:
-    """The plan of this host. trust_bundle: base64 DER. vip_ranges: CIDR networks, as the controller says.
+    """The plan of this host. trust_bundle: base64 DER. vip_ranges (CIDR networks), revoked: as the controller says.
 
     A policy whose unit has no number in ``facts.numbers`` yet is left out of ruleset and snapshot; its files are not.
     """
@@ -46,7 +47,7 @@ def compile_plan(  # noqa: PLR0917 the order of the flow
     numbered = tuple(policy for policy in ordered if policy.unit in facts.numbers)
     return Plan(
         table=ruleset(settings, numbered, facts, vip_ranges),
-        snapshot=snapshot(settings, numbered, facts, services, trust_bundle),
+        snapshot=snapshot(settings, numbered, facts, services, trust_bundle, revoked),
         sysctls=dict(SYSCTLS),
         rules=policy_rules(settings),
         routes=routes(settings, facts.addresses, vip_ranges),

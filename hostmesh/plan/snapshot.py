@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hostmesh.names import SpiffeId, UnitName, sni_of
+from hostmesh.identity.revocation import standing
+from hostmesh.names import SpiffeId, UnitName, dns_names_of, sni_of
 from hostmesh.plan.facts import HostFacts, UnitFacts
 from hostmesh.policy import model
 from hostmesh.policy.settings import Settings
@@ -15,12 +16,13 @@ from hostmesh.wire import snapshot as wire
 NO_OUTBOUND_POLICY = "builtin:no-outbound-policy"
 
 
-def snapshot(
+def snapshot(  # noqa: PLR0917 the order of the flow
     settings: Settings,
     policies: Sequence[model.Policy],
     facts: HostFacts,
     services: Sequence[wire.Service],
     trust_bundle: Sequence[str],
+    revoked: Sequence[wire.Revoked] = (),
 ) -> wire.Snapshot:
     """The snapshot of this host; every policy's unit has a number in ``facts``. Equal content, equal revision."""
     marks, ports, timeouts = settings.marks, settings.ports, settings.timeouts
@@ -34,8 +36,9 @@ def snapshot(
         listeners=wire.Listeners(outbound=ports.outbound, plaintext=ports.plaintext, wire=ports.wire, dns=ports.dns),
         timeouts=wire.Timeouts(head_ms=timeouts.head, stall_ms=timeouts.stall, idle_ms=timeouts.idle),
         trust_bundle=list(trust_bundle),
-        units=[_unit(settings, policy, facts) for policy in sorted(policies, key=lambda policy: policy.unit)],
+        units=[_unit(settings, policy, facts, revoked) for policy in sorted(policies, key=lambda policy: policy.unit)],
         services=sorted(services, key=lambda service: service.name),
+        revoked=list(revoked),
     )
     return msgspec.structs.replace(bare, revision=revision_of(bare))
 
@@ -78,7 +81,7 @@ def caller_glob(trust_domain: str, caller: str) -> str:
     return prefix + "*".join(part.removeprefix(prefix)[1:-1] for part in parts)
 
 
-def _unit(settings: Settings, policy: model.Policy, facts: HostFacts) -> wire.Unit:
+def _unit(settings: Settings, policy: model.Policy, facts: HostFacts, revoked: Sequence[wire.Revoked]) -> wire.Unit:
     identity = SpiffeId.of_unit(settings.trust_domain, policy.unit)
     known = facts.units.get(policy.unit) or UnitFacts(policy.unit, active=False)
     outbound = policy.outbound
@@ -102,6 +105,7 @@ def _unit(settings: Settings, policy: model.Policy, facts: HostFacts) -> wire.Un
         rule_outbound_default=NO_OUTBOUND_POLICY if outbound is None else f"{policy.place.file}:no-outbound",
         access_log=policy.observe.access_log.value,
         trace=policy.observe.trace,
+        revoked=standing(revoked, identity, dns_names_of(facts.host)) is not None,
     )
 
 

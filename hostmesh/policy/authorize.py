@@ -1,9 +1,10 @@
 """Decides who may: the specification. `proxy/core/src/authorize.rs` is held to it by `tests/vectors/authorize.json`.
 
 Works on the compiled units of the snapshot, so that `hostmesh explain` judges by exactly what the data plane was given.
-The law of inbound calls: a port that is not declared is nobody's; a unit may call itself; a rule of deny wins over
-those of allow; whoever no rule allows is refused. A condition that cannot be judged never opens: what denies counts as
-met, what allows as not met. In audit mode a refusal is recorded as such and let pass.
+The law of inbound calls: a unit whose identity is revoked serves nobody; a port that is not declared is nobody's; a
+unit may call itself; a rule of deny wins over those of allow; whoever no rule allows is refused. A condition that
+cannot be judged never opens: what denies counts as met, what allows as not met. In audit mode a refusal is recorded as
+such and let pass.
 """
 
 import ipaddress
@@ -17,6 +18,7 @@ from hostmesh.wire.snapshot import InboundRule, OutboundRule, PlaintextRule, Uni
 
 SELF = "builtin:self"
 NO_OUTBOUND_POLICY = "builtin:no-outbound-policy"
+REVOKED = "builtin:revoked"
 
 
 class Verdict(StrEnum):
@@ -105,6 +107,8 @@ class _Call:
 
 def inbound(unit: Unit, caller: Peer | Plaintext, port: int, request: Request | None = None) -> Decision:
     """May ``caller`` call ``port`` of ``unit``? ``request``: what is asked of an HTTP port; None: not read yet."""
+    if unit.revoked:  # whatever the mode
+        return Decision(Verdict.DENY, REVOKED, (Tried(REVOKED, "deny", True, "the unit's identity is revoked"),))
     protocols = {declared.port: declared.protocol for declared in unit.ports}
     if port not in protocols:
         undeclared = Tried(unit.rule_default, "port", True, f"port {port} is not declared")
@@ -220,6 +224,8 @@ def outbound(unit: Unit, destination: Destination) -> Decision:
 
     A service of the mesh is named by its name only; hosts and networks are for what lies outside.
     """
+    if destination.service and unit.revoked:
+        return Decision(Verdict.DENY, REVOKED, (Tried(REVOKED, "outbound", True, "the unit's identity is revoked"),))
     if destination.service and destination.service == unit.service:
         return Decision(Verdict.ALLOW, SELF, (Tried(SELF, "outbound", True, "a unit may call itself"),))
     if unit.outbound is None:

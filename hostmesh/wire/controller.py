@@ -9,7 +9,7 @@ import binascii
 import msgspec
 
 from hostmesh.wire.codec import decode
-from hostmesh.wire.snapshot import Service, Struct, Traffic
+from hostmesh.wire.snapshot import Revoked, Service, Struct, Traffic
 
 SERVICE = "hostmesh.v1.Controller"
 TOKEN_PREFIX = "hostmesh1."  # noqa: S105  public: the format's version
@@ -116,7 +116,8 @@ class WatchRequest(Struct):
 
 
 class WatchEvent(Struct):
-    """A change: services set or removed. ``full``: forget all that came before. Bundle and ranges are always whole.
+    """A change: services set or removed. ``full``: forget all that came before. Bundle, ranges and what is revoked are
+    always whole.
 
     conflicts: services of this event whose hosts publish different [traffic]; ``HOST FILE:LINE``, in force first.
     """
@@ -128,3 +129,4 @@ class WatchEvent(Struct):
     trust_bundle: list[str]
     vip_ranges: list[str]
     conflicts: dict[str, list[str]] = {}
+    revoked: list[Revoked] = []

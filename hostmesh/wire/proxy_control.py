@@ -126,19 +126,23 @@ class TrafficCount(Struct):
 
 
 class Stats(Struct, tag_field="type", tag="stats"):
-    """Proxy: counters. ``denied`` maps rule to count; ``gauges``: connections, streams, pools, workers, memory."""
+    """Proxy: counters. ``denied`` maps rule to count; ``gauges``: connections, streams, pools, workers, memory.
+
+    ``tls_failures``: side (the proxy's own: client | server) to reason to count.
+    """
 
     id: int
     bounds_us: list[int]
     traffic: list[TrafficCount]
     denied: dict[str, int]
     gauges: dict[str, int]
+    tls_failures: dict[str, dict[str, int]] = {}
 
 
 class Event(Struct):
     """Something for a unit's journal.
 
-    kind: request | connection | denied | retry | error. verdict: allow | deny | audit-deny. direction: inbound |
+    kind: request | connection | denied | retry | error | wire. verdict: allow | deny | audit-deny. direction: inbound |
     outbound | local. ``status`` 0 when there is none; times: ns since the epoch, durations us. ``tries`` counts from 1.
     """
 

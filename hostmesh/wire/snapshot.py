@@ -91,7 +91,8 @@ class Unit(Struct):
 
     ``deliver``: the addresses to try for the application, in order: where it was seen to listen, else the host's
     addresses and loopback. ``allow``/``deny``/``plaintext``: deny first, then allow, else refused by ``rule_default``.
-    ``outbound``: None means anything goes. mode: enforce | audit. access_log: all | errors | none.
+    ``outbound``: None means anything goes. mode: enforce | audit. access_log: all | errors | none. revoked: its
+    identity was taken back; it serves nobody, and calls no service.
     """
 
     unit: str
@@ -110,6 +111,7 @@ class Unit(Struct):
     rule_outbound_default: str
     access_log: str
     trace: float
+    revoked: bool = False
 
 
 class Retries(Struct):
@@ -160,6 +162,18 @@ class Service(Struct):
     endpoints: list[Endpoint]
 
 
+class Revoked(Struct):
+    """Certificates that count for nothing. kind: host (``name``: its DNS SAN), unit (SPIFFE ID), serial (hex).
+
+    begun_by: only those whose validity began up to then, seconds since the epoch; 0: all, whenever made.
+    """
+
+    kind: str
+    name: str
+    begun_by: int
+    reason: str
+
+
 class Snapshot(Struct):
     """All that the proxy knows. ``revision`` is the digest of the rest: equal content, equal revision."""
 
@@ -174,3 +188,4 @@ class Snapshot(Struct):
     trust_bundle: list[str]
     units: list[Unit]
     services: list[Service]
+    revoked: list[Revoked] = []

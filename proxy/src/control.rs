@@ -29,7 +29,7 @@ use crate::generations::{Generation, memory};
 use crate::identity::SvidStore;
 use crate::persist::Saver;
 use crate::shared::{Refused, Shared};
-use crate::stats::{BOUNDS_US, Gauge, TrafficCount};
+use crate::stats::{BOUNDS_US, Gauge, TlsFailures, TrafficCount};
 use crate::told::Level;
 use crate::unix_socket::accept;
 
@@ -90,6 +90,7 @@ enum Answer<'a> {
         traffic: Vec<TrafficCount>,
         denied: BTreeMap<String, u64>,
         gauges: BTreeMap<String, i64>,
+        tls_failures: TlsFailures,
     },
     Events {
         events: &'a [Event],
@@ -398,6 +399,7 @@ impl Control {
             traffic: all.traffic,
             denied: all.denied,
             gauges: all.gauges,
+            tls_failures: all.tls_failures,
         }
     }
 }

@@ -19,7 +19,7 @@ pub const QUEUE: usize = 8192;
 pub struct Event {
     /// Nanoseconds since the epoch.
     pub time_ns: u64,
-    /// request | connection | denied | retry | error.
+    /// request | connection | denied | retry | error | wire.
     #[serde(deserialize_with = "words::known")]
     pub kind: Word,
     /// The unit in whose journal this belongs.

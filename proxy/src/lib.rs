@@ -20,6 +20,7 @@ pub mod inbound;
 pub mod listener;
 pub mod lookups;
 pub mod outbound;
+pub mod peer;
 pub mod persist;
 pub mod plaintext;
 pub mod sealed;

@@ -160,8 +160,9 @@ impl Shared {
         if self.config().is_some_and(|old| old.listeners != config.listeners) {
             return Err(Refused::Listeners);
         }
-        if !self.trust.load().is_of(&config.trust_domain, &config.trust_bundle) {
-            let trust = Trust::new(&config.trust_domain, &config.trust_bundle).map_err(Refused::Bundle)?;
+        let (domain, bundle, revoked) = (&config.trust_domain, &config.trust_bundle, &config.revoked);
+        if !self.trust.load().is_of(domain, bundle, revoked) {
+            let trust = Trust::new(domain, bundle, revoked.clone()).map_err(Refused::Bundle)?;
             self.trust.store(Arc::new(trust));
         }
         self.lookups.keep(&config);

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::words::{self, Word};
 
+use crate::peer::Reason;
+
 /// Upper bounds of the histogram's buckets in microseconds, 100 us to 60 s; one more bucket counts the rest.
 pub const BOUNDS_US: [u64; 16] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000,
@@ -170,12 +172,15 @@ const GAUGES: [&str; 9] = [
     "wire_violations",
 ];
 
+/// Side (ours: client | server), reason, number.
+pub type TlsFailures = BTreeMap<String, BTreeMap<String, u64>>;
+
 /// One worker's counters.
 #[derive(Default)]
 struct Shard {
     rows: Mutex<HashMap<Key, Arc<Row>>>,
     denied: Mutex<HashMap<String, u64>>,
-    failures: Mutex<BTreeMap<&'static str, u64>>,
+    failures: Mutex<TlsFailures>,
     gauges: [AtomicI64; GAUGES.len()],
 }
 
@@ -230,11 +235,12 @@ impl Stats {
             .sum()
     }
 
-    /// All counters: rows sorted by key, refusals by rule, gauges by name.
+    /// All counters: rows sorted by key, refusals by rule, gauges by name, TLS failures by side and reason.
     pub fn collect(&self) -> Collected {
         let mut traffic = BTreeMap::<(Key, usize), TrafficCount>::new();
         let mut denied = BTreeMap::<String, u64>::new();
         let mut gauges = BTreeMap::<String, i64>::new();
+        let mut tls_failures = TlsFailures::new();
         let shards = lock(&self.shards).clone();
         for shard in &shards {
             for row in lock(&shard.rows).values() {
@@ -243,9 +249,7 @@ impl Stats {
             for (rule, count) in lock(&shard.denied).iter() {
                 *denied.entry(rule.clone()).or_default() += count;
             }
-            for (reason, count) in lock(&shard.failures).iter() {
-                *gauges.entry(format!("tls_failures_{reason}")).or_default() += *count as i64;
-            }
+            add_failures(&mut tls_failures, &lock(&shard.failures));
             for (name, value) in GAUGES.iter().zip(&shard.gauges) {
                 *gauges.entry((*name).to_owned()).or_default() += value.load(Relaxed);
             }
@@ -254,6 +258,17 @@ impl Stats {
             traffic: traffic.into_values().collect(),
             denied,
             gauges,
+            tls_failures,
+        }
+    }
+}
+
+/// Adds what others counted.
+pub fn add_failures(sum: &mut TlsFailures, more: &TlsFailures) {
+    for (side, reasons) in more {
+        let sum = sum.entry(side.clone()).or_default();
+        for (reason, count) in reasons {
+            *sum.entry(reason.clone()).or_default() += count;
         }
     }
 }
@@ -302,9 +317,11 @@ impl WorkerStats {
             .or_default() += 1;
     }
 
-    /// Counts a failed TLS handshake or verification by a reason of a fixed set.
-    pub fn tls_failure(&self, reason: &'static str) {
-        *lock(&self.shard.failures).entry(reason).or_default() += 1;
+    /// Counts a TLS connection that came to nothing or was ended. side: client | server, which is ours.
+    pub fn tls_failure(&self, side: &'static str, reason: Reason) {
+        let mut failures = lock(&self.shard.failures);
+        let reasons = failures.entry(side.to_owned()).or_default();
+        *reasons.entry(reason.as_str().to_owned()).or_default() += 1;
     }
 
     /// Moves a gauge.
@@ -351,6 +368,8 @@ pub struct Collected {
     pub denied: BTreeMap<String, u64>,
     /// Levels by name.
     pub gauges: BTreeMap<String, i64>,
+    /// Wire connections that came to nothing or were ended.
+    pub tls_failures: TlsFailures,
 }
 
 /// `TrafficCount` of `hostmesh/wire/proxy_control.py`.

@@ -73,9 +73,13 @@ fn durations_beyond_the_last_bound_and_gauges() {
     assert_eq!(stats.collect().traffic[0].buckets[BOUNDS_US.len()], 1);
     let held = one.hold(Gauge::Connections);
     two.add(Gauge::Connections, 2);
-    two.tls_failure("expired");
+    two.tls_failure("server", Reason::Expired);
     assert_eq!(stats.gauge(Gauge::Connections), 3);
     drop(held);
-    let gauges = stats.collect().gauges;
-    assert_eq!((gauges["connections"], gauges["tls_failures_expired"]), (2, 1));
+    one.tls_failure("server", Reason::Expired);
+    let all = stats.collect();
+    assert_eq!(
+        (all.gauges["connections"], all.tls_failures["server"]["expired"]),
+        (2, 2)
+    );
 }

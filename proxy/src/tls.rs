@@ -5,7 +5,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
+use hostmesh_proxy_core::revoked::Revoked;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls13_signature};
@@ -15,11 +17,11 @@ use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiC
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use crate::peer::{Claim, Peer, Reason, Seen, WrongPeer, check_size, read_leaf};
 use crate::shared::{Shared, Svid};
 
 /// The wire's only application protocol (RFC 7301).
@@ -37,32 +39,12 @@ impl fmt::Display for BadBundle {
 
 impl std::error::Error for BadBundle {}
 
-/// A peer that is not whom it must be.
-#[derive(Debug)]
-pub struct WrongPeer(String);
-
-impl fmt::Display for WrongPeer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for WrongPeer {}
-
-/// What a leaf says of its holder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Peer {
-    /// The one URI SAN.
-    pub spiffe_id: Arc<str>,
-    /// The DNS SANs: the host.
-    pub hosts: Vec<String>,
-}
-
 /// A trust bundle, ready to judge chains.
 pub struct Trust {
     domain: String,
     bundle: Vec<Vec<u8>>,
     roots: Arc<RootCertStore>,
+    revoked: Arc<Revoked>,
     clients: Option<Arc<dyn ClientCertVerifier>>,
 }
 
@@ -81,12 +63,14 @@ impl Trust {
             domain: String::new(),
             bundle: Vec::new(),
             roots: Arc::new(RootCertStore::empty()),
+            revoked: Arc::default(),
             clients: None,
         }
     }
 
-    /// Trusts the chains that end in a certificate (DER) of the bundle, for identities of one trust domain.
-    pub fn new(domain: &str, bundle: &[Vec<u8>]) -> Result<Self, BadBundle> {
+    /// Trusts the chains that end in a certificate (DER) of the bundle, for identities of one trust domain, but for those
+    /// that are revoked.
+    pub fn new(domain: &str, bundle: &[Vec<u8>], revoked: Arc<Revoked>) -> Result<Self, BadBundle> {
         let mut roots = RootCertStore::empty();
         for der in bundle {
             roots
@@ -104,95 +88,78 @@ impl Trust {
             domain: domain.to_owned(),
             bundle: bundle.to_vec(),
             roots,
+            revoked,
             clients,
         })
     }
 
     /// Is this the trust that these would make?
-    pub fn is_of(&self, domain: &str, bundle: &[Vec<u8>]) -> bool {
+    pub fn is_of(&self, domain: &str, bundle: &[Vec<u8>], revoked: &Revoked) -> bool {
+        self.has_bundle(domain, bundle) && *self.revoked == *revoked
+    }
+
+    /// The same roots for the same domain?
+    pub fn has_bundle_of(&self, other: &Self) -> bool {
+        self.has_bundle(&other.domain, &other.bundle)
+    }
+
+    fn has_bundle(&self, domain: &str, bundle: &[Vec<u8>]) -> bool {
         self.domain == domain && self.bundle == bundle
     }
 
     /// Judges the chain of a server; its identity is then for the caller to compare.
     pub fn server(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Peer, Error> {
-        let (leaf, rest) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+        let (peer, leaf, rest) = self.leaf(chain)?;
         let parsed = ParsedCertificate::try_from(leaf)?;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, rest, now, algorithms().all)?;
-        self.identity(leaf)
+        self.standing(peer)
     }
 
     /// Judges the chain of a client.
     pub fn client(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Peer, Error> {
-        let (leaf, rest) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+        let (peer, leaf, rest) = self.leaf(chain)?;
         let clients = self.clients.as_ref().ok_or(CertificateError::UnknownIssuer)?;
         clients.verify_client_cert(leaf, rest, now)?;
-        self.identity(leaf)
+        self.standing(peer)
     }
 
-    fn identity(&self, leaf: &CertificateDer<'_>) -> Result<Peer, Error> {
-        let peer = read_leaf(leaf).map_err(wrong)?;
+    /// What the peer's certificate is revoked by, if it is.
+    pub fn revoked_by(&self, peer: &Peer) -> Option<String> {
+        self.revoked.names(&peer.certificate())
+    }
+
+    fn leaf<'a, 'b>(&self, chain: &'a [CertificateDer<'b>]) -> Result<Judged<'a, 'b>, Error> {
+        let (leaf, rest) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+        check_size(chain)?;
+        let peer = read_leaf(leaf)?;
         let path = peer
             .spiffe_id
             .strip_prefix("spiffe://")
             .and_then(|rest| rest.strip_prefix(&*self.domain));
         match path {
-            Some(path) if path.starts_with('/') => Ok(peer),
-            _ => Err(wrong(WrongPeer(format!(
-                "{} is not of trust domain {}",
-                peer.spiffe_id, self.domain
-            )))),
-        }
-    }
-}
-
-/// Reads identity and host of a leaf: exactly one URI SAN, a SPIFFE ID (X.509-SVID, section 2).
-pub fn read_leaf(der: &[u8]) -> Result<Peer, WrongPeer> {
-    let bad = |why: &str| WrongPeer(format!("peer's certificate: {why}"));
-    let (_, leaf) = X509Certificate::from_der(der).map_err(|error| bad(&error.to_string()))?;
-    let names = leaf
-        .subject_alternative_name()
-        .map_err(|error| bad(&error.to_string()))?;
-    let names = names
-        .map(|extension| &extension.value.general_names[..])
-        .unwrap_or_default();
-    let uris: Vec<&str> = names
-        .iter()
-        .filter_map(|name| {
-            if let GeneralName::URI(uri) = name {
-                Some(*uri)
-            } else {
-                None
+            Some(path) if path.starts_with('/') => Ok((peer, leaf, rest)),
+            _ => {
+                let text = format!("{} is not of trust domain {}", peer.spiffe_id, self.domain);
+                Err(WrongPeer::new(Reason::WrongTrustDomain, text).into())
             }
-        })
-        .collect();
-    let &[spiffe_id] = &uris[..] else {
-        return Err(bad(&format!("{} URI names, an SVID has exactly one", uris.len())));
-    };
-    if leaf.is_ca() {
-        return Err(bad("is an authority's, not an SVID"));
-    }
-    let hosts = names.iter().filter_map(|name| {
-        if let GeneralName::DNSName(host) = name {
-            Some((*host).to_owned())
-        } else {
-            None
         }
-    });
-    Ok(Peer {
-        spiffe_id: spiffe_id.into(),
-        hosts: hosts.collect(),
-    })
+    }
+
+    fn standing(&self, peer: Peer) -> Result<Peer, Error> {
+        match self.revoked_by(&peer) {
+            None => Ok(peer),
+            Some(_) => Err(CertificateError::Revoked.into()),
+        }
+    }
 }
 
-/// The end of a leaf's validity, seconds since the epoch.
-pub fn not_after(der: &[u8]) -> Result<u64, WrongPeer> {
-    let (_, leaf) =
-        X509Certificate::from_der(der).map_err(|error| WrongPeer(format!("peer's certificate: {error}")))?;
-    Ok(u64::try_from(leaf.validity().not_after.timestamp()).unwrap_or(0))
-}
+type Judged<'a, 'b> = (Peer, &'a CertificateDer<'b>, &'a [CertificateDer<'b>]);
 
-fn wrong(error: WrongPeer) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+/// Now, or the moment of the certificate's life that is nearest: what was trusted once is judged again by trust alone. A
+/// clock that jumped must not end what is open; that a certificate is over ends it in its own way.
+pub fn within_life(peer: &Peer) -> UnixTime {
+    let now = UnixTime::now().as_secs();
+    UnixTime::since_unix_epoch(Duration::from_secs(now.min(peer.not_after).max(peer.not_before)))
 }
 
 /// Whom a client calls.
@@ -208,18 +175,13 @@ impl Expected {
     /// Is the peer exactly the one that is called?
     pub fn check(&self, peer: &Peer) -> Result<(), WrongPeer> {
         if peer.spiffe_id != self.spiffe_id {
-            return Err(WrongPeer(format!(
-                "{} answered, not {}",
-                peer.spiffe_id, self.spiffe_id
-            )));
+            let text = format!("{} answered, not {}", peer.spiffe_id, self.spiffe_id);
+            return Err(WrongPeer::new(Reason::WrongIdentity, text));
         }
         if !peer.hosts.iter().any(|host| host.eq_ignore_ascii_case(&self.host)) {
-            return Err(WrongPeer(format!(
-                "{} answered from {}, not from {}",
-                peer.spiffe_id,
-                peer.hosts.join(", "),
-                self.host
-            )));
+            let (id, hosts) = (&peer.spiffe_id, peer.hosts.join(", "));
+            let text = format!("{id} answered from {hosts}, not from {}", self.host);
+            return Err(WrongPeer::new(Reason::WrongIdentity, text));
         }
         Ok(())
     }
@@ -238,18 +200,20 @@ pub fn client_config(trust: Arc<Trust>, svid: &Svid, expected: Expected) -> Resu
     Ok(config)
 }
 
-/// The server's side: the name that is asked for selects the SVID, every client shows its own.
-pub fn server_config(shared: Arc<Shared>) -> Result<ServerConfig, Error> {
+/// The server's side of one handshake: the name that is asked for selects the SVID, the client shows its own. What is
+/// seen of it is written down in `seen`.
+pub fn server_config(shared: &Arc<Shared>, seen: &Arc<Seen>) -> Result<ServerConfig, Error> {
+    let (shared, seen) = (shared.clone(), seen.clone());
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(Arc::new(ClientVerifier(shared.clone())))
-        .with_cert_resolver(Arc::new(BySni(shared)));
+        .with_client_cert_verifier(Arc::new(ClientVerifier(shared.clone(), seen.clone())))
+        .with_cert_resolver(Arc::new(BySni(shared, seen)));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.send_tls13_tickets = 0;
     Ok(config)
 }
 
-struct BySni(Arc<Shared>);
+struct BySni(Arc<Shared>, Arc<Seen>);
 
 impl fmt::Debug for BySni {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -259,10 +223,13 @@ impl fmt::Debug for BySni {
 
 impl ResolvesServerCert for BySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let svids = self.0.svids();
-        svids
-            .by_sni(&hello.server_name()?.to_ascii_lowercase())
-            .map(|svid| svid.key.clone())
+        let name = hello.server_name().unwrap_or_default().to_ascii_lowercase();
+        let found = self.0.svids().by_sni(&name).map(|svid| svid.key.clone());
+        if found.is_none() {
+            self.1.nobody.get_or_init(|| ());
+        }
+        self.1.sni.get_or_init(|| name);
+        found
     }
 }
 
@@ -287,7 +254,7 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let peer = self.trust.server(&chain(leaf, rest), now)?;
-        self.expected.check(&peer).map_err(wrong)?;
+        self.expected.check(&peer)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -314,7 +281,7 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-struct ClientVerifier(Arc<Shared>);
+struct ClientVerifier(Arc<Shared>, Arc<Seen>);
 
 impl fmt::Debug for ClientVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -333,8 +300,10 @@ impl ClientCertVerifier for ClientVerifier {
         rest: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.0.trust().client(&chain(leaf, rest), now)?;
-        Ok(ClientCertVerified::assertion())
+        let judged = self.0.trust().client(&chain(leaf, rest), now);
+        judged.map(|_| ClientCertVerified::assertion()).inspect_err(|_| {
+            self.1.claim.get_or_init(|| Claim::of(leaf));
+        })
     }
 
     fn verify_tls12_signature(

@@ -15,7 +15,6 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
 
 use crate::drain;
 use crate::events::Event;
@@ -25,7 +24,7 @@ use crate::plaintext;
 use crate::shared::Shared;
 use crate::stats::{CodeClass, Gauge, Held, Key, Row, WorkerStats};
 use crate::tcp::Relayed;
-use crate::tls;
+use crate::tls::Trust;
 use crate::wire::client::Pool;
 use crate::wire::idle::IdleStreams;
 use crate::wire::server::{self, ServerLink};
@@ -45,10 +44,10 @@ pub struct Worker {
     pub idle: IdleStreams,
     /// Requests and connections in flight by endpoint.
     pub loads: RefCell<Loads>,
-    /// The wire's server side.
-    pub acceptor: TlsAcceptor,
     /// TLS connections from other hosts.
     pub links: RefCell<Vec<Weak<ServerLink>>>,
+    /// By which they were judged last.
+    trust: RefCell<Arc<Trust>>,
     /// Accepted connections that are not over.
     open: Cell<usize>,
     ended: Notify,
@@ -57,20 +56,20 @@ pub struct Worker {
 
 impl Worker {
     /// A worker with empty pools.
-    pub fn new(shared: Arc<Shared>, seed: u64) -> Result<Rc<Self>, rustls::Error> {
+    pub fn new(shared: Arc<Shared>, seed: u64) -> Rc<Self> {
         let stats = shared.stats.worker();
-        Ok(Rc::new(Self {
+        Rc::new(Self {
             pool: Rc::new(Pool::new(shared.clone(), stats.clone())),
             idle: IdleStreams::default(),
             loads: RefCell::default(),
-            acceptor: TlsAcceptor::from(Arc::new(tls::server_config(shared.clone())?)),
             links: RefCell::default(),
+            trust: RefCell::new(shared.trust()),
             open: Cell::new(0),
             ended: Notify::new(),
             random: Cell::new(seed | 1),
             stats,
             shared,
-        }))
+        })
     }
 
     /// A number for choices among equals (xorshift64, Marsaglia 2003); nothing secret depends on it.
@@ -120,7 +119,7 @@ impl Worker {
                     self.shared.beat(index);
                     self.pool.sweep();
                     let now = UnixTime::now().as_secs();
-                    self.each_link(|link| link.sweep(now));
+                    self.each_link(|link| link.sweep(now).into_iter().for_each(|event| self.shared.events.emit(event)));
                 }
                 Ok(()) = changes.changed() => {
                     self.pool.refresh();
@@ -134,10 +133,21 @@ impl Worker {
         }
     }
 
-    /// Ends the wire connections whose client is not trusted any more.
+    /// Ends the wire connections whose client is not trusted any more, and those of units of this host that are revoked.
     fn recheck(&self) {
         let trust = self.shared.trust();
-        self.each_link(|link| link.recheck(&trust));
+        if !Arc::ptr_eq(&trust, &self.trust.replace(trust.clone())) {
+            self.each_link(|link| self.judge(link));
+        }
+    }
+
+    /// Ends the connection if it would not be let in now.
+    pub fn judge(&self, link: &ServerLink) {
+        let Some(config) = self.shared.config() else { return };
+        if let Some((reason, event)) = link.recheck(&self.shared.trust(), &config) {
+            self.stats.tls_failure("server", reason);
+            self.shared.events.emit(event);
+        }
     }
 
     fn each_link(&self, mut see: impl FnMut(&ServerLink)) {
@@ -187,7 +197,7 @@ pub fn start(
 async fn run(shared: Arc<Shared>, index: usize, set: listener::Set, limit: Duration) -> io::Result<usize> {
     let mut draining = shared.draining();
     let seed = shared.started.elapsed().unwrap_or_default().subsec_nanos();
-    let worker = Worker::new(shared, (u64::from(seed) << 16) + index as u64).map_err(io::Error::other)?;
+    let worker = Worker::new(shared, (u64::from(seed) << 16) + index as u64);
     let mut accepting = Vec::new();
     for (kind, socket) in set {
         socket.set_nonblocking(true)?;

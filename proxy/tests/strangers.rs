@@ -5,7 +5,7 @@ mod ends;
 
 use std::sync::Arc;
 
-use ends::{Mesh, ORDERS, WEB_SNI, client, ours, run, soon, tls};
+use ends::{Mesh, ORDERS, WEB_SNI, client, ours, run, soon, tls, until};
 use http::{Method, Request, StatusCode};
 use rustls::crypto::aws_lc_rs;
 use rustls::version::TLS12;
@@ -129,7 +129,7 @@ fn without_a_certificate_nothing_is_served() {
         config.client_auth_cert_resolver = Arc::new(Nothing);
         let error = refused(&mesh, config).await;
         assert!(error.contains("CertificateRequired"), "{error}");
-        assert_eq!(mesh.h2.gauge("tls_failures_server_handshake"), 1);
+        until(|| mesh.h2.tls_failures("server", "no-certificate") == 1).await;
     });
 }
 

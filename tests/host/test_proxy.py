@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from hostmesh.apply.proxy import ProxyClient, ProxyRefused
 from hostmesh.identity.authority import Authority, Slot, SlotState, make_intermediate, make_root
-from hostmesh.identity.svid import dns_names_of, read_request
-from hostmesh.names import SpiffeId, UnitName
+from hostmesh.identity.svid import read_request
+from hostmesh.names import SpiffeId, UnitName, dns_names_of
 from hostmesh.plan.compile import Plan, compile_plan
 from hostmesh.plan.facts import HostFacts
 from hostmesh.policy.model import Policy

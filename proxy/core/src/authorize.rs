@@ -18,6 +18,8 @@ pub const RULE_SELF: &str = "builtin:self";
 pub const RULE_NO_OUTBOUND_POLICY: &str = "builtin:no-outbound-policy";
 /// The mark or server name is of no unit that is known.
 pub const RULE_UNKNOWN_UNIT: &str = "builtin:unknown-unit";
+/// The identity of the unit was taken back.
+pub const RULE_REVOKED: &str = "builtin:revoked";
 /// Another process holds the unit's port.
 pub const RULE_LISTENER: &str = "builtin:listener";
 
@@ -108,6 +110,9 @@ pub fn outbound(unit: &Unit, target: &Target<'_>) -> Decision {
         verdict: Verdict::Allow,
         rule: rule.into(),
     };
+    if target.service.is_some() && unit.revoked {
+        return revoked();
+    }
     if target.service.is_some_and(|service| *service == *unit.service) {
         return allow(RULE_SELF);
     }
@@ -153,6 +158,9 @@ struct Asked<'a> {
 }
 
 fn judge(unit: &Unit, caller: &Caller<'_>, port: u16, request: Option<&Request<'_>>) -> Option<Decision> {
+    if unit.revoked {
+        return Some(revoked());
+    }
     let Some(declared) = unit.port(port) else {
         return Some(Decision {
             verdict: Verdict::Deny, // whatever the mode: nobody knows what is there
@@ -308,6 +316,14 @@ fn fits_source(sources: &[Source], address: IpAddr, local: bool) -> bool {
 
 fn fits_port(ports: &[u16], port: u16) -> bool {
     ports.is_empty() || ports.contains(&port)
+}
+
+/// Whatever the mode: audit is about what policy says.
+fn revoked() -> Decision {
+    Decision {
+        verdict: Verdict::Deny,
+        rule: RULE_REVOKED.into(),
+    }
 }
 
 fn default(unit: &Unit, caller: &Caller<'_>) -> Decision {

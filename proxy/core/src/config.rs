@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::glob::Glob;
+use crate::revoked::Revoked;
 use crate::snapshot::{self, Listeners, Marks, SNAPSHOT_VERSION, Snapshot};
 
 /// Unit numbers live in the mark's low bits.
@@ -93,6 +94,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// DER certificates.
     pub trust_bundle: Vec<Vec<u8>>,
+    /// Whose certificates count for nothing.
+    pub revoked: Arc<Revoked>,
     pub units: Vec<Arc<Unit>>,
     pub services: Vec<Arc<Service>>,
     by_number: HashMap<u32, Arc<Unit>>,
@@ -113,6 +116,7 @@ impl Config {
         let mut config = Self {
             addresses: addresses("snapshot", &snapshot.addresses)?,
             trust_bundle: trust_bundle(&snapshot.trust_bundle)?,
+            revoked: Arc::new(Revoked::build(&snapshot.revoked)?),
             revision: snapshot.revision,
             trust_domain: snapshot.trust_domain,
             host: snapshot.host.into(),

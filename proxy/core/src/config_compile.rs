@@ -72,6 +72,7 @@ pub(super) fn unit(unit: snapshot::Unit) -> Result<Unit, ConfigError> {
             "an access_log (all, errors, none)",
         )?,
         trace: unit.trace,
+        revoked: unit.revoked,
         rule_default: unit.rule_default.into(),
         rule_outbound_default: unit.rule_outbound_default.into(),
         spiffe_id: unit.spiffe_id.into(),

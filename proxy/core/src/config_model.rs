@@ -193,6 +193,8 @@ pub struct Unit {
     pub access_log: AccessLog,
     /// The share of traces begun here that are sampled, 0..1.
     pub trace: f64,
+    /// Its identity was taken back: it serves nobody and calls no service.
+    pub revoked: bool,
 }
 
 impl Unit {

@@ -12,5 +12,6 @@ pub mod http1;
 pub mod names;
 pub mod path;
 pub mod retry;
+pub mod revoked;
 pub mod snapshot;
 pub mod trace;

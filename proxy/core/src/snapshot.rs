@@ -25,6 +25,19 @@ pub struct Snapshot {
     pub trust_bundle: Vec<String>,
     pub units: Vec<Unit>,
     pub services: Vec<Service>,
+    #[serde(default)]
+    pub revoked: Vec<Revoked>,
+}
+
+/// Certificates that count for nothing. `kind`: host, unit or serial; `begun_by` 0: whenever they were made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Revoked {
+    pub kind: String,
+    pub name: String,
+    pub begun_by: u64,
+    pub reason: String,
 }
 
 /// Packet mark bits. `unit` masks the unit's number.
@@ -148,6 +161,8 @@ pub struct Unit {
     pub rule_outbound_default: String,
     pub access_log: String,
     pub trace: f64,
+    #[serde(default)]
+    pub revoked: bool,
 }
 
 /// How callers try again. `per_try_timeout_ms` 0: none.

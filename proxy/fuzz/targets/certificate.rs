@@ -3,20 +3,26 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::sync::Arc;
 
+use hostmesh_proxy::peer::{Claim, read_leaf};
 use hostmesh_proxy::sealed;
-use hostmesh_proxy::tls::{Trust, not_after, read_leaf};
+use hostmesh_proxy::tls::Trust;
+use hostmesh_proxy_core::revoked::Revoked;
 use libfuzzer_sys::fuzz_target;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 fuzz_target!(|bytes: &[u8]| {
+    let claim = Claim::of(bytes);
+    assert!(claim.spiffe_id.is_ascii() && claim.spiffe_id.len() <= 200);
     if let Ok(peer) = read_leaf(bytes) {
-        not_after(bytes).expect("a leaf that can be read has an end");
         assert!(!peer.spiffe_id.is_empty() || peer.hosts.len() < bytes.len());
+        assert!(!peer.serial.starts_with('0'));
     }
-    if let Ok(trust) = Trust::new("mesh.example", &[bytes.to_vec()]) {
-        assert!(trust.is_of("mesh.example", &[bytes.to_vec()]));
+    let revoked = Arc::<Revoked>::default();
+    if let Ok(trust) = Trust::new("mesh.example", &[bytes.to_vec()], revoked.clone()) {
+        assert!(trust.is_of("mesh.example", &[bytes.to_vec()], &revoked));
     }
     let Ok(kept) = sealed::open(file(bytes).into()) else {
         return;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Generation, memory};
 use crate::shared::Shared;
-use crate::stats::{Collected, TrafficCount};
+use crate::stats::{Collected, TrafficCount, add_failures};
 
 /// What a process from before says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -135,6 +135,7 @@ impl Collected {
         for (name, level) in &other.gauges {
             *self.gauges.entry(name.clone()).or_default() += level;
         }
+        add_failures(&mut self.tls_failures, &other.tls_failures);
     }
 
     /// Without what is over when its process is.
@@ -163,6 +164,7 @@ fn add(sum: &mut TrafficCount, row: &TrafficCount) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peer::Reason;
     use crate::stats::{CodeClass, Gauge, Key, Stats};
 
     fn counted(requests: u64, connections: i64) -> Report {
@@ -182,6 +184,7 @@ mod tests {
         worker.denied("a.service.toml:7");
         worker.add(Gauge::Connections, connections);
         worker.add(Gauge::TlsHandshakes, 3);
+        worker.tls_failure("server", Reason::Expired);
         Report {
             counts: stats.collect(),
             memory: 1,
@@ -201,6 +204,7 @@ mod tests {
         let mut all = counted(1, 1).counts;
         sums.add_to(&mut all);
         assert_eq!(all.traffic.len(), 1, "one row, whoever counted");
+        assert_eq!(all.tls_failures["server"]["expired"], all.denied["a.service.toml:7"]);
         assert_eq!(all.traffic[0].buckets.iter().sum::<u64>(), all.traffic[0].count);
         let gauge = |name: &str| all.gauges[name];
         (

@@ -64,7 +64,7 @@ impl World {
         shared
             .set_config(Config::build(snapshot.clone()).expect("a config"))
             .expect("in force");
-        let worker = Worker::new(shared.clone(), 1).expect("a worker");
+        let worker = Worker::new(shared.clone(), 1);
         Self {
             worker,
             shared,

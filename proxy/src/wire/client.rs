@@ -7,38 +7,31 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
+use std::net::IpAddr;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::SendRequest;
 use hostmesh_proxy_core::config::Endpoint;
 use http::{Method, Request, StatusCode, Uri};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio::net::TcpStream;
+use rustls::pki_types::{ServerName, UnixTime};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::gather::{Gathering, LargeReads};
-use super::{CONNECTION_WINDOW, FRAME, HANDSHAKE, HEAD, Link, SEND_BUFFER, STREAM_WINDOW, USER_TIMEOUT, drive};
+use super::dial::{self, ClientLink, Connection, Failed, Prepared};
+use crate::events::Event;
+use crate::peer::Reason;
 use crate::shared::Shared;
-use crate::sockopt;
-use crate::stats::{Gauge, Held, WorkerStats};
+use crate::stats::WorkerStats;
 use crate::stream::WireStream;
-use crate::tls::{ALPN, Expected, Trust, client_config};
+use crate::tls::{Expected, Trust, client_config};
 
-/// One address gets this long before the next is tried.
-const CONNECT: Duration = Duration::from_secs(2);
 /// The other side gets this long to reach its application.
 const ANSWER: Duration = Duration::from_secs(10);
 /// A connection without streams is closed after this.
 const IDLE: Duration = Duration::from_secs(60);
-/// Streams of one connection before its SETTINGS are known.
-const FIRST_STREAMS: usize = 256;
 
 /// Why there is no stream.
 #[derive(Debug)]
@@ -77,16 +70,6 @@ struct Pair {
     called: Option<IpAddr>,
 }
 
-struct Connection {
-    link: Rc<Link>,
-    requests: SendRequest<Bytes>,
-    serial: String,
-    not_after: u64,
-    expected: Expected,
-    peer: Vec<CertificateDer<'static>>,
-    _held: Held,
-}
-
 #[derive(Default)]
 struct Peer {
     connections: Vec<Rc<Connection>>,
@@ -97,29 +80,14 @@ struct Peer {
 /// What comes of a dial. It goes on when nobody waits any more: who comes next finds the connection.
 type Dial = watch::Receiver<Option<Result<Rc<Connection>, Failed>>>;
 
-/// Why nobody could be reached.
-#[derive(Clone)]
-struct Failed(io::ErrorKind, String);
-
-/// A dial that has all it needs.
-struct Prepared {
-    addresses: Vec<IpAddr>,
-    port: u16,
-    mark: u32,
-    tls: TlsConnector,
-    name: ServerName<'static>,
-    expected: Expected,
-    serial: String,
-    not_after: u64,
-    /// For a person: which unit on which host.
-    whom: String,
-}
-
 /// The TLS connections of one worker.
 pub struct Pool {
     shared: Arc<Shared>,
     stats: WorkerStats,
     peers: RefCell<HashMap<Pair, Peer>>,
+    /// All that are open, also those that take no new streams.
+    links: RefCell<Vec<(Pair, Weak<ClientLink>)>>,
+    /// By which they were judged last.
     trust: RefCell<Arc<Trust>>,
 }
 
@@ -134,6 +102,7 @@ impl Pool {
             shared,
             stats,
             peers: RefCell::default(),
+            links: RefCell::default(),
             trust,
         }
     }
@@ -158,7 +127,15 @@ impl Pool {
             let connection = self.connection(&pair, endpoint).await?;
             match self.request(&connection, authority.clone()).await {
                 Ok(opened) => return opened,
-                Err(Stale) => connection.link.retire(),
+                Err(Stale) => connection.link().retire(),
+            }
+            // A client hears only after its own handshake that it is refused (RFC 8446, section 4.4.2.4).
+            if let Some((alert, is_new)) = connection.link().alert() {
+                let text = format!("{} refuses our certificate: {alert}", pair.whom());
+                if is_new {
+                    self.refused(&pair, Reason::RefusedByPeer, text.clone());
+                }
+                return Err(OpenError::Unreachable(io::Error::other(text)));
             }
         }
         Err(OpenError::Unreachable(io::Error::other(
@@ -167,7 +144,7 @@ impl Pool {
     }
 
     async fn request(&self, connection: &Connection, authority: Uri) -> Result<Result<WireStream, OpenError>, Stale> {
-        let lease = connection.link.lease(&self.stats);
+        let lease = connection.link().lease(&self.stats);
         let Ok(ready) = timeout(ANSWER, connection.requests.clone().ready()).await else {
             let full = io::Error::new(io::ErrorKind::TimedOut, "the peer takes no more streams");
             return Ok(Err(OpenError::Unreachable(full)));
@@ -203,9 +180,11 @@ impl Pool {
             };
             let ended = dial.wait_for(Option::is_some).await;
             match ended.ok().and_then(|outcome| outcome.clone()) {
-                Some(Ok(connection)) if connection.has_room() || connection.link.is_retired() => return Ok(connection),
+                Some(Ok(connection)) if connection.has_room() || connection.link().is_retired() => {
+                    return Ok(connection);
+                }
                 Some(Ok(_)) => {} // so many waited that one is not enough
-                Some(Err(Failed(kind, why))) => return Err(OpenError::Unreachable(io::Error::new(kind, why))),
+                Some(Err(Failed { kind, why, .. })) => return Err(OpenError::Unreachable(io::Error::new(kind, why))),
                 None => return Err(OpenError::Unreachable(io::ErrorKind::Interrupted.into())),
             }
         }
@@ -217,20 +196,38 @@ impl Pool {
         self.peers.borrow_mut().entry(pair.clone()).or_default().dial = Some(dial.clone());
         let (pool, pair) = (self.clone(), pair.clone());
         tokio::task::spawn_local(async move {
-            let outcome = pool.dial(prepared).await.map(Rc::new);
-            let mut peers = pool.peers.borrow_mut();
-            let peer = peers.entry(pair).or_default();
-            peer.dial = None;
-            peer.connections.extend(outcome.iter().cloned());
+            let outcome = dial::dial(prepared, &pool.stats).await.map(Rc::new);
+            match &outcome {
+                Ok(connection) => pool.keep(&pair, connection),
+                Err(Failed { reason, why, .. }) => {
+                    if let Some(reason) = reason {
+                        pool.refused(&pair, *reason, why.clone());
+                    }
+                }
+            }
+            if let Some(peer) = pool.peers.borrow_mut().get_mut(&pair) {
+                peer.dial = None;
+                peer.connections.extend(outcome.iter().cloned());
+            }
             tell.send_replace(Some(outcome));
         });
         dial
     }
 
+    /// A connection is there. What changed while it was made is taken into account.
+    fn keep(&self, pair: &Pair, connection: &Connection) {
+        let link = &connection.secured;
+        self.links.borrow_mut().push((pair.clone(), Rc::downgrade(link)));
+        let trust = self.shared.trust();
+        if !Arc::ptr_eq(&trust, &link.trust) {
+            self.judge(pair, link, &trust);
+        }
+    }
+
     fn pooled(&self, pair: &Pair) -> Option<Rc<Connection>> {
         let mut peers = self.peers.borrow_mut();
         let connections = &mut peers.get_mut(pair)?.connections;
-        connections.retain(|connection| !connection.link.is_retired());
+        connections.retain(|connection| !connection.link().is_retired());
         connections.iter().find(|connection| connection.has_room()).cloned()
     }
 
@@ -243,8 +240,8 @@ impl Pool {
             spiffe_id: endpoint.spiffe_id.clone(),
             host: endpoint.host.clone(),
         };
-        let tls =
-            client_config(trust, svid, expected.clone()).map_err(|e| OpenError::Unreachable(io::Error::other(e)))?;
+        let tls = client_config(trust.clone(), svid, expected.clone())
+            .map_err(|error| OpenError::Unreachable(io::Error::other(error)))?;
         let name = ServerName::try_from(endpoint.sni.to_string())
             .map_err(|error| OpenError::Unreachable(io::Error::other(error)))?;
         Ok(Prepared {
@@ -253,123 +250,84 @@ impl Pool {
             mark: config.marks.proxy,
             tls: TlsConnector::from(Arc::new(tls)),
             name,
+            trust,
             expected,
             serial: svid.serial.clone(),
             not_after: svid.not_after,
-            whom: format!("{} on {}", endpoint.unit, endpoint.host),
-        })
-    }
-
-    async fn dial(&self, to: Prepared) -> Result<Connection, Failed> {
-        let failed = |error: io::Error| Failed(error.kind(), error.to_string());
-        let tcp = connect(&to.addresses, to.port, to.mark).await.map_err(failed)?;
-        sockopt::wire(&tcp, USER_TIMEOUT).map_err(failed)?;
-        let whom = to.whom.clone();
-        let ended = timeout(HANDSHAKE, self.handshake(tcp, to)).await;
-        ended
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(|error| {
-                self.stats.tls_failure("client_handshake");
-                Failed(error.kind(), format!("TLS with {whom}: {error}"))
-            })
-    }
-
-    async fn handshake(&self, tcp: TcpStream, to: Prepared) -> io::Result<Connection> {
-        let tls = to.tls.connect(to.name, LargeReads::new(tcp)).await?;
-        let session = tls.get_ref().1;
-        if session.alpn_protocol() != Some(ALPN) {
-            return Err(io::Error::other("the other side does not speak h2"));
-        }
-        let peer = session.peer_certificates().unwrap_or_default().to_vec();
-        let io = Gathering::new(tls);
-        let (requests, connection) = h2::client::Builder::new()
-            .enable_push(false)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_frame_size(FRAME)
-            .max_send_buffer_size(SEND_BUFFER)
-            .max_header_list_size(HEAD)
-            .initial_max_send_streams(FIRST_STREAMS)
-            .handshake(io.clone())
-            .await
-            .map_err(io::Error::other)?;
-        self.stats.add(Gauge::TlsHandshakes, 1);
-        let link = Rc::new(Link::default());
-        link.idle_since.set(Some(Instant::now()));
-        tokio::task::spawn_local(drive(connection, io, link.clone()));
-        let held = self.stats.hold(Gauge::Pooled);
-        Ok(Connection {
-            link,
-            requests,
-            serial: to.serial,
-            not_after: to.not_after,
-            expected: to.expected,
-            peer,
-            _held: held,
+            whom: pair.whom(),
         })
     }
 
     /// Retires what is idle, and what was made with an SVID that is over.
     pub fn sweep(&self) {
         let now = UnixTime::now().as_secs();
-        self.each(|_, connection| {
-            let link = &connection.link;
-            let since = link.idle_since.get().filter(|_| link.streams() == 0);
-            let is_old = now >= connection.not_after || since.is_some_and(|since| since.elapsed() >= IDLE);
-            if is_old || connection.is_refused() {
-                link.retire();
+        for peer in self.peers.borrow().values() {
+            for connection in &peer.connections {
+                let link = connection.link();
+                let is_idle = link.idle_for().is_some_and(|idle| idle >= IDLE);
+                if is_idle || now >= connection.secured.not_after || connection.is_refused() {
+                    link.retire();
+                }
             }
-        });
+        }
         self.peers.borrow_mut().retain(|_, peer| {
-            peer.connections.retain(|connection| !connection.link.is_retired());
+            peer.connections.retain(|connection| !connection.link().is_retired());
             !peer.connections.is_empty() || peer.dial.is_some()
         });
+        self.links.borrow_mut().retain(|(_, link)| link.strong_count() > 0);
     }
 
     /// Config or SVIDs changed: retires connections of an SVID that was replaced, ends those whose peer is not trusted.
     pub fn refresh(&self) {
         let trust = self.shared.trust();
         let svids = self.shared.svids();
-        let bundle_changed = !Arc::ptr_eq(&trust, &self.trust.replace(trust.clone()));
-        self.each(|pair, connection| {
-            if bundle_changed && !connection.is_trusted(&trust) {
-                connection.link.kill();
-            } else if bundle_changed
-                || svids
-                    .by_unit(&pair.unit)
-                    .is_none_or(|svid| svid.serial != connection.serial)
-            {
-                connection.link.retire();
+        let before = self.trust.replace(trust.clone());
+        let trust_changed = !Arc::ptr_eq(&trust, &before);
+        let bundle_changed = !trust.has_bundle_of(&before);
+        for (pair, link) in self.links.borrow().iter() {
+            let Some(secured) = link.upgrade() else { continue };
+            if trust_changed {
+                self.judge(pair, &secured, &trust);
             }
-        });
+            let svid = svids.by_unit(&pair.unit);
+            if bundle_changed || svid.is_none_or(|svid| svid.serial != secured.serial) {
+                secured.link.retire();
+            }
+        }
         self.sweep();
     }
 
-    fn each(&self, mut see: impl FnMut(&Pair, &Connection)) {
-        for (pair, peer) in self.peers.borrow().iter() {
-            peer.connections.iter().for_each(|connection| see(pair, connection));
+    /// Ends the connection if its peer is not trusted any more, or the calling unit is revoked.
+    fn judge(&self, pair: &Pair, secured: &ClientLink, trust: &Trust) {
+        let config = self.shared.config();
+        let caller = config.as_ref().and_then(|config| config.unit_by_name(&pair.unit));
+        let ended = if caller.is_some_and(|unit| unit.revoked) {
+            Some((Reason::Revoked, format!("{} is revoked", pair.unit)))
+        } else {
+            secured.distrust(trust)
+        };
+        if let Some((reason, why)) = ended {
+            secured.link.kill();
+            self.refused(pair, reason, format!("connection to {} ended: {why}", pair.whom()));
         }
+    }
+
+    /// Counts and tells that the pair does not, or no longer, come together.
+    fn refused(&self, pair: &Pair, reason: Reason, message: String) {
+        self.stats.tls_failure("client", reason);
+        self.shared.events.emit(Event {
+            rule: reason.rule(),
+            peer: pair.spiffe_id.to_string(),
+            message,
+            ..Event::now("wire", &pair.unit, "outbound", "deny")
+        });
     }
 }
 
-impl Connection {
-    /// Has the peer said that it takes no more streams (GOAWAY)? Idle ones are then no longer kept.
-    fn is_refused(&self) -> bool {
-        let ready = self
-            .requests
-            .clone()
-            .poll_ready(&mut Context::from_waker(Waker::noop()));
-        matches!(ready, Poll::Ready(Err(_)))
-    }
-
-    fn has_room(&self) -> bool {
-        self.link.streams() < self.requests.current_max_send_streams()
-    }
-
-    fn is_trusted(&self, trust: &Trust) -> bool {
-        trust
-            .server(&self.peer, UnixTime::now())
-            .is_ok_and(|peer| self.expected.check(&peer).is_ok())
+impl Pair {
+    /// Who is called, for a person.
+    fn whom(&self) -> String {
+        format!("{} on {}", self.spiffe_id, self.host)
     }
 }
 
@@ -377,17 +335,4 @@ impl Connection {
 /// said anything? No byte of an application was sent, so nothing can happen twice.
 fn unprocessed(error: &h2::Error) -> bool {
     error.is_io() || error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM)
-}
-
-async fn connect(addresses: &[IpAddr], port: u16, mark: u32) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the endpoint has no address");
-    for address in addresses {
-        let to = SocketAddr::new(*address, port);
-        match timeout(CONNECT, sockopt::connect(to, mark, None)).await {
-            Ok(Ok(tcp)) => return Ok(tcp),
-            Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{to}: {error}")),
-            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{to}: no answer within {CONNECT:?}")),
-        }
-    }
-    Err(last)
 }

@@ -103,6 +103,7 @@ struct Inner<S> {
     /// Of `gathered`, what has left.
     sent: usize,
     received: bool,
+    broken: Option<io::Error>,
 }
 
 impl<S: AsyncWrite + Unpin> Inner<S> {
@@ -160,6 +161,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gathering<S> {
             gathered: Vec::new(),
             sent: 0,
             received: false,
+            broken: None,
         })))
     }
 
@@ -172,12 +174,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Gathering<S> {
     pub fn take_received(&self) -> bool {
         std::mem::take(&mut self.0.borrow_mut().received)
     }
+
+    /// With what reading ended, as it was said below: h2 keeps of an error only its words.
+    pub fn take_broken(&self) -> Option<io::Error> {
+        self.0.borrow_mut().broken.take()
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Gathering<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut inner = self.0.borrow_mut();
-        ready!(Pin::new(&mut inner.below).poll_read(cx, into))?;
+        if let Err(error) = ready!(Pin::new(&mut inner.below).poll_read(cx, into)) {
+            let told = io::Error::new(error.kind(), error.to_string());
+            inner.broken = Some(error);
+            return Poll::Ready(Err(told));
+        }
         inner.received = true;
         Poll::Ready(Ok(()))
     }

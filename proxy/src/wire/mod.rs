@@ -14,9 +14,11 @@ use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
+use crate::peer::Reason;
 use crate::stats::{Gauge, Held, WorkerStats};
 
 pub mod client;
+pub mod dial;
 pub mod gather;
 pub mod idle;
 pub mod server;
@@ -50,6 +52,13 @@ pub struct Link {
     retired: Cell<bool>,
     killed: Cell<bool>,
     driver: RefCell<Option<Waker>>,
+    alert: RefCell<Option<Alert>>,
+}
+
+/// What the peer's TLS said last, when it refused.
+struct Alert {
+    text: String,
+    is_new: bool,
 }
 
 impl Link {
@@ -82,6 +91,27 @@ impl Link {
     /// Does it take no new streams any more?
     pub fn is_retired(&self) -> bool {
         self.retired.get()
+    }
+
+    /// Keeps what the peer refused us with.
+    fn ended_by(&self, error: &io::Error) {
+        if Reason::of(error) == Reason::RefusedByPeer {
+            let text = error.to_string();
+            *self.alert.borrow_mut() = Some(Alert { text, is_new: true });
+        }
+    }
+
+    /// What the peer refused us with, if it did, and whether nobody asked before.
+    fn alert(&self) -> Option<(String, bool)> {
+        let mut alert = self.alert.borrow_mut();
+        let alert = alert.as_mut()?;
+        Some((alert.text.clone(), std::mem::take(&mut alert.is_new)))
+    }
+
+    /// For how long it has had no streams.
+    fn idle_for(&self) -> Option<Duration> {
+        let since = self.idle_since.get().filter(|_| self.streams() == 0)?;
+        Some(since.elapsed())
     }
 
     fn wake(&self) {
@@ -171,6 +201,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Heart<S> {
     }
 }
 
+/// The transport's own error, where it was that.
+fn cause(error: h2::Error) -> io::Error {
+    if error.is_io() {
+        error.into_io().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
+    } else {
+        io::Error::other(error)
+    }
+}
+
 /// Runs a client's connection to its end.
 async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     mut connection: h2::client::Connection<Gathering<S>, bytes::Bytes>,
@@ -186,7 +225,7 @@ async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
             return Poll::Ready(Err(error));
         }
         if let Poll::Ready(ended) = std::pin::Pin::new(&mut connection).poll(cx) {
-            return Poll::Ready(ended.map_err(io::Error::other));
+            return Poll::Ready(ended.map_err(cause));
         }
         match io.poll_send(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
@@ -195,5 +234,8 @@ async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
     })
     .await;
     link.retire();
+    if let Some(error) = io.take_broken() {
+        link.ended_by(&error);
+    }
     ended
 }

@@ -7,15 +7,20 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
+use h2::RecvStream;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream};
+use hostmesh_proxy_core::config::Config;
 use http::{Method, Request, Response, StatusCode};
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use super::gather::{Gathering, LargeReads};
 use super::{
@@ -23,14 +28,19 @@ use super::{
 };
 use crate::events::Event;
 use crate::inbound;
+use crate::peer::{Peer, Reason, Seen, read_leaf};
 use crate::sockopt;
 use crate::stats::Gauge;
 use crate::stream::WireStream;
-use crate::tls::{ALPN, Peer, Trust, not_after, read_leaf};
+use crate::tls::{ALPN, Trust, server_config, within_life};
 use crate::worker::Worker;
 
 /// Streams that a peer opens and resets before they were looked at, at most (CVE-2023-44487).
 const RESET_STREAMS: usize = 256;
+/// Who was refused gets this long to read why.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// And may send so much more meanwhile.
+const FAREWELL_BYTES: u64 = 64 * 1024;
 
 type Tls = tokio_rustls::server::TlsStream<LargeReads>;
 
@@ -44,8 +54,6 @@ pub struct ServerLink {
     /// The address that the wire shows.
     pub client: IpAddr,
     chain: Vec<CertificateDer<'static>>,
-    /// The end of the client's certificate, seconds since the epoch.
-    not_after: u64,
 }
 
 impl ServerLink {
@@ -54,35 +62,68 @@ impl ServerLink {
         self.link.retire();
     }
 
-    /// Says GOAWAY when the client's certificate is over: it has another by now, or shall open nothing more.
-    pub fn sweep(&self, now: u64) {
-        if now >= self.not_after {
-            self.retire();
+    /// Says GOAWAY when the client's certificate is over: it has another by now, or shall open nothing more. What to tell.
+    pub fn sweep(&self, now: u64) -> Option<Event> {
+        if now < self.peer.not_after || self.link.is_retired() {
+            return None;
         }
+        self.retire();
+        let text = "certificate is over: its connection opens nothing more";
+        Some(self.told("allow", Reason::Expired, text))
     }
 
-    /// Ends the connection if its client is not trusted any more.
-    pub fn recheck(&self, trust: &Trust) {
-        if trust.client(&self.chain, UnixTime::now()).is_err() {
-            self.link.kill();
+    /// Ends the connection if its client is not trusted any more, or its unit is revoked. Why, and what to tell.
+    pub fn recheck(&self, trust: &Trust, config: &Config) -> Option<(Reason, Event)> {
+        let revoked = config.unit_by_sni(&self.sni).is_some_and(|unit| unit.revoked);
+        let (reason, text) = match trust.client(&self.chain, within_life(&self.peer)) {
+            Ok(_) if revoked => (Reason::Revoked, "connection ended: the called unit is revoked".into()),
+            Ok(_) => return None,
+            Err(error) => {
+                let by = trust
+                    .revoked_by(&self.peer)
+                    .map_or_else(|| error.to_string(), |by| format!("revoked, {by}"));
+                (Reason::of_tls(&error), format!("connection ended: {by}"))
+            }
+        };
+        self.link.kill();
+        Some((reason, self.told("deny", reason, &text)))
+    }
+
+    fn told(&self, verdict: &'static str, reason: Reason, text: &str) -> Event {
+        Event {
+            rule: reason.rule(),
+            peer: self.peer.spiffe_id.to_string(),
+            client: self.client.to_string(),
+            message: format!("{} from {}: {text}", self.peer.spiffe_id, self.client),
+            ..Event::now("wire", "", "inbound", verdict)
         }
     }
 }
 
 /// Serves an accepted connection to its end.
 pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
-    let handshake = timeout(HANDSHAKE, handshake(&worker, tcp, client.ip().to_canonical())).await;
-    match handshake.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+    let (seen, client) = (Arc::<Seen>::default(), client.ip().to_canonical());
+    let trust = worker.shared.trust();
+    let handshake = timeout(HANDSHAKE, handshake(&worker, &seen, tcp, client)).await;
+    match handshake.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {
         Ok((tls, link)) => {
             worker.stats.add(Gauge::TlsHandshakes, 1);
             let link = Rc::new(link);
             worker.links.borrow_mut().push(Rc::downgrade(&link));
+            if !Arc::ptr_eq(&trust, &worker.shared.trust()) {
+                worker.judge(&link); // the handshake may have been judged by what was in force before
+            }
             if let Err(error) = run(&worker, Gathering::new(tls), &link).await {
                 broke_off(&worker, &link, &error);
             }
             link.link.retire();
         }
-        Err(_) => worker.stats.tls_failure("server_handshake"),
+        Err(Failed(error, tcp)) => {
+            refused(&worker, &seen, client, &error);
+            if let Some(tcp) = tcp {
+                farewell(tcp).await;
+            }
+        }
     }
 }
 
@@ -106,18 +147,82 @@ fn broke_off(worker: &Worker, link: &ServerLink, error: &io::Error) {
     });
 }
 
-async fn handshake(worker: &Worker, tcp: TcpStream, client: IpAddr) -> io::Result<(Tls, ServerLink)> {
+/// Counts and tells a handshake that came to nothing. Who only knocked and left is counted.
+fn refused(worker: &Worker, seen: &Seen, client: IpAddr, error: &io::Error) {
+    let unknown = seen.nobody.get().is_some();
+    let reason = if unknown {
+        Reason::UnknownName
+    } else {
+        Reason::of(error)
+    };
+    worker.stats.tls_failure("server", reason);
+    if reason == Reason::Closed {
+        return;
+    }
+    let sni = seen.sni.get().map(String::as_str).unwrap_or_default();
+    let who = seen.claim.get().map_or_else(
+        || format!("somebody at {client}"),
+        |claim| {
+            let id = if claim.spiffe_id.is_empty() {
+                "nobody"
+            } else {
+                &claim.spiffe_id
+            };
+            format!("{client}, whose certificate says {id} ({})", claim.details)
+        },
+    );
+    let why = if unknown {
+        format!("no unit with a certificate has the name {sni:?}")
+    } else {
+        error.to_string()
+    };
+    let unit = worker
+        .shared
+        .config()
+        .and_then(|config| Some(config.unit_by_sni(sni)?.unit.to_string()));
+    worker.shared.events.emit(Event {
+        rule: reason.rule(),
+        peer: seen
+            .claim
+            .get()
+            .map(|claim| claim.spiffe_id.clone())
+            .unwrap_or_default(),
+        client: client.to_string(),
+        message: format!("handshake refused: {who}: {why}"),
+        ..Event::now("wire", &unit.unwrap_or_default(), "inbound", "deny")
+    });
+}
+
+/// Why there is no connection, and the socket where the other side was told.
+struct Failed(io::Error, Option<LargeReads>);
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self(error, None)
+    }
+}
+
+async fn handshake(
+    worker: &Worker,
+    seen: &Arc<Seen>,
+    tcp: TcpStream,
+    client: IpAddr,
+) -> Result<(Tls, ServerLink), Failed> {
     sockopt::wire(&tcp, USER_TIMEOUT)?;
-    let tls = worker.acceptor.accept(LargeReads::new(tcp)).await?;
+    let config = server_config(&worker.shared, seen).map_err(io::Error::other)?;
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let accepted = acceptor.accept(LargeReads::new(tcp)).into_fallible().await;
+    let tls = accepted.map_err(|(error, tcp)| Failed(error, Some(tcp)))?;
     let session = tls.get_ref().1;
     if session.alpn_protocol() != Some(ALPN) {
-        return Err(io::Error::other("the client does not speak h2"));
+        return Err(io::Error::other(rustls::Error::NoApplicationProtocol).into());
     }
     let sni = session.server_name().unwrap_or_default().to_ascii_lowercase();
     let chain = session.peer_certificates().unwrap_or_default().to_vec();
-    let leaf = chain.first().ok_or_else(|| io::Error::other("no certificate"))?;
+    let leaf = chain
+        .first()
+        .ok_or_else(|| io::Error::other(rustls::Error::NoCertificatesPresented))?;
     let peer = read_leaf(leaf).map_err(io::Error::other)?;
-    let not_after = not_after(leaf).map_err(io::Error::other)?;
     Ok((
         tls,
         ServerLink {
@@ -126,9 +231,18 @@ async fn handshake(worker: &Worker, tcp: TcpStream, client: IpAddr) -> io::Resul
             sni,
             client,
             chain,
-            not_after,
         },
     ))
+}
+
+/// Lets the other side read why it was refused: closed with bytes unread, the connection would be reset over the alert.
+async fn farewell(mut tcp: LargeReads) {
+    let read = async {
+        tcp.shutdown().await?;
+        tokio::io::copy(&mut tcp.take(FAREWELL_BYTES), &mut tokio::io::sink()).await
+    };
+    // Whether it listened is its own affair.
+    let _heard = timeout(FAREWELL, read).await;
 }
 
 async fn run(worker: &Rc<Worker>, io: Gathering<Tls>, link: &Rc<ServerLink>) -> io::Result<()> {
@@ -222,7 +336,7 @@ impl Call {
         let mut response = Response::new(());
         *response.status_mut() = status;
         if self.respond.send_response(response, true).is_err() {
-            self.respond.send_reset(Reason::CANCEL);
+            self.respond.send_reset(h2::Reason::CANCEL);
         }
     }
 }

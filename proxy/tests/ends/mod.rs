@@ -21,7 +21,8 @@ use hostmesh_proxy::worker::Worker;
 use hostmesh_proxy_core::config::{Config, Endpoint};
 use hostmesh_proxy_core::snapshot::Snapshot;
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PublicKeyData, SanType,
 };
 use rustls::ClientConfig;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
@@ -46,11 +47,7 @@ pub struct Authority {
 
 impl Authority {
     pub fn new(name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let key = KeyPair::generate().expect("a key");
+        let (params, key) = (ca_params(name), KeyPair::generate().expect("a key"));
         let certificate = params.self_signed(&key).expect("a root");
         Self {
             der: certificate.der().clone(),
@@ -65,25 +62,51 @@ impl Authority {
 
     /// The same with any number of identities.
     pub fn with_ids(&self, unit: &str, sni: &str, ids: &[&str], host: &str) -> Arc<Svid> {
+        self.shaped(unit, sni, ids, host, |_| {})
+    }
+
+    /// The same, changed before it is signed.
+    pub fn shaped(
+        &self,
+        unit: &str,
+        sni: &str,
+        ids: &[&str],
+        host: &str,
+        shape: impl FnOnce(&mut CertificateParams),
+    ) -> Arc<Svid> {
+        let key = KeyPair::generate().expect("a key");
+        let certificate = self.leaf(ids, host, &key, shape);
+        with_chain(unit, sni, ids.first().unwrap_or(&""), &key, vec![certificate])
+    }
+
+    /// A leaf for somebody's key.
+    pub fn leaf(
+        &self,
+        ids: &[&str],
+        host: &str,
+        key: &impl PublicKeyData,
+        shape: impl FnOnce(&mut CertificateParams),
+    ) -> CertificateDer<'static> {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::DnsName(host.try_into().expect("ascii"))];
         params
             .subject_alt_names
             .extend(ids.iter().map(|id| SanType::URI((*id).try_into().expect("ascii"))));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().expect("a key");
-        let leaf = params.signed_by(&key, &self.issuer).expect("a leaf");
-        let der = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
-        let certified = CertifiedKey::new(vec![leaf.der().clone()], any_supported_type(&der).expect("a key"));
-        Arc::new(Svid {
-            unit: unit.into(),
-            spiffe_id: ids[0].into(),
-            sni: sni.into(),
-            serial: format!("{:?}", leaf.der().as_ref()),
-            not_before: 0,
-            not_after: u64::MAX,
-            key: Arc::new(certified),
-        })
+        shape(&mut params);
+        let leaf = params.signed_by(key, &self.issuer).expect("a leaf");
+        leaf.der().clone()
+    }
+
+    /// An authority that this one vouches for.
+    pub fn below(&self, name: &str) -> Self {
+        let (params, key) = (ca_params(name), KeyPair::generate().expect("a key"));
+        let certificate = params.signed_by(&key, &self.issuer).expect("an intermediate");
+        Self {
+            der: certificate.der().clone(),
+            issuer: Issuer::new(params, key),
+        }
     }
 
     pub fn web(&self) -> Arc<Svid> {
@@ -93,6 +116,34 @@ impl Authority {
     pub fn orders(&self) -> Arc<Svid> {
         self.svid("orders.service", "orders.unit.mesh.example", ORDERS, "h1")
     }
+}
+
+fn ca_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params
+}
+
+/// What a unit holds, whether it fits together or not; times are far off, so that nothing here renews or ends by itself.
+pub fn with_chain(
+    unit: &str,
+    sni: &str,
+    spiffe_id: &str,
+    key: &KeyPair,
+    chain: Vec<CertificateDer<'static>>,
+) -> Arc<Svid> {
+    let der = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+    Arc::new(Svid {
+        unit: unit.into(),
+        spiffe_id: spiffe_id.into(),
+        sni: sni.into(),
+        serial: format!("{:?}", chain[0].as_ref()),
+        not_before: 0,
+        not_after: u64::MAX,
+        key: Arc::new(CertifiedKey::new(chain, any_supported_type(&der).expect("a key"))),
+    })
 }
 
 fn unit(name: &str, number: u32, spiffe_id: &str, ports: &[u16], allow: &serde_json::Value) -> serde_json::Value {
@@ -111,6 +162,17 @@ fn unit(name: &str, number: u32, spiffe_id: &str, ports: &[u16], allow: &serde_j
 
 /// What one end knows: `web` on h2 with two ports, of which `orders` of h1 may call the first; `other` has port 1.
 pub fn config(host: &str, bundle: &[&Authority], wire: u16, ports: [u16; 2]) -> Config {
+    config_with(host, bundle, wire, ports, &json!([]))
+}
+
+/// The same, with entries of what is revoked.
+pub fn config_with(
+    host: &str,
+    bundle: &[&Authority],
+    wire: u16,
+    ports: [u16; 2],
+    revoked: &serde_json::Value,
+) -> Config {
     let bundle: Vec<_> = bundle
         .iter()
         .map(|ca| base64::engine::general_purpose::STANDARD.encode(&ca.der))
@@ -127,7 +189,7 @@ pub fn config(host: &str, bundle: &[&Authority], wire: u16, ports: [u16; 2]) -> 
         "version": 1, "revision": "1", "trust_domain": "mesh.example", "host": host, "addresses": ["198.18.0.9"],
         "marks": {"unit": 0xfff, "outbound": 0x0100_0000, "proxy": 0x0200_0000, "inbound": 0x0400_0000},
         "listeners": {"outbound": 15001, "plaintext": 15006, "wire": 15008, "dns": 15053},
-        "trust_bundle": bundle, "units": units,
+        "trust_bundle": bundle, "units": units, "revoked": revoked,
         "services": [{
             "name": "web", "vips": ["240.240.0.2"],
             "ports": [{"port": 80, "target": ports[0], "protocol": "tcp"}, {"port": 81, "target": ports[1], "protocol": "tcp"}],
@@ -151,7 +213,7 @@ impl End {
         let shared = Arc::new(Shared::new(sink, Stats::new(), 1));
         shared.set_config(config).expect("in force");
         shared.set_svids(Svids::new(svids));
-        let worker = Worker::new(shared, 1).expect("a worker");
+        let worker = Worker::new(shared, 1);
         tokio::task::spawn_local(worker.clone().tend(0));
         Self { worker, events }
     }
@@ -163,6 +225,15 @@ impl End {
     /// A number that the counters hold.
     pub fn gauge(&self, name: &str) -> i64 {
         self.shared().stats.collect().gauges[name]
+    }
+
+    /// Wire connections of this side (client | server) that came to nothing or were ended for this reason.
+    pub fn tls_failures(&self, side: &str, reason: &str) -> u64 {
+        let all = self.shared().stats.collect().tls_failures;
+        all.get(side)
+            .and_then(|reasons| reasons.get(reason))
+            .copied()
+            .unwrap_or(0)
     }
 
     /// The next event; there must be one soon.
@@ -240,7 +311,7 @@ pub async fn tls(mesh: &Mesh, config: ClientConfig, sni: &str) -> std::io::Resul
 
 /// What it needs to be let in with this certificate.
 pub fn ours(mesh: &Mesh, svid: &Svid) -> ClientConfig {
-    let trust = Trust::new("mesh.example", &[mesh.ca.der.to_vec()]).expect("a bundle");
+    let trust = Trust::new("mesh.example", &[mesh.ca.der.to_vec()], Arc::default()).expect("a bundle");
     let expected = Expected {
         spiffe_id: WEB.into(),
         host: "h2".into(),

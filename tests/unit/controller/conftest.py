@@ -24,7 +24,8 @@ from hostmesh.controller import admin, ca
 from hostmesh.controller.config import Config
 from hostmesh.controller.store import Store
 from hostmesh.identity.authority import Authority, make_intermediate
-from hostmesh.identity.svid import HOST_GRACE, HOST_LIFE, read_request
+from hostmesh.identity.rotation import HOST_GRACE, HOST_LIFE
+from hostmesh.identity.svid import read_request
 from hostmesh.names import SpiffeId
 from hostmesh.wire.controller import PublishRequest, WatchEvent, Workload
 from hostmesh.wire.snapshot import Traffic

@@ -23,8 +23,8 @@ from hostmesh.identity.authority import (
     make_root,
 )
 from hostmesh.identity.rotation import SvidState, renew_at, state
-from hostmesh.identity.svid import BadCertificate, check_host_name, dns_names_of, read_request
-from hostmesh.names import BadName, SpiffeId, UnitName
+from hostmesh.identity.svid import BadCertificate, check_host_name, read_request
+from hostmesh.names import BadName, SpiffeId, UnitName, dns_names_of
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

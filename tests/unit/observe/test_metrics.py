@@ -52,6 +52,7 @@ def test_counters_of_proxy_kernel_and_agent() -> None:
         traffic=[row()],
         denied={"f:3": 4},
         gauges={"connections": 5, "tls_handshakes": 6},
+        tls_failures={"server": {"revoked": 8}, "client": {"expired": 9}},
     )
     found = scrape(
         Observed(
@@ -67,6 +68,8 @@ def test_counters_of_proxy_kernel_and_agent() -> None:
     assert found["hostmesh_denied_total", (("rule", "f:3"),)] == 4
     assert found["hostmesh_proxy_connections", ()] == 5
     assert found["hostmesh_proxy_tls_handshakes_total", ()] == 6
+    assert found["hostmesh_proxy_tls_failures_total", (("reason", "revoked"), ("side", "server"))] == 8
+    assert found["hostmesh_proxy_tls_failures_total", (("reason", "expired"), ("side", "client"))] == 9
     assert found["hostmesh_kernel_refused_packets_total", (("rule", "f:no-plaintext"), ("unit", "web.service"))] == 7
     assert found["hostmesh_svid_expiry_seconds", (("unit", "web.service"),)] == 123
     assert found["hostmesh_agent_units", ()] == 2
