@@ -11,7 +11,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from hostmesh.agent.host_identity import new_request, save
+from hostmesh.agent.host_identity import forget_pending, pending_request, save
 from hostmesh.apply.files import Files
 from hostmesh.errors import HostmeshError
 from hostmesh.identity.svid import BadCertificate, controller_name, trust_domain_of
@@ -46,11 +46,12 @@ def join(text: str, *, state: Path = STATE, config: Path = CONFIG, timeout: floa
         raise JoinError(str(error), "on the controller: hostmesh controller token HOST --unit UNIT") from error
     if config.exists():
         _check_same_mesh(config, trust_domain)
-    key, csr = new_request()
+    key, csr = pending_request(state / "identity")
     reply = _enrol(token, root, trust_domain, csr, timeout)
     if reply.trust_domain != trust_domain:
         raise JoinError(f"the controller is of {reply.trust_domain}, the token of {trust_domain}")
     save(state / "identity", key, reply.chain, reply.trust_bundle)
+    forget_pending(state / "identity")
     Files().write(str(config), _settings(config, token.host, reply))
     return Joined(token.host, trust_domain, tuple(reply.controllers))
 

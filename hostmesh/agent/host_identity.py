@@ -21,6 +21,7 @@ from hostmesh.identity.svid import Svid
 
 _PEM = serialization.Encoding.PEM
 _PRIVATE = Files(mode=0o600)
+_PENDING = "join.key"
 
 
 class IdentityError(HostmeshError):
@@ -49,7 +50,32 @@ class HostIdentity:
 
 def new_request() -> tuple[bytes, str]:
     """A new P-256 key (PEM) and its request (base64 DER). The request names nobody: the controller knows who asks."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    return _request(ec.generate_private_key(ec.SECP256R1()))
+
+
+def pending_request(folder: Path) -> tuple[bytes, str]:
+    """The same for a join, of a key that is kept until there was an answer: a token opens for the key that used it."""
+    pending = folder / _PENDING
+    try:
+        kept = serialization.load_pem_private_key(pending.read_bytes(), None)
+    except FileNotFoundError:
+        kept = None
+    except (OSError, ValueError) as error:
+        raise IdentityError(f"{pending} cannot be read: {error}", "remove it, and ask for a new token") from error
+    if isinstance(kept, ec.EllipticCurvePrivateKey):
+        return _request(kept)
+    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    key, csr = new_request()
+    _PRIVATE.write(str(pending), key.decode())
+    return key, csr
+
+
+def forget_pending(folder: Path) -> None:
+    """The answer is there, and saved."""
+    _PRIVATE.remove(str(folder / _PENDING))
+
+
+def _request(key: ec.EllipticCurvePrivateKey) -> tuple[bytes, str]:
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     pem = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return pem, base64.b64encode(request.public_bytes(serialization.Encoding.DER)).decode()

@@ -9,7 +9,6 @@ import binascii
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
 from functools import lru_cache
 from typing import TypeVar
 
@@ -24,6 +23,7 @@ from hostmesh.controller import ca
 from hostmesh.controller.config import Config
 from hostmesh.controller.feed import Feed
 from hostmesh.controller.offers import check_port, offer, own_addresses
+from hostmesh.controller.signer import Signer, Signing
 from hostmesh.controller.store import BadToken, StaleError, Store, StoreError
 from hostmesh.errors import HostmeshError
 from hostmesh.identity import revocation, rotation, svid
@@ -32,7 +32,7 @@ from hostmesh.identity.authority import Authority, CannotSign
 from hostmesh.identity.revocation import IsRevoked
 from hostmesh.identity.rotation import SvidState
 from hostmesh.identity.svid import BadCertificate
-from hostmesh.names import BadName, SpiffeId, UnitName, dns_names_of
+from hostmesh.names import BadName, SpiffeId, UnitName
 from hostmesh.registry.catalog import RangeError
 from hostmesh.registry.events import Offer, admit
 from hostmesh.wire.codec import decode
@@ -79,6 +79,7 @@ class Controller:
 
     def __init__(self, config: Config, store: Store, authority: Authority, feed: Feed) -> None:
         self._config, self._store, self._authority, self._feed = config, store, authority, feed
+        self._signer = Signer(store, authority, feed)
 
     def enrolment_handler(self) -> grpc.GenericRpcHandler:
         """What strangers with a token may call."""
@@ -97,10 +98,9 @@ class Controller:
     async def _enrol(self, request: EnrolRequest, context: Context) -> EnrolReply:
         svid.check_host_name(request.host, self._config.trust_domain)
         key = svid.read_request(_der(request.csr))
-        self._must_stand(SpiffeId.of_host(self._config.trust_domain, request.host), request.host)
-        self._store.enrol(request.secret, request.host, int(ca.clock().timestamp()))
+        reply = self._host_reply(request.host, key, request.secret)
         log.info("host %s enrolled from %s", request.host, context.peer())
-        return self._host_reply(request.host, key)
+        return reply
 
     async def _renew(self, request: RenewRequest, context: Context) -> EnrolReply:
         host = self._caller(context, renewing=True)
@@ -111,9 +111,7 @@ class Controller:
         unit = UnitName(request.unit)
         identity = identity_of(self._config.trust_domain, host, self._store.grants(host), unit)
         key = svid.read_request(_der(request.csr))
-        chain = self._chain(identity, host, key, self._config.unit_life)
-        log.info("signed %s for host %s", identity, host)
-        return SignReply(chain=chain)
+        return SignReply(chain=self._signer.sign(Signing(identity, host, key, self._config.unit_life)))
 
     async def _publish(self, request: PublishRequest, context: Context) -> PublishReply:
         host = self._caller(context)
@@ -178,32 +176,15 @@ class Controller:
             )
         return host
 
-    def _host_reply(self, host: str, key: ec.EllipticCurvePublicKey) -> EnrolReply:
+    def _host_reply(self, host: str, key: ec.EllipticCurvePublicKey, secret: str = "") -> EnrolReply:
         identity = SpiffeId.of_host(self._config.trust_domain, host)
-        chain = self._chain(identity, host, key, self._config.host_life + rotation.HOST_GRACE)
+        life = self._config.host_life + rotation.HOST_GRACE
         return EnrolReply(
-            chain=chain,
+            chain=self._signer.sign(Signing(identity, host, key, life, secret)),
             trust_bundle=[_b64(root) for root in self._authority.trust_bundle],
             trust_domain=self._config.trust_domain,
             controllers=self._config.endpoints(self._config.port),
         )
-
-    def _chain(self, identity: SpiffeId, host: str, key: ec.EllipticCurvePublicKey, life: timedelta) -> list[str]:
-        self._must_stand(identity, host)
-        names, serial = dns_names_of(host), ca.new_serial()
-        now = revocation.not_before(self._feed.revoked, names, ca.clock())
-        chain = self._authority.sign(identity, names, key, now=now, life=life, serial=serial)
-        return [_b64(certificate) for certificate in chain]
-
-    def _must_stand(self, identity: SpiffeId, host: str) -> None:
-        """Raises `IsRevoked` where nothing is signed for this identity on this host."""
-        self._feed.refresh()
-        one = revocation.standing(self._feed.revoked, identity, dns_names_of(host))
-        if one:
-            raise IsRevoked(
-                f"{identity} gets no certificate, revoked: {revocation.sentence(one)}",
-                f"on the controller, if it may again: hostmesh controller unrevoke {one.kind} NAME",
-            )
 
 
 def _unary(kind: type[Request], call: Callable[[Request, Context], Awaitable[Reply]]) -> grpc.RpcMethodHandler:

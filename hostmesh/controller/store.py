@@ -25,12 +25,12 @@ _REVOKED = """
 CREATE TABLE revoked (kind TEXT NOT NULL, name TEXT NOT NULL, begun_by INTEGER NOT NULL, reason TEXT NOT NULL,
   ends INTEGER, PRIMARY KEY (kind, name)) STRICT;
 """
-_UPGRADES = {2: _REVOKED}  # from this version to the next
+_UPGRADES = {2: f"{_REVOKED} ALTER TABLE tokens ADD COLUMN used_by BLOB;"}  # from this version to the next
 _SCHEMA = f"""{_REVOKED}
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE TABLE hosts (name TEXT PRIMARY KEY, enrolled INTEGER NOT NULL) STRICT;
 CREATE TABLE tokens (hash BLOB PRIMARY KEY, host TEXT NOT NULL, units TEXT NOT NULL, expires INTEGER NOT NULL,
-  used INTEGER) STRICT;
+  used INTEGER, used_by BLOB) STRICT;
 CREATE TABLE grants (host TEXT NOT NULL, pattern TEXT NOT NULL, PRIMARY KEY (host, pattern)) STRICT;
 CREATE TABLE words (host TEXT PRIMARY KEY REFERENCES hosts (name) ON DELETE CASCADE, addresses TEXT NOT NULL,
   wire_port INTEGER NOT NULL, revision INTEGER NOT NULL, silent INTEGER) STRICT;
@@ -144,13 +144,16 @@ class Store:
         with self._transaction() as db:
             db.execute("DELETE FROM tokens WHERE max(expires, coalesce(used, 0)) < ?", (now - 86400,))
             row = (_hash(secret), host, msgspec.json.encode(units).decode(), expires)
-            db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, NULL)", row)
+            db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, NULL, NULL)", row)
 
-    def enrol(self, secret: str, host: str, now: int) -> Token:
-        """Use a token up: the host is in, with its grants, or `BadToken` says why not. All in one transaction."""
+    def enrol(self, secret: str, host: str, now: int, key: bytes) -> Token:
+        """Use a token up: the host is in, with its grants, or `BadToken` says why not. All in one transaction.
+
+        key: the hash of who asks. It may ask again while the token lives: an answer can be lost.
+        """
         with self._transaction() as db:
             row = db.execute(
-                "SELECT host, units, expires, used FROM tokens WHERE hash = ?", (_hash(secret),)
+                "SELECT host, units, expires, used, used_by FROM tokens WHERE hash = ?", (_hash(secret),)
             ).fetchone()
             remedy = f"on the controller: hostmesh controller token {host} --unit UNIT"
             if row is None:
@@ -158,11 +161,11 @@ class Store:
             token = Token(row[0], tuple(msgspec.json.decode(row[1], type=list[str])), row[2], row[3])
             if token.host != host:
                 raise BadToken(f"this join token is for host {token.host}, not for {host}", remedy)
-            if token.used is not None:
+            if token.used is not None and row[4] != key:
                 raise BadToken("this join token was used before; each opens once", remedy)
             if token.expires <= now:
                 raise BadToken("this join token has expired", remedy)
-            db.execute("UPDATE tokens SET used = ? WHERE hash = ?", (now, _hash(secret)))
+            db.execute("UPDATE tokens SET used = ?, used_by = ? WHERE hash = ?", (now, key, _hash(secret)))
             db.execute(
                 "INSERT INTO hosts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET enrolled = excluded.enrolled",
                 (host, now),

@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from hostmesh.controller import config
 from hostmesh.identity.authority import Authority, Slot, SlotState, make_intermediate, make_root
-from hostmesh.identity.svid import dns_names_of
-from hostmesh.names import SpiffeId, UnitName
+from hostmesh.names import SpiffeId, UnitName, dns_names_of
 from hostmesh.policy.hostfile import render
 from hostmesh.policy.settings import Marks, Settings
 from hostmesh.wire import agent_control, controller, proxy_control

@@ -24,8 +24,8 @@ from hostmesh.apply.sysctl import Sysctls
 from hostmesh.controller import admin, ca, config
 from hostmesh.controller.store import Store
 from hostmesh.errors import HostmeshError, PolicyError
-from hostmesh.identity.svid import dns_names_of, read_request
-from hostmesh.names import SpiffeId
+from hostmesh.identity.svid import read_request
+from hostmesh.names import SpiffeId, dns_names_of
 from hostmesh.observe import written
 
 DOMAIN = "mesh.test"
@@ -98,6 +98,7 @@ READS = (
     Read("agent/identity/host.key", lambda file: host_identity.load(file.parent)),
     Read("agent/identity/host.crt", lambda file: host_identity.load(file.parent)),
     Read("agent/identity/bundle.pem", lambda file: host_identity.load(file.parent)),
+    Read("agent/identity/join.key", lambda file: host_identity.pending_request(file.parent)),
     Read("agent/catalog.json", load_catalog),
     Read("agent/numbers.json", lambda file: Numbers(file, "this boot")),
     Read("agent/sysctls.json", sysctls),

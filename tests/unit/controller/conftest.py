@@ -74,17 +74,17 @@ class Mesh:
     def address(self) -> str:
         return f"{own_address()}:{self.config.port}"
 
-    def start(self) -> None:
-        """Start the real program; returns when it says READY to the socket that systemd would hold."""
+    def start(self, *program: str) -> None:
+        """Start the real program, or what ``program`` tells Python; returns when it says READY."""
         notify = self.folder / "notify"
         notify.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
             listener.bind(str(notify))
             listener.settimeout(0.2)
             with (self.folder / "log").open("a") as log:
-                program = [sys.executable, "-m", "hostmesh.controller.main", "--config", str(self.path)]
+                python = [sys.executable, *(program or ("-m", "hostmesh.controller.main")), "--config", str(self.path)]
                 self.process = subprocess.Popen(
-                    ["setpriv", "--pdeathsig", "KILL", *program],
+                    ["setpriv", "--pdeathsig", "KILL", *python],
                     env={"NOTIFY_SOCKET": str(notify), "PATH": "/usr/bin:/bin"},
                     stderr=log,
                 )

@@ -207,7 +207,7 @@ def test_a_full_disk_is_said_with_its_remedy_and_nothing_is_left_open(tmp_path: 
             assert f"df {tmp_path}" in said.value.hint
         store._db.execute("PRAGMA max_page_count = 100000")
         store.add_token("one more", "h1", ("web.service",), 10**10, 1)
-        assert store.enrol("one more", "h1", 2).host == "h1"
+        assert store.enrol("one more", "h1", 2, b"key").host == "h1"
 
 
 def test_a_store_that_cannot_be_opened_is_no_reason_to_restore_a_backup(tmp_path: Path) -> None:
