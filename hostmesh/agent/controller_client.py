@@ -194,6 +194,11 @@ class ControllerClient:
 
     async def _renew_if_due(self, jitter: float) -> None:
         said, now = self._identity.said, datetime.now(UTC)
+        if now < said.not_before:
+            raise IdentityError(
+                f"this host's certificate begins {said.not_before:%Y-%m-%d %H:%M} UTC, here it is {now:%Y-%m-%d %H:%M}",
+                "is the clock right? timedatectl; if it was ahead when the certificate was made, join with a new token",
+            )
         match rotation.state(now, said.not_before, said.not_after, jitter, HOST_GRACE):
             case SvidState.FRESH:
                 return
@@ -204,6 +209,7 @@ class ControllerClient:
                 )
         key, csr = host_identity.new_request()
         reply = await self._call("Renew", RenewRequest(csr=csr), EnrolReply)
+        host_identity.must_be_valid(reply.chain, now)
         self._identity = host_identity.save(self._folder, key, reply.chain, reply.trust_bundle)
         log.info("host certificate renewed until %s", self._identity.said.not_after)
         self._drop_channel()

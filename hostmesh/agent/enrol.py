@@ -3,6 +3,7 @@
 import base64
 import tomllib
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +12,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from hostmesh.agent.host_identity import forget_pending, pending_request, save
+from hostmesh.agent.host_identity import forget_pending, must_be_valid, pending_request, save
 from hostmesh.apply.files import Files
 from hostmesh.errors import HostmeshError
 from hostmesh.identity.svid import BadCertificate, controller_name, trust_domain_of
@@ -50,6 +51,7 @@ def join(text: str, *, state: Path = STATE, config: Path = CONFIG, timeout: floa
     reply = _enrol(token, root, trust_domain, csr, timeout)
     if reply.trust_domain != trust_domain:
         raise JoinError(f"the controller is of {reply.trust_domain}, the token of {trust_domain}")
+    must_be_valid(reply.chain, datetime.now(UTC))
     save(state / "identity", key, reply.chain, reply.trust_bundle)
     forget_pending(state / "identity")
     Files().write(str(config), _settings(config, token.host, reply))

@@ -7,6 +7,7 @@ key as `host.key.next`, then the chain, then renames the key: killed at any step
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -91,6 +92,18 @@ def save(folder: Path, key: bytes, chain: Sequence[str], bundle: Sequence[str]) 
     (folder / "host.key.next").replace(folder / "host.key")
     sync(folder)
     return identity
+
+
+def must_be_valid(chain: Sequence[str], now: datetime) -> None:
+    """Raises `IdentityError` for a certificate that is not valid now: saved, it would lock the host out."""
+    leaf = x509.load_pem_x509_certificate(_pem(chain[:1]))
+    begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    if not begins <= now < ends:
+        raise IdentityError(
+            f"the controller signs for {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, here it is "
+            f"{now:%Y-%m-%d %H:%M}: not taken",
+            "is the clock right, here and on the controller's host? timedatectl",
+        )
 
 
 def save_bundle(folder: Path, bundle: Sequence[str]) -> bytes:

@@ -8,10 +8,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hostmesh.agent.lifetimes import Lifetimes, boottime, wall
+from hostmesh.agent.lifetimes import Lifetimes
 from hostmesh.agent.mesh import Mesh
 from hostmesh.agent.proxy_link import ProxyLink
 from hostmesh.agent.reports import Reports
+from hostmesh.apply.clock import boottime, wall
 from hostmesh.errors import HostmeshError
 from hostmesh.wire.proxy_control import SvidStatus
 from hostmesh.wire.snapshot import Snapshot

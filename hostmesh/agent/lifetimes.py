@@ -1,27 +1,17 @@
 """Turns SVIDs in force into the question of which to renew now, by the clock that neither stops nor jumps.
 
 A certificate's age is counted on CLOCK_BOOTTIME (clock_gettime(2)) from when it was first seen, and by the wall clock;
-the older of the two counts: a clock that is set back, or a suspended host, must not let a certificate run out.
+the older of the two counts: a clock that is set back, or a suspended host, must not let a certificate run out. One that
+has not begun was made while some clock was ahead: nobody takes it, a new one is due.
 """
 
 import random
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from hostmesh.identity.rotation import SvidState, state
 from hostmesh.wire.proxy_control import SvidStatus
-
-
-def boottime() -> float:
-    """Seconds since boot, suspended time included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def wall() -> float:
-    """Seconds since the epoch."""
-    return time.time()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +46,7 @@ class Lifetimes:
             for unit, spiffe_id in sorted(wanted.items())
             if (svid := held.get(unit)) is None
             or svid.spiffe_id != spiffe_id
+            or svid.not_before > wall
             or self.state(svid, wall, boot) is not SvidState.FRESH
         ]
 

@@ -7,7 +7,7 @@ active. `root.key` is read by nobody here: it makes intermediates, and can be ke
 import os
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -15,10 +15,11 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hostmesh.apply.clock import boottime
 from hostmesh.controller.config import Config
 from hostmesh.controller.store import Store
 from hostmesh.identity.authority import Authority, Slot, SlotState, make_intermediate, make_root
-from hostmesh.identity.rotation import CONTROLLER_LIFE
+from hostmesh.identity.rotation import BACKDATE, CONTROLLER_LIFE
 from hostmesh.identity.svid import BadCertificate, controller_name
 from hostmesh.names import SpiffeId
 
@@ -94,11 +95,16 @@ def load(state: Path, store: Store, trust_domain: str) -> Authority:
 
 @dataclass(frozen=True, slots=True)
 class ServerIdentity:
-    """The controller's own SVID, as gRPC wants it: PEM key and chain, and when to make the next."""
+    """The controller's own SVID, as gRPC wants it: PEM key and chain. made: when, by wall clock and CLOCK_BOOTTIME."""
 
     key: bytes
     chain: bytes
-    renew_at: datetime
+    made: tuple[datetime, float]
+
+    def is_due(self, now: datetime, boot: float) -> bool:
+        """Half of its life is over by either clock, or the wall clock was set back past its beginning."""
+        age = max(now - self.made[0], timedelta(seconds=boot - self.made[1]))
+        return age >= CONTROLLER_LIFE / 2 or now < self.made[0] - BACKDATE
 
 
 def own_identity(authority: Authority, config: Config) -> ServerIdentity:
@@ -113,4 +119,4 @@ def own_identity(authority: Authority, config: Config) -> ServerIdentity:
         serial=new_serial(),
     )
     pem = b"".join(certificate.public_bytes(PEM) for certificate in chain)
-    return ServerIdentity(key_pem(key), pem, now + (chain[0].not_valid_after_utc - now) / 2)
+    return ServerIdentity(key_pem(key), pem, (now, boottime()))

@@ -7,6 +7,7 @@ import grpc
 import grpc.aio
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from hostmesh.apply.clock import boottime
 from hostmesh.controller import ca
 from hostmesh.controller.config import Config
 from hostmesh.controller.service import Controller
@@ -30,7 +31,7 @@ class PortTaken(HostmeshError):
 
 
 class Ports:
-    """Both servers. The own certificate is made anew at half its life and used from the next handshake on."""
+    """Both servers. The own certificate is made anew when it is due and used from the next handshake on."""
 
     def __init__(self, config: Config, authority: Authority, controller: Controller) -> None:
         self._config, self._authority = config, authority
@@ -61,7 +62,7 @@ class Ports:
 
     def _certificate(self, *, mutual: bool) -> grpc.ServerCertificateConfiguration:
         """What a handshake uses; called by gRPC for each, so that a renewed certificate needs no restart."""
-        if ca.clock() >= self._identity.renew_at:
+        if self._identity.is_due(ca.clock(), boottime()):
             self._identity = ca.own_identity(self._authority, self._config)
         roots = b"".join(root.public_bytes(Encoding.PEM) for root in self._authority.trust_bundle)
         pair = [(self._identity.key, self._identity.chain)]

@@ -60,5 +60,13 @@ def test_a_new_certificate_is_another_life() -> None:
     assert lives.due(WANTED, [svid("02", T0 + 12 * HOUR)], T0 + 12 * HOUR, 12 * HOUR) == []
 
 
+def test_one_that_has_not_begun_is_due_at_once() -> None:
+    """Signed while the controller's clock was a day ahead, or the host's own is a day behind now."""
+    lives = lifetimes()
+    assert lives.due(WANTED, [svid(begins=T0 + 24 * HOUR)], T0, 0.0) == ["web.service"]
+    assert lives.due(WANTED, [svid()], T0 + 60, 60.0) == []
+    assert lives.due(WANTED, [svid()], T0 - 24 * HOUR, 61.0) == ["web.service"]
+
+
 def test_another_identity_is_due_at_once() -> None:
     assert lifetimes().due(WANTED, [svid(spiffe_id="spiffe://old/unit/web")], T0, 0.0) == ["web.service"]

@@ -55,6 +55,24 @@ def test_it_is_renewed_at_half_its_life(tmp_path: Path, monkeypatch: pytest.Monk
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("hours", "boot_hours", "due"),
+    [
+        (0, 0, False),
+        (11, 11, False),
+        (12, 12, True),
+        (13, 0, True),  # suspended, or the clock was mended
+        (-24, 13, True),  # set back: by the clock that does not jump it is old
+        (-0.05, 1, False),  # stepped back by a little: within what a certificate is dated back
+        (-24, 1, True),  # made while the clock was ahead: nobody takes it before tomorrow
+    ],
+)
+def test_when_it_is_due(hours: float, boot_hours: float, due: bool) -> None:
+    made = ca.clock()
+    identity = ca.ServerIdentity(b"", b"", (made, 1000.0))
+    assert identity.is_due(made + timedelta(hours=hours), 1000.0 + boot_hours * 3600) == due
+
+
 def _written(config: Config, path: Path) -> Path:
     admin.init(config, path, user=None)
     path.write_text(path.read_text().replace("enrolment_port = 15011", "enrolment_port = 0"))
