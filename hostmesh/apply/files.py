@@ -48,13 +48,8 @@ class Files:
     def _replace(self, target: Path, text: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._mode)
         try:
-            with os.fdopen(descriptor, "w") as file:
-                os.fchmod(file.fileno(), self._mode)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(beside, text.encode(), self._mode)
             beside.replace(target)
         except BaseException:
             beside.unlink(missing_ok=True)
@@ -80,6 +75,23 @@ class Files:
 
     def _at(self, path: str) -> Path:
         return self._root / path.lstrip("/")
+
+
+def create(path: Path, data: bytes, mode: int) -> Path:
+    """Write a file that must not be there yet; durable when this returns. Raises `FileExistsError`."""
+    _write(path, data, mode)
+    sync(path.parent)
+    return path
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """Write a new file; its bytes are durable when this returns, its name once its folder is."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
 
 
 def sync(folder: Path) -> None:

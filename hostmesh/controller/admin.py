@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from hostmesh.apply.files import create
 from hostmesh.controller import ca
 from hostmesh.controller.config import PATH, USER, Config, ConfigError, dump, load, parse
 from hostmesh.controller.store import Store
@@ -75,7 +76,7 @@ def init(config: Config, path: Path = PATH, user: str | None = USER) -> list[Pat
             os.chown(item, *owner)
     staging.replace(config.state)  # takes the place of an empty folder, too
     path.parent.mkdir(parents=True, exist_ok=True)
-    return [config.state, *sorted(config.state.rglob("*")), ca.write_new(path, dump(config).encode(), 0o644)]
+    return [config.state, *sorted(config.state.rglob("*")), create(path, dump(config).encode(), 0o644)]
 
 
 def make_token(host: str, units: tuple[str, ...], *, ttl: timedelta = TOKEN_LIFE, config_path: Path = PATH) -> str:

@@ -4,7 +4,6 @@
 active. `root.key` is read by nobody here: it makes intermediates, and can be kept elsewhere.
 """
 
-import os
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hostmesh.apply.clock import boottime
+from hostmesh.apply.files import create
 from hostmesh.controller.config import Config
 from hostmesh.controller.store import Store
 from hostmesh.identity.authority import Authority, Slot, SlotState, make_intermediate, make_root
@@ -56,23 +56,13 @@ def make(state: Path, store: Store, trust_domain: str) -> list[Path]:
     folder.parent.mkdir(mode=0o700)
     folder.mkdir(mode=0o700)
     written = [
-        write_new(folder / "root.key", key_pem(root_key), 0o600),
-        write_new(folder / "root.crt", root.public_bytes(PEM), 0o644),
-        write_new(folder / "intermediate.key", key_pem(intermediate_key), 0o600),
-        write_new(folder / "intermediate.crt", intermediate.public_bytes(PEM), 0o644),
+        create(folder / "root.key", key_pem(root_key), 0o600),
+        create(folder / "root.crt", root.public_bytes(PEM), 0o644),
+        create(folder / "intermediate.key", key_pem(intermediate_key), 0o600),
+        create(folder / "intermediate.crt", intermediate.public_bytes(PEM), 0o644),
     ]
     store.put_slot(1, SlotState.ACTIVE)
     return [folder.parent, folder, *written]
-
-
-def write_new(path: Path, data: bytes, mode: int) -> Path:
-    """Writes a file that must not be there yet; durable when this returns."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-    return path
 
 
 def load(state: Path, store: Store, trust_domain: str) -> Authority:
