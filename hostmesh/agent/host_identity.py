@@ -61,7 +61,7 @@ def pending_request(folder: Path) -> tuple[bytes, str]:
         kept = serialization.load_pem_private_key(pending.read_bytes(), None)
     except FileNotFoundError:
         kept = None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:  # a key with a password is a TypeError
         raise IdentityError(f"{pending} cannot be read: {error}", "remove it, and ask for a new token") from error
     if isinstance(kept, ec.EllipticCurvePrivateKey):
         return _request(kept)

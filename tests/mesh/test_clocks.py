@@ -1,0 +1,16 @@
+"""Clocks that jump by a day each way, and a host that slept, on real hosts."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.mesh import clocks
+from tests.mesh.world import World
+
+pytestmark = pytest.mark.lab
+
+
+def test_clocks(mesh: World, rounds: Callable[[int, int], int]) -> None:
+    with clocks.own_clocks(mesh) as w:
+        for show in clocks.SHOWS[: rounds(2, len(clocks.SHOWS))]:
+            print(f"{show.__name__}: {show(w)}", flush=True)
