@@ -16,6 +16,7 @@ use hostmesh_proxy_core::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::events::{Event, EventSource, QUEUE};
@@ -329,7 +330,11 @@ impl Control {
     }
 
     async fn put(&mut self, snapshot: Snapshot) -> Result<(), String> {
-        let config = Config::build(snapshot.clone()).map_err(|why| why.to_string())?;
+        // Of many units it takes its time, and this thread feeds the watchdog.
+        let (snapshot, built) = spawn_blocking(move || (snapshot.clone(), Config::build(snapshot)))
+            .await
+            .map_err(|why| why.to_string())?;
+        let config = built.map_err(|why| why.to_string())?;
         let refused = match self.shared.set_config(config) {
             // What is in force stays; the file is for the restart that this asks for.
             Err(why @ Refused::Listeners) => Some(why.to_string()),
