@@ -24,6 +24,7 @@ from hostmesh.agent.proxy_link import ProxyLink
 from hostmesh.agent.reports import Reports
 from hostmesh.agent.wakeups import Wakeups
 from hostmesh.agent.watches import Watches
+from hostmesh.apply import limits
 from hostmesh.apply.cgroups import Cgroups
 from hostmesh.apply.executor import Doors
 from hostmesh.apply.files import Files
@@ -41,6 +42,8 @@ from hostmesh.observe.units import UnitFollower
 from hostmesh.policy.hostfile import PLACE
 from hostmesh.policy.settings import Settings
 
+log = logging.getLogger(__name__)
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 EX_CONFIG = 78
 _SCRAPE_SECONDS = 8.0
@@ -57,11 +60,15 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[StderrHandler()])
     notifier = Notifier()
     try:
+        limits.check("hostmeshd.service")
         settings = read_settings(file)
         while following := asyncio.run(Agent(settings, file, notifier).run()):
             settings = following
     except PolicyError as error:
         print(f"<3>hostmeshd: {error}\n    mend it, then: systemctl restart hostmeshd", file=sys.stderr)
+        return EX_CONFIG
+    except limits.TooLittle as error:
+        log.error("hostmeshd: %s", error)
         return EX_CONFIG
     except (HostmeshError, OSError) as error:
         print(f"<3>hostmeshd: {error}", file=sys.stderr)

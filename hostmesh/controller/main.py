@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from hostmesh.apply import limits
 from hostmesh.apply.stderr import StderrHandler
 from hostmesh.controller.config import PATH, load
 from hostmesh.errors import HostmeshError
@@ -26,6 +27,7 @@ def main() -> int:
     from hostmesh.controller.run import run  # noqa: PLC0415  loads gRPC, which reads its environment once
 
     try:
+        limits.check("hostmesh-controller.service")
         asyncio.run(run(load(arguments.config)))
     except HostmeshError as error:
         logging.error("hostmesh-controller: %s", error)

@@ -19,6 +19,7 @@ pub mod identity;
 pub mod inbound;
 pub mod listener;
 pub mod lookups;
+pub mod memory;
 pub mod outbound;
 pub mod peer;
 pub mod persist;

@@ -14,7 +14,7 @@ use hostmesh_proxy::generations::handover::{Estate, Successor};
 use hostmesh_proxy::listener;
 use hostmesh_proxy::shared::Shared;
 use hostmesh_proxy::told::{self, Level};
-use hostmesh_proxy::{descriptors, dns, dns_socket, worker};
+use hostmesh_proxy::{descriptors, dns, dns_socket, memory, worker};
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -300,6 +300,7 @@ impl Watch {
     async fn beat(&mut self, shared: &Shared) {
         self.ticks.tick().await;
         descriptors::watch(&shared.told, io::stderr());
+        memory::watch(&shared.told);
         if self.limit.is_some() && shared.all_move(worker::SWEEP * 3) {
             tell(&[NotifyState::Watchdog]);
         }

@@ -1,4 +1,4 @@
-"""What must be shown of processes that are short of descriptors: told, nothing spins, and who waits is served."""
+"""What must be shown of processes short of descriptors or memory: told, nothing spins, traffic goes on or returns."""
 
 import contextlib
 import json
@@ -9,11 +9,12 @@ from pathlib import Path
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
 from tests.mesh import told
-from tests.mesh.survival import main_pid
+from tests.mesh.survival import load, main_pid
 from tests.mesh.world import World
 
 AGENT, PROXY = "hostmeshd.service", "hostmesh-proxy.service"
 HOLD = (Path(__file__).parent / "hold.py").read_text()
+GREEDY = (Path(__file__).parent / "greedy.py").read_text()
 TICKS = 100  # of /proc/PID/stat, a second (sysconf(3), _SC_CLK_TCK)
 
 
@@ -97,3 +98,63 @@ def proxy_without_descriptors(w: World) -> str:
     assert found["answered"] == 10, found
     assert share < 0.25, f"{share:.2f} of a core while it waits"
     return f"{used} of 96 used; waiting requests answered {found['slowest']} s after; {share:.2f} of a core; {said}"
+
+
+def agent_with_too_little(w: World) -> str:
+    """The agent with less than it needs: told with the remedy, not started again in vain; traffic goes on"""
+    said = []
+    with load(w, least=0, connections=2) as running:
+        for setting in ("LimitNOFILE=20", "LimitAS=200M"):
+            cursor = w.h1.journal_cursor()
+            with limited(w.h1, AGENT, setting):
+                said.append(
+                    told.in_journal(w.h1, cursor, f"hostmeshd: {setting} is too little", f"systemctl edit {AGENT}")
+                )
+                wait_until(lambda: _state(w.h1, AGENT) == ("failed", "0"), "it waits for the administrator", 5.0, 0.1)
+                asked = w.h1.exec(["hostmesh", "status"])
+                assert asked.exit == 1 and f"systemctl status {AGENT}" in asked.stderr, asked
+                assert setting in w.h1.exec(["systemctl", "status", AGENT]).stdout
+    assert running.number("failed") == 0, running.told
+    return f"0 of {running.told['requests']} requests failed; {'; '.join(said)}"
+
+
+def _state(host: Host, unit: str) -> tuple[str, str]:
+    """Whether it runs, and how often it was started again by itself."""
+    active, restarts = (
+        host.exec(["systemctl", "show", "-P", what, unit]).must().stdout.strip()
+        for what in ("ActiveState", "NRestarts")
+    )
+    return active, restarts
+
+
+def proxy_without_memory(w: World) -> str:
+    """The proxy near its LimitAS=: told, traffic goes on; beyond it: it ends, told, and is back in 2 s as it was"""
+    w.h2.exec(["truncate", "--size=1G", "/var/www/html/large"]).must()
+    with limited(w.h1, PROXY, "LimitAS=100M"):
+        wait_until(lambda: _state(w.h1, PROXY)[0] == "active", "the proxy has begun", 10.0, 0.1)
+        used = _address_space(w.h1, PROXY)
+    cursor, stop = w.h1.journal_cursor(), f"/run/greedy-{time.monotonic_ns()}"
+    with limited(w.h1, PROXY, f"LimitAS={round(used * 1.08)}"):
+        said = told.in_status(w, w.h1, "proxy: 90 % and more of the memory", "Raise LimitAS= of hostmesh-proxy.service")
+        with load(w, least=500, connections=2) as running:
+            told.wait_metric(w.h1, "hostmesh_proxy_troubles", 1)
+        assert running.number("failed") == 0, running.told
+        serials, pid = w.serials(w.h1), main_pid(w.h1, PROXY)
+        ask = ["python3", "-c", GREEDY, "web", "80", "/large", "150", stop]
+        with w.h1.popen(["hostmesh", "run", "--unit", "shop", "--", *ask]) as greedy:
+            wait_until(lambda: main_pid(w.h1, PROXY) not in (0, pid), "another proxy", 20.0, 0.02)
+            began = time.monotonic()
+            w.h1.exec(["touch", stop]).must()
+            greedy.communicate(timeout=60)
+        told.in_journal(w.h1, cursor, "memory allocation of", "failed")
+        wait_until(lambda: w.shop("curl", "-sSf", "-o", "/dev/null", "http://web/").ok, "web answers", 10.0, 0.05)
+        back = time.monotonic() - began
+        wait_until(lambda: w.serials(w.h1) == serials, "the same serials", 10.0, 0.1)
+    assert serials and back < 5.0, back
+    return f"{used >> 20} MB used of {used * 1.08 / 2**20:.0f}; web answers {back:.1f} s after its end; {said}"
+
+
+def _address_space(host: Host, unit: str) -> int:
+    status = host.read(f"/proc/{main_pid(host, unit)}/status")
+    (line,) = [line for line in status.splitlines() if line.startswith("VmSize:")]
+    return int(line.split()[1]) * 1024

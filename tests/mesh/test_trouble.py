@@ -1,10 +1,10 @@
-"""Disks that take no writes, processes short of descriptors: told with the remedy, traffic goes on, all heals."""
+"""Disks that take no writes, processes that are short of something or frozen: told with the remedy, all heals."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.mesh import disks, scarcity
+from tests.mesh import disks, frozen, scarcity
 from tests.mesh.disks import Trouble
 from tests.mesh.world import World
 
@@ -25,7 +25,18 @@ def test_a_disk_that_takes_no_writes(small_disks: World, show: object, trouble: 
     print(show(small_disks, trouble))
 
 
-@pytest.mark.parametrize("show", [scarcity.proxy_without_descriptors], ids=lambda show: show.__name__)
-def test_scarcity(mesh: World, show: object) -> None:
-    assert callable(show)
+SCARCE = (scarcity.proxy_without_descriptors, scarcity.proxy_without_memory, scarcity.agent_with_too_little)
+
+
+@pytest.mark.parametrize("show", SCARCE, ids=lambda show: show.__name__)
+def test_scarcity(mesh: World, show: Callable[[World], str]) -> None:
     print(show(mesh))
+
+
+@pytest.mark.parametrize("show", [frozen.proxy, frozen.journald], ids=lambda show: show.__name__)
+def test_frozen(mesh: World, show: Callable[[World], str]) -> None:
+    print(show(mesh))
+
+
+def test_frozen_control(mesh: World, rounds: Callable[[int, int], int]) -> None:
+    print(frozen.control(mesh, to_the_end=rounds(0, 1) == 1))

@@ -22,6 +22,11 @@ def wait_metric(host: Host, name: str, value: float, timeout: float = SOON) -> N
     wait_until(lambda: metric(host, name) == value, f"{host.name}: {name} is {value:g}", timeout, 0.2)
 
 
+def wait_above(host: Host, name: str, value: float, timeout: float = SOON) -> None:
+    """Wait until the metric is above the value."""
+    wait_until(lambda: metric(host, name) > value, f"{host.name}: {name} is above {value:g}", timeout, 0.2)
+
+
 def in_status(w: World, host: Host, *words: str, timeout: float = SOON) -> str:
     """The line of `hostmesh status` (trouble or note) with all these words."""
 
