@@ -4,6 +4,7 @@ The Makefile runs this in network, mount and pid namespaces of its own and under
 everything is gone, also when that is killed: machines, bridge, and what they wrote, which is in memory.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "build" / "vm-smoke"
 BOOT_SECONDS, MESH_SECONDS = 300.0, 120.0
 KERNEL = "6.1."
 WIRE = 15008
-COULD_NOT_CONNECT = 7  # curl(1)
+COULD_NOT_CONNECT, TIMED_OUT = 7, 28  # curl(1)
 TLS_RECORDS = (b"\x16\x03", b"\x17\x03", b"\x14\x03")
 PAGE = "a page of the other machine"
 POLICY = """[service]
@@ -63,6 +64,8 @@ def main() -> int:
     plain_call(steps, caller, server)
     mesh(steps, caller, server)
     meshed_call(steps, caller, server)
+    closed(steps, caller, server)
+    examined(steps, caller, server)
     return 0
 
 
@@ -154,6 +157,27 @@ def meshed_call(steps: Steps, caller: Guest, server: Guest) -> None:
 def link_of(caller: Guest, server: Guest) -> AbstractContextManager[Capture]:
     """What passes between the two, without what this script says to them."""
     return capturing("/proc/self/ns/net", BRIDGE, f"tcp and host {caller.ipv4} and host {server.ipv4}")
+
+
+def closed(steps: Steps, caller: Guest, server: Guest) -> None:
+    """The ruleset flushed and no agent to repair it: the guard lets no packet of the unit out; all heals after it."""
+    caller.must("systemctl stop hostmeshd && nft flush ruleset")
+    with link_of(caller, server) as link:
+        in_slice = "systemd-run --quiet --wait --pipe --slice=mesh-shop.slice"
+        tried = caller.exec(f"{in_slice} curl -sS --max-time 5 http://{server.ipv4}/")
+    assert tried.returncode == TIMED_OUT, f"not the guard's silence: {tried}"
+    assert not [packet for packet in link.packets() if packet.dport == 80 or packet.sport == 80]
+    caller.must("systemctl start hostmeshd")
+    wait_until(lambda: by_shop(caller, "http://web/") == PAGE, "the call is back", MESH_SECONDS, 1.0)
+    steps.seen("ruleset flushed, agent stopped: nothing left in plain text; the agent started: the call is back")
+
+
+def examined(steps: Steps, *guests: Guest) -> None:
+    """Nothing of Debian's own set-up is in the way; a machine in which nothing keeps the clock is told so."""
+    for guest in guests:
+        told = json.loads(guest.must("hostmesh doctor --json"))["findings"]
+        assert [one["where"] for one in told if one["code"] != "unit"] == ["clock"], told
+    steps.seen("hostmesh doctor finds nothing in the way, but that nothing keeps these machines' clocks")
 
 
 if __name__ == "__main__":
