@@ -8,7 +8,8 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hostmesh_proxy_core::config::{Config, Endpoint, Port, Unit};
+use hostmesh_proxy_core::config::{Config, Endpoint, Port, Service, Unit};
+use tokio::time::Instant;
 
 use crate::deliver;
 use crate::stream::Stream;
@@ -62,6 +63,27 @@ pub struct Connector {
 }
 
 impl Connector {
+    /// An endpoint for the next try. `tried`: ids that failed already.
+    pub fn pick(&self, service: &Service, tried: &[u64]) -> Option<Arc<Endpoint>> {
+        let random = self.worker.random();
+        let mut loads = self.worker.loads.borrow_mut();
+        if let Some(away) = loads.due(service, Instant::now().into_std()) {
+            self.see_again(away.clone());
+        }
+        loads.pick(service, tried, random).cloned()
+    }
+
+    /// Tries whether an endpoint that could not be reached can be by now. No connection of an application waits for it.
+    fn see_again(&self, endpoint: Arc<Endpoint>) {
+        let (worker, unit) = (self.worker.clone(), self.unit.unit.clone());
+        tokio::task::spawn_local(async move {
+            if worker.pool.reach(&unit, &endpoint).await.is_err() {
+                let now = Instant::now().into_std();
+                worker.loads.borrow_mut().unreachable(endpoint.id, now);
+            }
+        });
+    }
+
     /// A stream to the endpoint's `target` port, for the connection or request that comes now. `fresh`: not one that was
     /// used before. Not judged here: neither the caller's policy nor, on the same host, the endpoint's.
     pub async fn connect(&self, endpoint: &Endpoint, target: u16, fresh: bool) -> Result<Stream, ConnectError> {

@@ -175,17 +175,13 @@ impl Outgoing {
         port: ServicePort,
         only: Option<&Arc<Endpoint>>,
     ) -> Result<(Arc<Endpoint>, Stream), Option<(Arc<str>, ConnectError)>> {
-        let worker = &self.connector.worker;
         let mut tried = Vec::new();
         let mut last = (
             Arc::from(""),
             ConnectError::Unreachable("the service has no endpoint".into()),
         );
         for _ in 0..service.endpoints.len() {
-            let random = worker.random();
-            let picked = only
-                .cloned()
-                .or_else(|| worker.loads.borrow_mut().pick(service, &tried, random).cloned());
+            let picked = only.cloned().or_else(|| self.connector.pick(service, &tried));
             let Some(endpoint) = picked.filter(|endpoint| !tried.contains(&endpoint.id)) else {
                 break;
             };

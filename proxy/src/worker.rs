@@ -42,8 +42,8 @@ pub struct Worker {
     pub pool: Rc<Pool>,
     /// HTTP streams between requests.
     pub idle: IdleStreams,
-    /// Requests and connections in flight by endpoint.
-    pub loads: RefCell<Loads>,
+    /// Requests and connections in flight by endpoint, and which endpoints cannot be reached.
+    pub loads: Rc<RefCell<Loads>>,
     /// TLS connections from other hosts.
     pub links: RefCell<Vec<Weak<ServerLink>>>,
     /// By which they were judged last.
@@ -58,10 +58,11 @@ impl Worker {
     /// A worker with empty pools.
     pub fn new(shared: Arc<Shared>, seed: u64) -> Rc<Self> {
         let stats = shared.stats.worker();
+        let loads = Rc::<RefCell<Loads>>::default();
         Rc::new(Self {
-            pool: Rc::new(Pool::new(shared.clone(), stats.clone())),
+            pool: Rc::new(Pool::new(shared.clone(), stats.clone(), loads.clone())),
             idle: IdleStreams::default(),
-            loads: RefCell::default(),
+            loads,
             links: RefCell::default(),
             trust: RefCell::new(shared.trust()),
             open: Cell::new(0),
@@ -118,6 +119,7 @@ impl Worker {
                 _ = beats.tick() => {
                     self.shared.beat(index);
                     self.pool.sweep();
+                    self.loads.borrow_mut().sweep(Instant::now().into_std());
                     let now = UnixTime::now().as_secs();
                     self.each_link(|link| link.sweep(now).into_iter().for_each(|event| self.shared.events.emit(event)));
                 }

@@ -1,10 +1,10 @@
-"""Disks that take no writes, processes that are short of something or frozen: told with the remedy, all heals."""
+"""Disks that take no writes, processes that are short of something or frozen, a host that vanishes: told, all heals."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.mesh import disks, frozen, scarcity
+from tests.mesh import disks, frozen, scarcity, vanished
 from tests.mesh.disks import Trouble
 from tests.mesh.world import World
 
@@ -40,3 +40,7 @@ def test_frozen(mesh: World, show: Callable[[World], str]) -> None:
 
 def test_frozen_control(mesh: World, rounds: Callable[[int, int], int]) -> None:
     print(frozen.control(mesh, to_the_end=rounds(0, 1) == 1))
+
+
+def test_a_host_that_vanishes(mesh: World) -> None:
+    print(vanished.peer(mesh))

@@ -1,6 +1,7 @@
 //! Chooses an endpoint: of two taken by chance the less busy one (the power of two choices), or one after the other.
 //!
-//! One `Loads` a worker: nothing is shared, and a worker's own requests in flight say enough. Keeps the retry budgets too.
+//! An endpoint that cannot be reached is avoided until it was reached again, which is tried beside the traffic. One
+//! `Loads` a worker: nothing is shared, and a worker's own requests in flight say enough. Keeps the retry budgets too.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,10 +10,27 @@ use std::time::{Duration, Instant};
 use crate::config::{Balance, Endpoint, Service};
 use crate::retry::Budget;
 
-/// Requests in flight by endpoint; by service whose turn it is, and its retries. Kept over changes of the configuration.
+/// How long an endpoint is left alone after the first failure; twice as long after each more.
+const AWAY_FIRST: Duration = Duration::from_secs(1);
+const AWAY_MOST: Duration = Duration::from_secs(30);
+/// What nobody asked about for so long after its time was over is forgotten: the endpoint may be no more.
+const FORGOTTEN: Duration = Duration::from_secs(300);
+
+/// An endpoint that could not be reached.
+#[derive(Debug)]
+struct Away {
+    failures: u32,
+    until: Instant,
+    /// Somebody is trying.
+    tried: bool,
+}
+
+/// Requests in flight by endpoint, and which cannot be reached; by service whose turn it is, and its retries. Kept over
+/// changes of the configuration.
 #[derive(Debug, Default)]
 pub struct Loads {
     in_flight: HashMap<u64, u32>,
+    away: HashMap<u64, Away>,
     turns: HashMap<Arc<str>, usize>,
     budgets: HashMap<Arc<str>, Budget>,
     first: Option<Instant>,
@@ -49,24 +67,69 @@ impl Loads {
         self.in_flight.get(&id).copied().unwrap_or_default()
     }
 
-    /// Chooses. `tried`: ids that failed this request already, taken again only if there is no other. `None`: the
-    /// service has no endpoint.
+    /// The endpoint's host could not be reached, by whoever was first to wait for it; who waited with him counts no more.
+    pub fn unreachable(&mut self, id: u64, now: Instant) {
+        let away = self.away.entry(id).or_insert(Away {
+            failures: 0,
+            until: now,
+            tried: false,
+        });
+        if away.tried || away.until <= now {
+            away.until = now + AWAY_MOST.min(AWAY_FIRST * 2u32.saturating_pow(away.failures));
+            away.failures = away.failures.saturating_add(1);
+            away.tried = false;
+        }
+    }
+
+    /// It was reached.
+    pub fn reached(&mut self, id: u64) {
+        self.away.remove(&id);
+    }
+
+    /// An endpoint of the service that was left alone long enough: the caller tries it, and says what came of it.
+    pub fn due<'a>(&mut self, service: &'a Service, now: Instant) -> Option<&'a Arc<Endpoint>> {
+        if self.away.is_empty() {
+            return None;
+        }
+        service.endpoints.iter().find(|endpoint| {
+            let away = self.away.get_mut(&endpoint.id);
+            away.is_some_and(|away| away.until <= now && !std::mem::replace(&mut away.tried, true))
+        })
+    }
+
+    /// Forgets endpoints that nobody calls any more.
+    pub fn sweep(&mut self, now: Instant) {
+        self.away.retain(|_, away| now < away.until + FORGOTTEN);
+    }
+
+    /// Chooses among those that can be reached, then among all. `tried`: ids that failed this request already, taken
+    /// again only if there is no other. `None`: the service has no endpoint.
     pub fn pick<'a>(&mut self, service: &'a Service, tried: &[u64], random: u64) -> Option<&'a Arc<Endpoint>> {
         let all = &service.endpoints;
-        let fresh: Vec<&Arc<Endpoint>>;
-        let from: &dyn Fn(usize) -> &'a Arc<Endpoint>;
-        let (by_index, by_fresh);
-        let count;
-        if tried.is_empty() || all.iter().all(|endpoint| tried.contains(&endpoint.id)) {
-            count = all.len();
-            by_index = |index: usize| &all[index];
-            from = &by_index;
-        } else {
-            fresh = all.iter().filter(|endpoint| !tried.contains(&endpoint.id)).collect();
-            count = fresh.len();
-            by_fresh = |index: usize| fresh[index];
-            from = &by_fresh;
+        if tried.is_empty() && self.away.is_empty() {
+            return self.choose(service, &|index| &all[index], all.len(), random);
         }
+        let mut from: Vec<_> = all
+            .iter()
+            .filter(|endpoint| !self.away.contains_key(&endpoint.id))
+            .collect();
+        if from.is_empty() {
+            from = all.iter().collect();
+        }
+        let is_untried = |endpoint: &&Arc<Endpoint>| !tried.contains(&endpoint.id);
+        if from.iter().any(is_untried) {
+            from.retain(is_untried);
+        }
+        self.choose(service, &|index| from[index], from.len(), random)
+    }
+
+    fn choose<'a>(
+        &mut self,
+        service: &Service,
+        from: &dyn Fn(usize) -> &'a Arc<Endpoint>,
+        count: usize,
+        random: u64,
+    ) -> Option<&'a Arc<Endpoint>> {
         match count {
             0 => None,
             1 => Some(from(0)),

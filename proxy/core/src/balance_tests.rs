@@ -63,3 +63,65 @@ fn another_after_a_failure() {
     assert!(loads.pick(&service, &all, 1).is_some(), "all failed: again any");
     assert!(loads.pick(&crate::config::tests::service("none", 0), &[], 1).is_none());
 }
+
+#[test]
+fn what_cannot_be_reached_is_avoided_until_it_was_reached_again() {
+    let service = crate::config::tests::service("three", 3);
+    let (mut loads, begin) = (Loads::default(), Instant::now());
+    let gone = service.endpoints[1].id;
+    let picks = |loads: &mut Loads| {
+        (0..200u64)
+            .filter(|random| {
+                let random = random.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                loads.pick(&service, &[], random).expect("one").id == gone
+            })
+            .count()
+    };
+    assert!(picks(&mut loads) > 0);
+    loads.unreachable(gone, begin);
+    assert_eq!(picks(&mut loads), 0);
+    loads.reached(gone);
+    assert!(picks(&mut loads) > 0);
+}
+
+#[test]
+fn where_nothing_else_is_left_it_is_taken() {
+    let service = crate::config::tests::service("three", 3);
+    let (mut loads, begin) = (Loads::default(), Instant::now());
+    loads.unreachable(service.endpoints[0].id, begin);
+    let tried: Vec<u64> = service.endpoints[1..].iter().map(|endpoint| endpoint.id).collect();
+    let picked = loads.pick(&service, &tried, 7).expect("one").id;
+    assert!(
+        tried.contains(&picked),
+        "one that answered with an error comes before one that is away"
+    );
+    for endpoint in &service.endpoints {
+        loads.unreachable(endpoint.id, begin);
+    }
+    let picked = loads.pick(&service, &tried, 7).expect("one").id;
+    assert_eq!(picked, service.endpoints[0].id);
+}
+
+#[test]
+fn it_is_tried_by_one_at_a_time_and_less_and_less_often() {
+    let service = crate::config::tests::service("two", 2);
+    let (mut loads, mut now) = (Loads::default(), Instant::now());
+    let gone = service.endpoints[0].id;
+    loads.unreachable(gone, now);
+    loads.unreachable(gone, now); // who waited for the same dial
+    for wait in [1, 2, 4, 8, 16, 30, 30] {
+        let long_enough = now + Duration::from_secs(wait);
+        assert!(loads.due(&service, long_enough - Duration::from_millis(1)).is_none());
+        assert_eq!(loads.due(&service, long_enough).expect("its time").id, gone);
+        assert!(loads.due(&service, long_enough).is_none(), "somebody is trying");
+        now = long_enough + Duration::from_secs(2);
+        loads.unreachable(gone, now);
+    }
+    loads.sweep(now + Duration::from_secs(60));
+    assert!(loads.due(&service, now + Duration::from_secs(60)).is_some());
+    loads.sweep(now + Duration::from_secs(3600));
+    assert!(
+        loads.due(&service, now + Duration::from_secs(3600)).is_none(),
+        "forgotten"
+    );
+}

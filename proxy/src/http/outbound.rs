@@ -151,6 +151,7 @@ impl Calling {
                 Tried::Over(next) => return next,
                 Tried::Stale => {
                     fresh = true;
+                    call.tried.extend(hop.endpoint.as_ref().map(|endpoint| endpoint.id));
                     continue;
                 }
                 Tried::Again(failure) => failure,
@@ -177,10 +178,9 @@ impl Calling {
                 target: port.port,
             }),
             To::Service { service, port, only } => {
-                let random = self.worker.random();
                 let endpoint = match only {
                     Some(endpoint) => endpoint.clone(),
-                    None => self.worker.loads.borrow_mut().pick(service, tried, random)?.clone(),
+                    None => self.route.connector.pick(service, tried)?,
                 };
                 let local = endpoint
                     .local

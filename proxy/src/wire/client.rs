@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hostmesh_proxy_core::balance::Loads;
 use hostmesh_proxy_core::config::Endpoint;
 use http::{Method, Request, StatusCode, Uri};
 use rustls::pki_types::{ServerName, UnixTime};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use super::dial::{self, ClientLink, Connection, Failed, Prepared};
@@ -27,6 +28,7 @@ use crate::shared::Shared;
 use crate::stats::WorkerStats;
 use crate::stream::WireStream;
 use crate::tls::{Expected, Trust, client_config};
+use crate::told::Level;
 
 /// The other side gets this long to reach its application.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -89,14 +91,15 @@ pub struct Pool {
     links: RefCell<Vec<(Pair, Weak<ClientLink>)>>,
     /// By which they were judged last.
     trust: RefCell<Arc<Trust>>,
+    loads: Rc<RefCell<Loads>>,
 }
 
 /// A stream was not begun: the connection had come to its end. Another may do.
 struct Stale;
 
 impl Pool {
-    /// An empty pool.
-    pub fn new(shared: Arc<Shared>, stats: WorkerStats) -> Self {
+    /// An empty pool, which tells `loads` what can be reached.
+    pub fn new(shared: Arc<Shared>, stats: WorkerStats, loads: Rc<RefCell<Loads>>) -> Self {
         let trust = RefCell::new(shared.trust());
         Self {
             shared,
@@ -104,6 +107,7 @@ impl Pool {
             peers: RefCell::default(),
             links: RefCell::default(),
             trust,
+            loads,
         }
     }
 
@@ -114,12 +118,7 @@ impl Pool {
         endpoint: &Endpoint,
         port: u16,
     ) -> Result<WireStream, OpenError> {
-        let pair = Pair {
-            unit: unit.clone(),
-            spiffe_id: endpoint.spiffe_id.clone(),
-            host: endpoint.host.clone(),
-            called: endpoint.called,
-        };
+        let pair = Pair::of(unit, endpoint);
         let authority = format!("{}:{port}", endpoint.sni);
         let authority = Uri::from_maybe_shared(Bytes::from(authority))
             .map_err(|error| OpenError::Unreachable(io::Error::other(error)))?;
@@ -141,6 +140,11 @@ impl Pool {
         Err(OpenError::Unreachable(io::Error::other(
             "three connections ended before a stream was open",
         )))
+    }
+
+    /// Makes sure that there is a connection, and opens nothing on it.
+    pub async fn reach(self: &Rc<Self>, unit: &Arc<str>, endpoint: &Endpoint) -> Result<(), OpenError> {
+        self.connection(&Pair::of(unit, endpoint), endpoint).await.map(drop)
     }
 
     async fn request(&self, connection: &Connection, authority: Uri) -> Result<Result<WireStream, OpenError>, Stale> {
@@ -176,7 +180,7 @@ impl Pool {
             let under_way = self.peers.borrow().get(pair).and_then(|peer| peer.dial.clone());
             let mut dial = match under_way {
                 Some(dial) => dial,
-                None => self.begin(pair, self.prepare(pair, endpoint)?),
+                None => self.begin(pair, endpoint, self.prepare(pair, endpoint)?),
             };
             let ended = dial.wait_for(Option::is_some).await;
             match ended.ok().and_then(|outcome| outcome.clone()) {
@@ -191,12 +195,16 @@ impl Pool {
     }
 
     /// Dials in a task of its own.
-    fn begin(self: &Rc<Self>, pair: &Pair, prepared: Prepared) -> Dial {
+    fn begin(self: &Rc<Self>, pair: &Pair, endpoint: &Endpoint, prepared: Prepared) -> Dial {
         let (tell, dial) = watch::channel(None);
         self.peers.borrow_mut().entry(pair.clone()).or_default().dial = Some(dial.clone());
         let (pool, pair) = (self.clone(), pair.clone());
+        // One address that was called says nothing of the endpoint.
+        let id = endpoint.called.is_none().then_some(endpoint.id);
+        let vanished = self.vanished(&pair, id);
         tokio::task::spawn_local(async move {
-            let outcome = dial::dial(prepared, &pool.stats).await.map(Rc::new);
+            let outcome = dial::dial(prepared, &pool.stats, vanished).await.map(Rc::new);
+            learn(&pool.loads, id, outcome.is_ok());
             match &outcome {
                 Ok(connection) => pool.keep(&pair, connection),
                 Err(Failed { reason, why, .. }) => {
@@ -212,6 +220,16 @@ impl Pool {
             tell.send_replace(Some(outcome));
         });
         dial
+    }
+
+    /// What is done when a connection's peer has fallen silent: so many streams are broken off, for this reason.
+    fn vanished(&self, pair: &Pair, id: Option<u64>) -> impl FnOnce(usize, io::Error) + use<> {
+        let (shared, loads, whom) = (self.shared.clone(), self.loads.clone(), pair.whom());
+        move |broken, error| {
+            learn(&loads, id, false);
+            let what = format_args!("{whom} is silent, {broken} streams are broken off: {error}");
+            shared.told.say(Level::Warning, what);
+        }
     }
 
     /// A connection is there. What changed while it was made is taken into account.
@@ -325,6 +343,15 @@ impl Pool {
 }
 
 impl Pair {
+    fn of(unit: &Arc<str>, endpoint: &Endpoint) -> Self {
+        Self {
+            unit: unit.clone(),
+            spiffe_id: endpoint.spiffe_id.clone(),
+            host: endpoint.host.clone(),
+            called: endpoint.called,
+        }
+    }
+
     /// Who is called, for a person.
     fn whom(&self) -> String {
         format!("{} on {}", self.spiffe_id, self.host)
@@ -335,4 +362,13 @@ impl Pair {
 /// said anything? No byte of an application was sent, so nothing can happen twice.
 fn unprocessed(error: &h2::Error) -> bool {
     error.is_io() || error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM)
+}
+
+fn learn(loads: &RefCell<Loads>, id: Option<u64>, is_reached: bool) {
+    let Some(id) = id else { return };
+    if is_reached {
+        loads.borrow_mut().reached(id);
+    } else {
+        loads.borrow_mut().unreachable(id, Instant::now().into_std());
+    }
 }

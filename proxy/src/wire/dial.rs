@@ -116,8 +116,13 @@ impl Connection {
     }
 }
 
-/// Dials: TCP, TLS, HTTP/2.
-pub async fn dial(to: Prepared, stats: &WorkerStats) -> Result<Connection, Failed> {
+/// Dials: TCP, TLS, HTTP/2. `vanished` is called if the peer falls silent later, in place of ending the connection: with
+/// how many streams that breaks off, and why.
+pub async fn dial(
+    to: Prepared,
+    stats: &WorkerStats,
+    vanished: impl FnOnce(usize, io::Error) + 'static,
+) -> Result<Connection, Failed> {
     let failed = |error: io::Error| Failed {
         kind: error.kind(),
         why: error.to_string(),
@@ -126,7 +131,7 @@ pub async fn dial(to: Prepared, stats: &WorkerStats) -> Result<Connection, Faile
     let tcp = connect(&to.addresses, to.port, to.mark).await.map_err(failed)?;
     sockopt::wire(&tcp, USER_TIMEOUT).map_err(failed)?;
     let whom = to.whom.clone();
-    let ended = timeout(HANDSHAKE, handshake(tcp, to, stats)).await;
+    let ended = timeout(HANDSHAKE, handshake(tcp, to, stats, vanished)).await;
     ended
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|error| Failed {
@@ -136,7 +141,12 @@ pub async fn dial(to: Prepared, stats: &WorkerStats) -> Result<Connection, Faile
         })
 }
 
-async fn handshake(tcp: TcpStream, to: Prepared, stats: &WorkerStats) -> io::Result<Connection> {
+async fn handshake(
+    tcp: TcpStream,
+    to: Prepared,
+    stats: &WorkerStats,
+    vanished: impl FnOnce(usize, io::Error) + 'static,
+) -> io::Result<Connection> {
     let tls = to.tls.connect(to.name, LargeReads::new(tcp)).await?;
     let session = tls.get_ref().1;
     if session.alpn_protocol() != Some(ALPN) {
@@ -172,8 +182,12 @@ async fn handshake(tcp: TcpStream, to: Prepared, stats: &WorkerStats) -> io::Res
     secured.link.idle_since.set(Some(Instant::now()));
     let driven = secured.clone();
     tokio::task::spawn_local(async move {
-        // How it ended is told by its streams.
-        let _ended = drive(connection, io, driven.link.clone()).await;
+        // Any other end is told by its streams.
+        if let Err(error) = drive(connection, io, driven.link.clone()).await
+            && is_silence(&error)
+        {
+            vanished(driven.link.streams(), error);
+        }
     });
     let held = stats.hold(Gauge::Pooled);
     Ok(Connection {
@@ -194,4 +208,10 @@ async fn connect(addresses: &[IpAddr], port: u16, mark: u32) -> io::Result<TcpSt
         }
     }
     Err(last)
+}
+
+/// Did the peer vanish, in place of ending the connection?
+fn is_silence(error: &io::Error) -> bool {
+    use io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    matches!(error.kind(), TimedOut | HostUnreachable | NetworkUnreachable)
 }
