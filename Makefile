@@ -34,7 +34,7 @@ demo: changes rootfs wheels ## the main job on two real hosts, as a table (KEEP=
 	@$(PY) -m demo $(if $(KEEP),--keep)
 
 test: changes rootfs wheels ## everything but the slow suites
-	cargo test --manifest-path proxy/Cargo.toml --workspace --release --locked
+	cargo test --manifest-path proxy/Cargo.toml --workspace --profile tests --locked
 	$(PY) -m pytest $(ARGS)
 
 test-long: changes rootfs wheels ## the same with every repetition that is promised; an hour and more
@@ -50,7 +50,7 @@ lint: setup ## ruff, mypy, import contracts, rustfmt, clippy
 	$(VENV)/bin/lint-imports --no-cache
 	cargo fmt --manifest-path proxy/Cargo.toml --all --check
 	cargo fmt --manifest-path proxy/fuzz/Cargo.toml --check
-	cargo clippy --manifest-path proxy/Cargo.toml --workspace --all-targets --release --locked -- -D warnings
+	cargo clippy --manifest-path proxy/Cargo.toml --workspace --all-targets --profile tests --locked -- -D warnings
 
 format: setup ## ruff and rustfmt, in place
 	$(PY) -m ruff check --fix .
