@@ -7,15 +7,13 @@ Only ratios within one run mean anything. Written to bench/results/, with the co
 """
 
 import argparse
-import datetime
 import importlib
 import os
-import platform
-import signal
 import sys
 from pathlib import Path
 
 from bench import extras, report
+from bench.command import RESULTS, about, end_on_signals, tell
 from bench.contenders import NEED_OWN_FILES, STARTS, Contender, start
 from bench.layer import bench_layer
 from bench.loads import LOADS
@@ -23,31 +21,18 @@ from bench.rounds import run
 from bench.targets import OURS, ratios
 from bench.testbed import Testbed, two_hosts
 
-RESULTS = Path(__file__).parent / "results"
 QUICK = {"rounds": 5, "seconds": 4, "only": ["top"], "contenders": ["direct", "haproxy", "hostmesh"]}
 ONCE = ("memory", "change", "units")
 FULL = {"rounds": 5, "seconds": None, "only": [*LOADS, *ONCE], "contenders": list(STARTS)}
 
 
-def tell(what: str) -> None:
-    """Progress, beside the result."""
-    print(what, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Measure, print, keep the figures; 1 when hostmesh is below HAProxy's layer 7 or a load had errors."""
     options = _options()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # both take the lab down, as Ctrl-C does
-        signal.signal(number, signal.default_int_handler)
+    end_on_signals()
     loads = [LOADS[name] for name in options.only if name in LOADS]
     own_files = any(load.needs_oha for load in loads) or NEED_OWN_FILES & set(options.contenders)
-    about: dict[str, object] = {
-        "command": "python -m bench " + " ".join(sys.argv[1:]),
-        "begun": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "kernel": platform.release(),
-        "cores": os.cpu_count(),
-        "load_average_before": os.getloadavg(),
-    }
+    told = about("bench") | {"load_average_before": os.getloadavg()}
     with two_hosts(tell, [bench_layer()] if own_files else []) as bed:
         contenders = start(bed, tuple(options.contenders))
         memory = _memory(bed, contenders) if "memory" in options.only else {}
@@ -58,7 +43,7 @@ def main() -> int:
             memory |= extras.with_units(bed, tell)
     seen = report.Seen(samples, ratios(samples), memory, change)
     kept = report.print_all(seen)
-    report.write(options.output, seen, about)
+    report.write(options.output, seen, told)
     if samples and options.what == "full":  # matplotlib is there for that one only
         plot = importlib.import_module("bench.plot")
         plot.draw(samples, options.output.with_suffix(".svg"))

@@ -41,7 +41,6 @@ def at_rest(contenders: Sequence[Contender]) -> Memory:
 
 def with_connections(bed: Testbed, contenders: Sequence[Contender], tell: Tell) -> Memory:
     """The same with open keep-alive connections that were used once."""
-    bed.h1.write(CALLER_PROGRAM, (Path(__file__).parent / "caller.py").read_text())
     seen = {}
     for contender in contenders:
         if contender.proxies:
@@ -79,7 +78,6 @@ def with_units(bed: Testbed, tell: Tell) -> Memory:
 
 def change_to_effect(bed: Testbed, contender: Contender) -> Figure:
     """Of hostmesh: ms from a policy file's rename to the first request that is judged by it; one is sent each ms."""
-    bed.h1.write(CALLER_PROGRAM, (Path(__file__).parent / "caller.py").read_text())
     took = []
     with _caller(bed, contender, "watch", contender.url, 60) as caller:
         _first_line(caller, "200 ")
@@ -97,6 +95,7 @@ def _proxies(contender: Contender) -> Figure:
 
 
 def _caller(bed: Testbed, contender: Contender, verb: str, url: str, number: int) -> "subprocess.Popen[str]":
+    bed.h1.write(CALLER_PROGRAM, (Path(__file__).parent / "caller.py").read_text())
     argv = ["python3", CALLER_PROGRAM, verb, url, str(number)]
     if contender.caller:
         argv = ["hostmesh", "run", "--unit", contender.caller, "--", *argv]

@@ -8,11 +8,7 @@ hostmesh as users run it: intercepted, layer-7 policy, metrics asked for, traces
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,12 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.command import RESULTS, about, end_on_signals, tell
 from bench.soak.verdict import Demand, Sample, Verdict, judge, left_over
 from bench.soak.watch import Watch
 from bench.testbed import BODY, CALLER, MESHED_PORT, SERVICE, Testbed, application, two_hosts
 from tests.lab.waiting import wait_until
 
-RESULTS = Path(__file__).parents[1] / "results"
 LOAD = Path(__file__).parent / "load.py"
 ON_HOST = "/opt/bench/load.py"
 EVERY = 10
@@ -74,24 +70,12 @@ SIZES = {
 }
 
 
-def tell(what: str) -> None:
-    """Progress, beside the result."""
-    print(what, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Soak, judge, keep the figures; 1 when something does not hold."""
     options = _options()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # both take the lab down, as Ctrl-C does
-        signal.signal(number, signal.default_int_handler)
+    end_on_signals()
     size = SIZES[options.what] if options.seconds is None else _of_length(SIZES[options.what], options.seconds)
-    about = {
-        "command": "python -m bench.soak " + " ".join(sys.argv[1:]),
-        "begun": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "kernel": platform.release(),
-        "cores": os.cpu_count(),
-        "size": asdict(size),
-    }
+    run = about("bench.soak") | {"size": asdict(size)}
     with two_hosts(tell) as bed:
         _serve_opaque(bed)
         watch = Watch.of(bed)
@@ -106,7 +90,7 @@ def main() -> int:
         after = _drained(watch, before, size)
     verdicts = judge(samples, warm_up=size.warm_up, before=before, after=after, errors=errors, demand=size.demand())
     print_verdicts(verdicts)
-    told = {"about": about, "verdicts": [asdict(v) for v in verdicts], "before": before, "after": after}
+    told = {"about": run, "verdicts": [asdict(v) for v in verdicts], "before": before, "after": after}
     options.output.parent.mkdir(exist_ok=True)
     columns = {name: [round(sample[name], 2) for sample in samples] for name in samples[0]}
     options.output.write_text(json.dumps({**told, "samples": columns}) + "\n")
