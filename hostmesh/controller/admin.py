@@ -3,24 +3,20 @@
 No network and no running controller is needed; a running one takes over what was written within a fifth of a second.
 """
 
-import base64
 import ipaddress
 import os
 import pwd
 import secrets
 import shutil
-import tomllib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from hostmesh.apply.files import create
 from hostmesh.controller import ca
-from hostmesh.controller.config import PATH, USER, Config, ConfigError, dump, load, parse
+from hostmesh.controller.config import PATH, USER, Config, dump, load, read
 from hostmesh.controller.store import Store
 from hostmesh.errors import HostmeshError
 from hostmesh.identity import revocation
@@ -55,7 +51,7 @@ def init(config: Config, path: Path = PATH, user: str | None = USER) -> list[Pat
     All is made aside and put in place at the end, the configuration last: when it is there, all is there.
     """
     owner = _owner(user)
-    parse(_table(config), str(path))
+    read(dump(config), str(path))
     if path.exists():
         raise AdminError(f"{path} is already there: this host has a controller", "hostmesh controller token HOST")
     if (config.state / "ca").exists() or (config.state / "controller.db").exists():
@@ -86,7 +82,7 @@ def make_token(host: str, units: tuple[str, ...], *, ttl: timedelta = TOKEN_LIFE
     grants = tuple(check_grant(unit) for unit in units)
     if ttl <= timedelta(0):
         raise AdminError("a token must live longer than 0 seconds")
-    secret, now = secrets.token_urlsafe(32), int(ca.clock().timestamp())
+    secret, now = secrets.token_urlsafe(32), ca.seconds()
     with _open(config) as store:
         taken_back = revocation.standing(
             store.revoked(now), SpiffeId.of_host(config.trust_domain, host), dns_names_of(host)
@@ -100,7 +96,7 @@ def make_token(host: str, units: tuple[str, ...], *, ttl: timedelta = TOKEN_LIFE
             secret=secret,
             host=host,
             controllers=config.endpoints(config.enrolment_port),
-            root=base64.b64encode(root.public_bytes(Encoding.DER)).decode(),
+            root=ca.base64_der(root),
         )
     )
 
@@ -129,7 +125,7 @@ def remove(host: str, *, config_path: Path = PATH) -> None:
     config, now = load(config_path), ca.clock()
     one = revocation.removal(host, now)
     with _open(config) as store:
-        if not store.remove_host(host, one, _ends(config, one) or 0):
+        if not store.remove_host(host, one, _ends(config, one, now)):
             raise AdminError(f"host {host} is not enrolled", "hostmesh controller hosts lists those that are")
 
 
@@ -145,7 +141,7 @@ def revoke(kind: str, name: str, reason: str = "", *, config_path: Path = PATH) 
     config = load(config_path)
     one = revocation.entry(Kind(kind), name, config.trust_domain, reason)
     with _open(config) as store:
-        store.revoke(one, _ends(config, one), int(ca.clock().timestamp()), revocation.MOST)
+        store.revoke(one, _ends(config, one, ca.clock()), ca.seconds(), revocation.MOST)
     return one
 
 
@@ -158,18 +154,18 @@ def unrevoke(kind: str, name: str, *, config_path: Path = PATH) -> Revoked:
             raise AdminError(f"{one.kind} {one.name} is not revoked", "hostmesh controller revoked lists what is")
         if one.kind == Kind.HOST and one.name not in {host.lower() for host in store.hosts()}:
             one = revocation.removal(one.name, now)  # it was removed as well: only new certificates count
-            store.revoke(one, _ends(config, one), int(now.timestamp()), revocation.MOST)
+            store.revoke(one, _ends(config, one, now), int(now.timestamp()), revocation.MOST)
     return one
 
 
 def revoked(*, config_path: Path = PATH) -> list[Revoked]:
     """What is revoked."""
     with _open(load(config_path)) as store:
-        return store.revoked(int(ca.clock().timestamp()))
+        return store.revoked(ca.seconds())
 
 
-def _ends(config: Config, one: Revoked) -> int | None:
-    ends = revocation.ends(one, ca.clock(), (config.unit_life, config.host_life + HOST_GRACE))
+def _ends(config: Config, one: Revoked, now: datetime) -> int | None:
+    ends = revocation.ends(one, now, (config.unit_life, config.host_life + HOST_GRACE))
     return int(ends.timestamp()) if ends else None
 
 
@@ -193,13 +189,6 @@ def _open(config: Config) -> Iterator[Store]:
     """The store, opened by root or by the controller's user. SQLite gives its side files to the database's owner."""
     with closing(Store(config.state / "controller.db")) as store:
         yield store
-
-
-def _table(config: Config) -> dict[str, object]:
-    try:
-        return tomllib.loads(dump(config))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"a setting cannot be written as TOML: {error}") from error
 
 
 def _owner(user: str | None) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@
 active. `root.key` is read by nobody here: it makes intermediates, and can be kept elsewhere.
 """
 
+import base64
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,16 @@ PEM = serialization.Encoding.PEM
 def clock() -> datetime:
     """Now, aware, UTC."""
     return datetime.now(UTC)
+
+
+def seconds() -> int:
+    """Now, whole seconds since the epoch: as the store keeps times."""
+    return int(clock().timestamp())
+
+
+def base64_der(certificate: x509.Certificate) -> str:
+    """The certificate as messages carry it."""
+    return base64.b64encode(certificate.public_bytes(serialization.Encoding.DER)).decode()
 
 
 def new_serial() -> int:

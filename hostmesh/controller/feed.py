@@ -5,20 +5,18 @@ that were; one that comes with a revision from before this feed began gets every
 """
 
 import asyncio
-import base64
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
-
-from cryptography.hazmat.primitives.serialization import Encoding
+from typing import TypeVar
 
 from hostmesh.controller import ca
 from hostmesh.controller.config import Config
 from hostmesh.controller.store import StaleError, Store
 from hostmesh.identity import revocation
 from hostmesh.identity.authority import Authority
-from hostmesh.names import SpiffeId, UnitName, dns_names_of
-from hostmesh.registry.catalog import Catalog, Host, conflict_of, service_of
+from hostmesh.names import SpiffeId, dns_names_of
+from hostmesh.registry.catalog import Catalog, Host, Workload, conflict_of, service_of
 from hostmesh.registry.events import (
     FellSilent,
     Offer,
@@ -33,6 +31,7 @@ from hostmesh.wire.controller import WatchEvent
 from hostmesh.wire.snapshot import Revoked
 
 log = logging.getLogger(__name__)
+_Load = TypeVar("_Load", Offer, Workload)
 
 
 class Feed:
@@ -40,7 +39,7 @@ class Feed:
 
     def __init__(self, config: Config, store: Store, authority: Authority, clock: Callable[[], float]) -> None:
         self._config, self._store, self._authority, self._clock = config, store, authority, clock
-        self._revoked, self._revoked_at = store.revoked(_now()), 0
+        self._revoked, self._revoked_at = store.revoked(ca.seconds()), 0
         self._catalog = self._loaded()
         self._revision = self._base = store.revision()
         self._changed: dict[str, int] = {}
@@ -74,7 +73,7 @@ class Feed:
     def _publish(self, name: str, addresses: tuple[str, ...], wire_port: int, offers: list[Offer]) -> None:
         known = self._catalog.hosts.get(name)
         revision = self._revision + 1
-        offers = [replace(one, ready=one.ready and not self._is_revoked(name, one.unit)) for one in offers]
+        offers = self._counting(name, offers)
         host = Host(name, addresses, wire_port, stamp(known, offers, revision), revision)
         if known and name not in self._catalog.silent and _same(known, host):
             return
@@ -85,7 +84,7 @@ class Feed:
     def refresh(self) -> None:
         """Take over what another process wrote to the store: hosts removed, names released, identities revoked."""
         if self._store.changed_elsewhere():
-            before, self._revoked = self._revoked, self._store.revoked(_now())
+            before, self._revoked = self._revoked, self._store.revoked(ca.seconds())
             self._move_to(self._loaded(), self._store.revision())
             if self._revoked != before:
                 self._revoked_at = self._revision
@@ -96,19 +95,23 @@ class Feed:
     def _loaded(self) -> Catalog:
         """The store's catalog; what is revoked serves nobody."""
         catalog = self._store.load(self._config.trust_domain, self._config.vip_ranges)
-        if not self._revoked:
-            return catalog
         hosts = {
-            name: replace(host, workloads=tuple(
-                replace(load, ready=load.ready and not self._is_revoked(name, load.unit)) for load in host.workloads
-            ))
+            name: replace(host, workloads=tuple(self._counting(name, host.workloads)))
             for name, host in catalog.hosts.items()
-        }  # fmt: skip
+        }
         return replace(catalog, hosts=hosts)
 
-    def _is_revoked(self, host: str, unit: UnitName) -> bool:
-        identity = SpiffeId.of_unit(self._config.trust_domain, unit)
-        return revocation.standing(self._revoked, identity, dns_names_of(host)) is not None
+    def _counting(self, host: str, loads: Iterable[_Load]) -> list[_Load]:
+        """What a host runs; what is revoked is not ready."""
+        if not self._revoked:
+            return list(loads)
+        names = dns_names_of(host)
+
+        def stands(load: _Load) -> bool:
+            identity = SpiffeId.of_unit(self._config.trust_domain, load.unit)
+            return revocation.standing(self._revoked, identity, names) is None
+
+        return [replace(load, ready=load.ready and stands(load)) for load in loads]
 
     def withdraw_silent(self) -> list[str]:
         """Withdraw the endpoints of hosts not heard of for too long; which ones."""
@@ -178,7 +181,7 @@ class Feed:
     def _event(self, names: list[str], *, full: bool) -> WatchEvent:
         found = {name: service_of(self._catalog, name) for name in names}
         conflicts = [conflict for name in names if (conflict := conflict_of(self._catalog, name))]
-        bundle = [base64.b64encode(root.public_bytes(Encoding.DER)).decode() for root in self._authority.trust_bundle]
+        bundle = [ca.base64_der(root) for root in self._authority.trust_bundle]
         return WatchEvent(
             revision=self._revision,
             full=full,
@@ -189,10 +192,6 @@ class Feed:
             conflicts={c.service: [c.in_force, *c.others] for c in conflicts},
             revoked=self._revoked,
         )
-
-
-def _now() -> int:
-    return int(ca.clock().timestamp())
 
 
 def _same(known: Host, host: Host) -> bool:

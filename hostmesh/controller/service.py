@@ -17,7 +17,6 @@ import grpc.aio
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from hostmesh.controller import ca
 from hostmesh.controller.config import Config
@@ -128,7 +127,6 @@ class Controller:
                 offers[one.unit] = one
             except (BadName, NotGranted) as error:
                 refused[workload.unit] = str(error)
-        self._feed.refresh()
         addresses, others = own_addresses(self._feed.catalog, host, request.addresses)
         if others:
             log.warning("host %s published addresses that are another's: %s", host, ", ".join(others))
@@ -181,7 +179,7 @@ class Controller:
         life = self._config.host_life + rotation.HOST_GRACE
         return EnrolReply(
             chain=self._signer.sign(Signing(identity, host, key, life, secret)),
-            trust_bundle=[_b64(root) for root in self._authority.trust_bundle],
+            trust_bundle=[ca.base64_der(root) for root in self._authority.trust_bundle],
             trust_domain=self._config.trust_domain,
             controllers=self._config.endpoints(self._config.port),
         )
@@ -214,10 +212,6 @@ def _der(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise BadCertificate(f"the signing request is not base64: {error}") from error
-
-
-def _b64(certificate: x509.Certificate) -> str:
-    return base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
 
 
 async def _abort(context: Context, error: Exception) -> None:

@@ -4,14 +4,14 @@ Law: killed after any of `STEPS`, the controller's next life gives the same aske
 only what `use_token` writes: which key a join token was used with.
 """
 
-import base64
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from hashlib import sha256
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hostmesh.controller import ca
@@ -50,7 +50,7 @@ class Signer:
         """The chain, base64 DER, leaf first."""
         for step in STEPS:
             step(self, one)
-        return [base64.b64encode(part.public_bytes(serialization.Encoding.DER)).decode() for part in one.chain]
+        return [ca.base64_der(part) for part in one.chain]
 
 
 def must_stand(signer: Signer, one: Signing) -> None:
@@ -68,9 +68,7 @@ def use_token(signer: Signer, one: Signing) -> None:
     """Lets the host in, where it asks with a join token; used up for every key but this one."""
     if one.secret:
         spki = one.key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        digest = hashes.Hash(hashes.SHA256())
-        digest.update(spki)
-        signer.store.enrol(one.secret, one.host, int(ca.clock().timestamp()), digest.finalize())
+        signer.store.enrol(one.secret, one.host, ca.seconds(), sha256(spki).digest())
 
 
 def draw_serial(_: Signer, one: Signing) -> None:

@@ -194,7 +194,7 @@ class Store:
                 raise StoreError(f"host {host} is not enrolled", f"hostmesh controller token {host} --unit UNIT")
             db.executemany("INSERT OR IGNORE INTO grants VALUES (?, ?)", [(host, p) for p in patterns])
 
-    def remove_host(self, host: str, one: Revoked, ends: int) -> bool:
+    def remove_host(self, host: str, one: Revoked, ends: int | None) -> bool:
         """Take a host out: its identity opens nothing any more, its endpoints go. False when it was not there.
 
         one: the entry that takes back what was signed for it, until ``ends``; a person's own entry stays.

@@ -6,7 +6,7 @@ The data plane's twin is `proxy/core/src/revoked.rs`. Pure: the clock is an argu
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -70,14 +70,13 @@ def of(
     entries: Iterable[Revoked], spiffe_id: SpiffeId, dns_names: Iterable[str], serial: int, not_before: float
 ) -> Revoked | None:
     """The entry by which the certificate that says all this counts for nothing. not_before: seconds since the epoch."""
-    names = {Kind.SERIAL.value: {f"{serial:x}"}, **_names(spiffe_id, dns_names)}
-    return next((e for e in entries if e.name in names[e.kind] and (not e.begun_by or not_before <= e.begun_by)), None)
+    named = _naming(entries, spiffe_id, dns_names, f"{serial:x}")
+    return next((e for e in named if not e.begun_by or not_before <= e.begun_by), None)
 
 
 def standing(entries: Iterable[Revoked], spiffe_id: SpiffeId, dns_names: Iterable[str]) -> Revoked | None:
     """The entry by which nothing is signed for this identity on this host."""
-    names = {Kind.SERIAL.value: set[str](), **_names(spiffe_id, dns_names)}
-    return next((e for e in entries if e.name in names[e.kind] and not e.begun_by), None)
+    return next((e for e in _naming(entries, spiffe_id, dns_names) if not e.begun_by), None)
 
 
 def not_before(entries: Iterable[Revoked], dns_names: Iterable[str], now: datetime) -> datetime:
@@ -88,10 +87,14 @@ def not_before(entries: Iterable[Revoked], dns_names: Iterable[str], now: dateti
     return max(now, earliest)
 
 
-def _names(spiffe_id: SpiffeId, dns_names: Iterable[str]) -> dict[str, set[str]]:
-    hosts = {name.lower() for name in dns_names}
+def _naming(
+    entries: Iterable[Revoked], spiffe_id: SpiffeId, dns_names: Iterable[str], serial: str = ""
+) -> Iterator[Revoked]:
+    """The entries that name any of these."""
     kind, _, host = spiffe_id.path.partition("/")
-    return {Kind.UNIT.value: {str(spiffe_id)}, Kind.HOST.value: hosts | ({host.lower()} if kind == "host" else set())}
+    hosts = {name.lower() for name in dns_names} | ({host.lower()} if kind == "host" else set())
+    names = {Kind.SERIAL.value: {serial}, Kind.UNIT.value: {str(spiffe_id)}, Kind.HOST.value: hosts}
+    return (entry for entry in entries if entry.name in names[entry.kind])
 
 
 def news(before: Iterable[Revoked], after: Iterable[Revoked]) -> list[str]:
