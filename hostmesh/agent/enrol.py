@@ -16,6 +16,7 @@ from hostmesh.agent.host_identity import forget_pending, must_be_valid, pending_
 from hostmesh.apply.files import Files
 from hostmesh.errors import HostmeshError
 from hostmesh.identity.svid import BadCertificate, controller_name, trust_domain_of
+from hostmesh.policy.hostfile import quoted
 from hostmesh.wire.codec import decode
 from hostmesh.wire.controller import SERVICE, EnrolReply, EnrolRequest, JoinToken, read_token
 
@@ -106,9 +107,9 @@ def _check_same_mesh(config: Path, trust_domain: str) -> None:
 def _settings(config: Path, host: str, reply: EnrolReply) -> str:
     """The host's settings with the three lines that joining knows; what else a person wrote stays as it is."""
     mine = {
-        "trust_domain": f'"{reply.trust_domain}"',
-        "host": f'"{host}"',
-        "controllers": "[" + ", ".join(f'"{where}"' for where in reply.controllers) + "]",
+        "trust_domain": quoted(reply.trust_domain),
+        "host": quoted(host),
+        "controllers": "[" + ", ".join(map(quoted, reply.controllers)) + "]",
     }
     before = config.read_text().splitlines() if config.exists() else []
     fresh = ["# Written by hostmesh join. What can be set: docs/architecture.md"]

@@ -93,9 +93,8 @@ class Identities:
     async def _due(self) -> list[str]:
         there = (await self._proxy.status()).svids
         self.svids = {svid.unit: svid for svid in there}
-        due = set(self._lifetimes.due(self._wanted, there, wall(), boottime()))
-        revoked = {svid.unit for svid in there if self._mesh.is_revoked(svid)}
-        return sorted(due | (revoked & self._wanted.keys()))
+        counting = [svid for svid in there if not self._mesh.is_revoked(svid)]
+        return self._lifetimes.due(self._wanted, counting, wall(), boottime())
 
     async def _renew(self, unit: str, limit: asyncio.Semaphore) -> bool:
         async with limit:

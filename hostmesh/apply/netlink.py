@@ -7,7 +7,7 @@ import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hostmesh.errors import HostmeshError
 from hostmesh.plan.routing import PROTOCOL, PolicyRule, Route
@@ -43,22 +43,20 @@ class Netlink:
         """All rules of ours."""
         found = set()
         for version, family in _FAMILIES.items():
-            async with _kernel("list rules") as ip:
-                async for rule in await ip.get_rules(family=family):
-                    if rule.get("FRA_PROTOCOL") == PROTOCOL:
-                        table = rule.get("FRA_TABLE") or rule["table"]
-                        found.add(PolicyRule(version, rule.get("FRA_PRIORITY"), rule.get("FRA_FWMARK"), table))
+            async for rule in _dump_rules(family):
+                if rule.get("FRA_PROTOCOL") == PROTOCOL:
+                    priority, mark = rule.get("FRA_PRIORITY"), rule.get("FRA_FWMARK")
+                    found.add(PolicyRule(version, priority, mark, _table(rule, "FRA_TABLE")))
         return frozenset(found)
 
     async def others(self) -> tuple[OtherRule, ...]:
         """All rules that are not ours, in the kernel's order."""
         found = []
         for version, family in _FAMILIES.items():
-            defaults = {_table(route) async for route in _dump_routes(family) if route["dst_len"] == 0}
-            async with _kernel("list rules") as ip:
-                async for rule in await ip.get_rules(family=family):
-                    if rule.get("FRA_PROTOCOL") != PROTOCOL:
-                        found.append(_other_rule(version, rule, defaults))
+            defaults = {_table(route, "RTA_TABLE") async for route in _dump_routes(family) if route["dst_len"] == 0}
+            async for rule in _dump_rules(family):
+                if rule.get("FRA_PROTOCOL") != PROTOCOL:
+                    found.append(_other_rule(version, rule, defaults))
         return tuple(found)
 
     async def routes(self) -> frozenset[Route]:
@@ -116,18 +114,25 @@ async def _kernel(what: str, harmless: int = 0) -> AsyncIterator["AsyncIPRoute"]
                 raise RouteError(f"{what}: {error}", "rtnetlink(7); this needs CAP_NET_ADMIN") from error
 
 
+async def _dump_rules(family: int) -> AsyncIterator[Any]:
+    async with _kernel("list rules") as ip:
+        async for rule in await ip.get_rules(family=family):
+            yield rule
+
+
 async def _dump_routes(family: int) -> AsyncIterator[dict]:  # type: ignore[type-arg]
     async with _kernel("list routes") as ip:
         async for route in await ip.get_routes(family=family):
             yield route
 
 
-def _table(route: dict) -> int:  # type: ignore[type-arg]
-    return int(route.get("RTA_TABLE") or route["table"])
+def _table(message: dict, attribute: str) -> int:  # type: ignore[type-arg]
+    """The attribute where there is one: the header's field has room for 255."""
+    return int(message.get(attribute) or message["table"])
 
 
 def _other_rule(version: int, rule: dict, defaults: set[int]) -> OtherRule:  # type: ignore[type-arg]
-    table = rule.get("FRA_TABLE") or rule["table"]
+    table = _table(rule, "FRA_TABLE")
     mark = rule.get("FRA_FWMARK") or 0
     mask = rule.get("FRA_FWMASK")
     looks_at = any(rule.get(name) is not None for name in _SELECTORS) or rule["src_len"] or rule["dst_len"]
@@ -145,7 +150,7 @@ def _other_rule(version: int, rule: dict, defaults: set[int]) -> OtherRule:  # t
 
 
 def _read_route(version: int, route: dict) -> Route:  # type: ignore[type-arg]
-    table = _table(route)
+    table = _table(route, "RTA_TABLE")
     everything = "0.0.0.0" if version == 4 else "::"  # noqa: S104 a destination, nothing is bound
     destination = f"{route.get('RTA_DST') or everything}/{route['dst_len']}"
     kind = next((name for name, number in _TYPES.items() if number == route["type"]), str(route["type"]))

@@ -11,7 +11,8 @@ _STATES = {"tcp": "0A", "udp": "07"}  # listening; bound and not connected
 
 def holders(wanted: Sequence[tuple[int, str]], proc: Path = _PROC) -> tuple[Holder, ...]:
     """One holder a port and protocol that is taken, whoever has it."""
-    sockets = {place: inodes for place in wanted if (inodes := _inodes(proc, *place))}
+    bound = _bound(proc)
+    sockets = {place: bound[place] for place in wanted if place in bound}
     every = frozenset().union(*sockets.values()) if sockets else frozenset()
     processes = [(process, held & every) for process, held in _links(proc, "socket:[") if held & every]
     found = []
@@ -28,21 +29,17 @@ def inotify_instances(proc: Path = _PROC) -> int:
     return sum(len(held) for process, held in _links(proc, "anon_inode:inotify") if process.stat().st_uid == 0)
 
 
-def _inodes(proc: Path, port: int, protocol: str) -> frozenset[str]:
-    found = set()
-    for family in ("", "6"):
-        table = proc / "net" / f"{protocol}{family}"
-        for line in table.read_text().splitlines()[1:] if table.exists() else ():
-            (
-                _,
-                local,
-                _,
-                state,
-                *_,
-            ) = line.split()
-            if state == _STATES[protocol] and int(local.rpartition(":")[2], 16) == port:
-                found.add(f"socket:[{line.split()[9]}]")
-    return frozenset(found)
+def _bound(proc: Path) -> dict[tuple[int, str], set[str]]:
+    """The sockets that listen (TCP) or are bound (UDP), by port and protocol."""
+    found: dict[tuple[int, str], set[str]] = {}
+    for protocol, bound in _STATES.items():
+        for table in (proc / "net" / protocol, proc / "net" / f"{protocol}6"):
+            for line in table.read_text().splitlines()[1:] if table.exists() else ():
+                _, local, _, state, _, _, _, _, _, inode, *_ = line.split()
+                if state == bound:
+                    port = int(local.rpartition(":")[2], 16)
+                    found.setdefault((port, protocol), set()).add(f"socket:[{inode}]")
+    return found
 
 
 def _links(proc: Path, start: str) -> Iterator[tuple[Path, frozenset[str]]]:

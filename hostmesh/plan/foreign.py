@@ -126,14 +126,14 @@ def _marked(settings: Settings, rule: _Rule) -> Iterator[Trouble]:
 
 
 def _translated(settings: Settings, chain: _Chain, rule: _Rule) -> Iterator[Trouble]:
-    ours = [port.number for port in ports(settings) if rule.takes(port.number)]
-    open_to_all = not rule.conditions.keys() & {"dport", "daddr", "sport", "set"} and not rule.elsewhere
-    if rule.does(*_TRANSLATES) and chain.hook in ("prerouting", "output") and (ours or open_to_all):
-        which = f"port {ours[0]}" if ours else "every connection"
-        what = f"sends {which} elsewhere, also what meshed units call"
-        yield Trouble(
-            "foreign-nat", "problem", rule.where, what, "name in the rule the addresses or ports that it is for"
-        )
+    if rule.does(*_TRANSLATES) and chain.hook in ("prerouting", "output"):
+        ours = [port.number for port in ports(settings) if rule.takes(port.number)]
+        open_to_all = not rule.conditions.keys() & {"dport", "daddr", "sport", "set"} and not rule.elsewhere
+        if ours or open_to_all:
+            which = f"port {ours[0]}" if ours else "every connection"
+            what = f"sends {which} elsewhere, also what meshed units call"
+            remedy = "name in the rule the addresses or ports that it is for"
+            yield Trouble("foreign-nat", "problem", rule.where, what, remedy)
     if rule.does(*_HIDES) and not rule.conditions.keys() & {"saddr", "daddr", "oif", "oifname"}:
         what = "changes the source address of what goes over lo: applications see a false client"
         yield Trouble("foreign-nat", "problem", rule.where, what, "name the interface in the rule: oifname …")
