@@ -2,6 +2,9 @@
 
 The chains are the same on every host; what policy says stands in sets and maps, one element a unit or a source. Packet
 marks attest: docs/architecture.md has the bits. "First packet" means SYN without ACK.
+
+While a table goes or is made anew, a packet may meet rules of before and sets of after, and find nothing in any set. So
+no rule lets a packet past the guard because a set does not have it.
 """
 
 import ipaddress
@@ -67,7 +70,7 @@ def _has(bit: int) -> str:
 
 
 def _unit_sets(settings: Settings, policies: Sequence[Policy], facts: HostFacts) -> tuple[Set, ...]:
-    units, meshed, listeners, restricted = [], [], [], []
+    units, meshed, listeners, unrestricted = [], [], [], []
     nets: dict[str, list[tuple[str, str, str]]] = {"egress4": [], "egress6": [], "egress_any4": [], "egress_any6": []}
     for policy in policies:
         cgroup, number = f'"{policy.unit.cgroup}"', facts.numbers[policy.unit]
@@ -79,9 +82,8 @@ def _unit_sets(settings: Settings, policies: Sequence[Policy], facts: HostFacts)
         for bits in (inbound, inbound | settings.marks.delivered):
             listeners.append(Element(f"{cgroup} . {mark(bits, number)}", comment=place))
         if policy.outbound is None:
-            continue
-        restricted.append(Element(outbound, comment=place))
-        for rule in policy.outbound:
+            unrestricted.append(Element(outbound, comment=place))
+        for rule in policy.outbound or ():
             if rule.network:
                 version = ipaddress.ip_network(rule.network).version
                 port = f" . {rule.port}" if rule.port else ""
@@ -93,7 +95,7 @@ def _unit_sets(settings: Settings, policies: Sequence[Policy], facts: HostFacts)
         Set("units", _CGROUP, tuple(units), data="meta mark"),
         Set("meshed", _CGROUP, tuple(meshed)),
         Set("listeners", f"{_CGROUP} . meta mark", tuple(listeners)),
-        Set("restricted", "meta mark", tuple(restricted)),
+        Set("unrestricted", "meta mark", tuple(unrestricted)),
         Set("egress4", "meta mark . ip daddr . th dport", _networks(nets["egress4"]), options=interval),
         Set("egress6", "meta mark . ip6 daddr . th dport", _networks(nets["egress6"]), options=interval),
         Set("egress_any4", "meta mark . ip daddr", _networks(nets["egress_any4"]), options=interval),
@@ -217,8 +219,8 @@ def _from_unit(settings: Settings) -> Chain:
             Rule("udp dport 53 return", "to the proxy's resolver"),
             Rule("ip daddr @vips4 goto refuse_outbound", "a service speaks TCP"),
             Rule("ip6 daddr @vips6 goto refuse_outbound", "a service speaks TCP"),
-            Rule("meta mark @restricted goto by_outbound", "[outbound] allow is given"),
-            Rule("goto passed", "no [outbound]: all but TCP passes as it did"),
+            Rule("meta mark @unrestricted goto passed", "no [outbound]: all but TCP passes as it did"),
+            Rule("goto by_outbound", "[outbound] allow is given"),
         ),
     )
 

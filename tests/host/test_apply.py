@@ -113,7 +113,7 @@ def test_one_more_unit_is_a_few_elements_and_counters_stay(tmp_path: Path) -> No
         world.serve("0.0.0.0", 8080, cgroup=SLICE)
         assert world.run(ask, HERE4, 8080, peer=True)[0] == errno.ECONNREFUSED
         (done,) = bench.apply(plan(*both()))
-        assert done.startswith("ruleset: units +1 -0; meshed +1 -0; listeners +2 -0; restricted +1 -0; egress4 +1 -0;")
+        assert done.startswith("ruleset: units +1 -0; meshed +1 -0; listeners +2 -0; unrestricted +1 -1; egress4 +1")
         assert bench.nft.counters(COUNTERS)["refused_plaintext"] == {NUMBER: 1}
         assert bench.apply(plan(policy())) != []
         assert bench.apply(plan(policy())) == []

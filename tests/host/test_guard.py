@@ -1,9 +1,11 @@
 """The guard on a real kernel: with the ruleset gone nothing of a meshed unit gets out or in but over loopback."""
 
+import contextlib
 import errno
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -271,6 +273,49 @@ def one_query(ready: int, address: str) -> int:
         server.settimeout(5)
         _, ancillary, _, _ = server.recvmsg(2048, 256)
         return next(int.from_bytes(data, "little") for level, kind, data in ancillary if kind == socket.SO_MARK)
+
+
+def babble(ready: int, address: str, port: int) -> None:
+    """Datagrams as fast as it can, as long as it lives."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        os.write(ready, b"ok")
+        while True:
+            with contextlib.suppress(OSError):  # refused, as it should
+                client.sendto(b"babble", (address, port))
+
+
+def hear(ready: int, address: str, port: int) -> list[bytes]:
+    """All that arrives, up to ``end``."""
+    with listener(address, port, udp=True) as server:
+        os.write(ready, b"ok")
+        heard = []
+        while (word := server.recv(2048)) != b"end":
+            heard.append(word)
+        return heard
+
+
+def say(address: str, port: int, *words: bytes) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for word in words:
+            client.sendto(word, (address, port))
+
+
+def test_a_packet_that_is_looked_at_while_its_ruleset_goes_stays_here(
+    tmp_path: Path, rounds: Callable[[int, int], int]
+) -> None:
+    """Rules of before and sets of after: between them a packet finds nothing in any set."""
+
+    def test(world: World) -> None:
+        bench = guarded(world, tmp_path, outbound=())
+        heard = world.start_ready(hear, PEER4, 9002, peer=True)
+        world.start_ready(babble, PEER4, 9002, cgroup=SLICE)
+        for _ in range(rounds(100, 1000)):
+            flush()
+            assert bench.apply(plan(policy(outbound=()))) == ["ruleset: load"]
+        world.run(say, PEER4, 9002, b"plain", b"end")
+        assert heard() == [b"plain"]
+
+    in_world(test)
 
 
 def test_a_table_that_is_gone_is_seen_and_made_anew(tmp_path: Path) -> None:

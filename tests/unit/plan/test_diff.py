@@ -95,7 +95,8 @@ def test_a_unit_leaves_with_its_elements_before_its_slice() -> None:
     (ruleset,) = (change for change in changes if isinstance(change, ChangeRuleset))
     # under audit everybody may call, by the proxy: those elements go too, the interval sets flushed and filled
     assert ruleset.what == (
-        "units +0 -1; meshed +0 -1; listeners +0 -2; plaintext4 +0 -1; plaintext6 +0 -1; plaintext_local +0 -1"
+        "units +0 -1; meshed +0 -1; listeners +0 -2; unrestricted +0 -1; "
+        "plaintext4 +0 -1; plaintext6 +0 -1; plaintext_local +0 -1"
     )
     assert 'delete element inet hostmesh units { "mesh.slice/mesh-web.slice" }' in ruleset.text
     assert "flush set inet hostmesh plaintext4\nadd element inet hostmesh plaintext4 { 0.0.0.0/0 . 8000" in ruleset.text
