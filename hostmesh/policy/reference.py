@@ -14,6 +14,8 @@ files before they are there. A file that does not pass is refused whole, and wha
 - *Default*: what silence means.
 - Order of judgement: a unit may call itself; any `deny` that fits refuses; any `allow` that fits lets in; everybody
   else is refused. Callers without identity are judged by `[[inbound.plaintext]]` alone.
+- A change counts for what is open too: a connection that the new policy denies is reset at once, a request without a
+  response yet is answered 403 (or 400), a response under way is broken off. What is allowed notices nothing.
 - Unknown keys are errors. Keys that hostmesh will know later are refused by name.
 """
 

@@ -92,7 +92,8 @@ INBOUND = Table(
     "inbound", "Who may call. Without a rule that allows, nobody.",
     (
         Key("mode", '"enforce" or "audit"', '"enforce"',
-            "`audit` decides and records, and lets pass what it would have refused.", 'mode = "audit"'),
+            "`audit` decides and records, and lets pass what it would have refused; what of it is still open when `enforce` "
+            "comes is ended.", 'mode = "audit"'),
         Key("allow", "list of tables", "nobody", "See `[[inbound.allow]]`.", "[[inbound.allow]]"),
         Key("deny", "list of tables", "nothing", "See `[[inbound.deny]]`.", "[[inbound.deny]]"),
         Key("plaintext", "list of tables", "nobody", "See `[[inbound.plaintext]]`.", "[[inbound.plaintext]]"),

@@ -4,13 +4,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ::http::StatusCode;
-use hostmesh_proxy_core::authorize::{self, Caller, Decision, RULE_UNKNOWN_UNIT, Verdict};
+use hostmesh_proxy_core::authorize::RULE_UNKNOWN_UNIT;
 use hostmesh_proxy_core::config::{Config, Port, Protocol, Unit};
 use tokio::time::Instant;
 
 use crate::deliver;
 use crate::events::Event;
 use crate::http::{self, inbound::Who};
+use crate::rejudge::{Asked, Opened};
 use crate::stream::Stream;
 use crate::tcp;
 use crate::wire::server::Call;
@@ -49,9 +50,10 @@ pub async fn answer(worker: &Rc<Worker>, call: Call) {
     if port.protocol == Protocol::Http {
         return http(worker, call, about, begun).await;
     }
-    let decision = authorize::connection(&unit, &Caller::Identity(&about.peer), port.port);
-    match decision.filter(|decision| is_let_in(worker, &about, decision)) {
-        Some(decision) => deliver(worker, &config, call, about, port, decision, begun).await,
+    let mut opened = Opened::new(worker, &config, begun);
+    let who = Who::Identity(about.peer.clone());
+    match opened.ask(&config, about.clone(), Asked::ComeIn(who)) {
+        Some(rule) => deliver(worker, &config, call, about, port, &opened, &rule).await,
         None => call.refuse(StatusCode::FORBIDDEN),
     }
 }
@@ -66,19 +68,6 @@ fn about(call: &Call, unit: &Arc<Unit>, port: u16, protocol: &'static str) -> Ab
         protocol,
         client: call.link.client,
     }
-}
-
-/// Does the verdict let the connection in? Counts and records what it says otherwise.
-pub fn is_let_in(worker: &Worker, about: &About, decision: &Decision) -> bool {
-    match decision.verdict {
-        Verdict::Allow => {}
-        Verdict::AuditDeny => about.audited(worker, &decision.rule),
-        Verdict::Deny | Verdict::BadPath => {
-            let message = format!("{} may not call {}:{}", about.peer, about.service, about.port);
-            about.denied(worker, &decision.rule, message);
-        }
-    }
-    decision.verdict.passes()
 }
 
 /// Judged request by request.
@@ -98,20 +87,23 @@ async fn deliver(
     call: Call,
     about: About,
     port: Port,
-    decision: Decision,
-    begun: Instant,
+    opened: &Opened,
+    rule: &str,
 ) {
-    let application = match deliver::connect(config, &about.unit, &port, about.client).await {
-        Ok(application) => application,
-        Err(error) => {
+    let begun = opened.begun;
+    let connect = deliver::connect(config, &about.unit, &port, about.client);
+    let application = match opened.unless_denied(connect).await {
+        Some(Ok(application)) => application,
+        Some(Err(error)) => {
             about.failed(worker, begun, error.to_string());
             return call.refuse(StatusCode::SERVICE_UNAVAILABLE);
         }
+        None => return call.refuse(StatusCode::FORBIDDEN),
     };
     match call.accept(worker) {
         Ok(stream) => {
-            let relayed = tcp::relay(application, Stream::Wire(Box::new(stream))).await.reversed();
-            about.relayed(worker, begun, &decision.rule, &relayed);
+            let relayed = tcp::relay(application, Stream::Wire(Box::new(stream)), opened.denied()).await;
+            opened.ended(&about, rule, &relayed.reversed());
         }
         Err(error) => about.failed(worker, begun, error.to_string()),
     }

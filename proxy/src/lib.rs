@@ -24,6 +24,7 @@ pub mod outbound;
 pub mod peer;
 pub mod persist;
 pub mod plaintext;
+pub mod rejudge;
 pub mod sealed;
 pub mod shared;
 pub mod sockopt;

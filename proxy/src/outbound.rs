@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hostmesh_proxy_core::authorize::{self, Caller, RULE_UNKNOWN_UNIT, Target, Verdict};
+use hostmesh_proxy_core::authorize::RULE_UNKNOWN_UNIT;
 use hostmesh_proxy_core::config::{Destination, Endpoint, Port, Protocol, Service, ServicePort, Unit};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -15,7 +15,8 @@ use tokio::time::{Instant, timeout};
 use crate::connect::{ConnectError, Connector};
 use crate::dns;
 use crate::events::Event;
-use crate::http;
+use crate::http::{self, inbound::Who};
+use crate::rejudge::{Asked, Opened};
 use crate::sockopt;
 use crate::stream::Stream;
 use crate::tcp;
@@ -117,35 +118,28 @@ impl Outgoing {
         }
     }
 
-    /// The rule that lets the unit call this, or `None` when it was refused, counted and recorded.
-    fn judge(&self, about: &About, service: Option<&str>) -> Option<Arc<str>> {
-        let unit = &self.connector.unit;
-        let hosts = match service {
-            Some(_) => Vec::new(),
-            None => self.connector.worker.shared.lookups.names(unit, self.called.ip()),
+    /// Asks whether the unit may call this. `None`: it was refused, counted and recorded.
+    fn judge(&self, about: &About) -> Option<(Opened, Arc<str>)> {
+        let Connector {
+            worker, config, unit, ..
+        } = &self.connector;
+        let mut opened = Opened::new(worker, config, self.begun);
+        let address = self.called.ip();
+        let hosts = if about.service.is_empty() {
+            worker.shared.lookups.names(unit, address)
+        } else {
+            Vec::new()
         };
-        let target = Target {
-            port: about.port,
-            service,
-            hosts: &hosts,
-            address: Some(self.called.ip()),
-        };
-        let decision = authorize::outbound(unit, &target);
-        if decision.verdict.passes() {
-            return Some(decision.rule);
-        }
-        let what = service.map_or_else(|| self.called.to_string(), |name| format!("{name}:{}", about.port));
-        let message = format!("{} may not call {what}", unit.unit);
-        about.denied(&self.connector.worker, &decision.rule, message);
-        None
+        let rule = opened.ask(config, about.clone(), Asked::Call { address, hosts })?;
+        Some((opened, rule))
     }
 
     async fn service(self, tcp: TcpStream, service: &Arc<Service>, port: ServicePort, only: Option<&Arc<Endpoint>>) {
         let about = self.about("", &service.name, port.port, port.protocol.as_str());
-        let Some(rule) = self.judge(&about, Some(&service.name)) else {
+        let Some((mut opened, rule)) = self.judge(&about) else {
             return sockopt::abort(tcp);
         };
-        match self.first_reached(service, port, only).await {
+        match self.first_reached(&mut opened, service, port, only).await {
             Ok((endpoint, stream)) => {
                 let about = About {
                     peer: endpoint.spiffe_id.clone(),
@@ -153,9 +147,9 @@ impl Outgoing {
                 };
                 let worker = &self.connector.worker;
                 worker.loads.borrow_mut().begin(&endpoint);
-                let relayed = tcp::relay(tcp, stream).await;
+                let relayed = tcp::relay(tcp, stream, opened.denied()).await;
                 worker.loads.borrow_mut().end(endpoint.id);
-                about.relayed(worker, self.begun, &rule, &relayed);
+                opened.ended(&about, &rule, &relayed);
             }
             Err(error) => {
                 if let Some((peer, error)) = error {
@@ -171,6 +165,7 @@ impl Outgoing {
     /// it was refused here, and is recorded.
     async fn first_reached(
         &self,
+        opened: &mut Opened,
         service: &Service,
         port: ServicePort,
         only: Option<&Arc<Endpoint>>,
@@ -186,14 +181,18 @@ impl Outgoing {
                 break;
             };
             if let Some(unit) = &endpoint.local
-                && !self.is_let_in(unit, &service.name, port.target)
+                && !self.is_let_in(opened, unit, &service.name, port.target)
             {
                 return Err(None);
             }
-            match self.connector.connect(&endpoint, port.target, true).await {
+            let connected = opened.unless_denied(self.connector.connect(&endpoint, port.target, true));
+            match connected.await.ok_or(None)? {
                 Ok(stream) => return Ok((endpoint, stream)),
                 Err(denied @ ConnectError::Denied) => return Err(Some((endpoint.spiffe_id.clone(), denied))),
                 Err(error) => last = (endpoint.spiffe_id.clone(), error),
+            }
+            if endpoint.local.is_some() {
+                opened.withdraw();
             }
             tried.push(endpoint.id);
         }
@@ -201,48 +200,39 @@ impl Outgoing {
     }
 
     /// The other side's policy, where the other side is a unit of this host: one pass, both policies.
-    fn is_let_in(&self, unit: &Arc<Unit>, service: &str, port: u16) -> bool {
+    fn is_let_in(&self, opened: &mut Opened, unit: &Arc<Unit>, service: &str, port: u16) -> bool {
         let caller = &self.connector.unit.spiffe_id;
-        let Some(decision) = authorize::connection(unit, &Caller::Identity(caller), port) else {
-            return false;
-        };
-        let protocol = unit.port(port).map_or("tcp", |port| port.protocol.as_str());
         let about = About {
             unit: unit.clone(),
             direction: "local",
             peer: caller.clone(),
             service: service.into(),
             port,
-            protocol,
+            protocol: unit.port(port).map_or("tcp", |port| port.protocol.as_str()),
             client: self.connector.client,
         };
-        let worker = &self.connector.worker;
-        match decision.verdict {
-            Verdict::Allow => {}
-            Verdict::AuditDeny => about.audited(worker, &decision.rule),
-            Verdict::Deny | Verdict::BadPath => {
-                let message = format!("{} may not call {service}:{port}", self.connector.unit.unit);
-                about.denied(worker, &decision.rule, message);
-            }
-        }
-        decision.verdict.passes()
+        let who = Who::Identity(caller.clone());
+        opened.ask(&self.connector.config, about, Asked::ComeIn(who)).is_some()
     }
 
     async fn local_unit(self, tcp: TcpStream, unit: &Arc<Unit>, port: &Port) {
         let about = self.about(&unit.spiffe_id, &unit.service, port.port, port.protocol.as_str());
-        let Some(rule) = self.judge(&about, Some(&unit.service)) else {
+        let Some((mut opened, rule)) = self.judge(&about) else {
             return sockopt::abort(tcp);
         };
-        if !self.is_let_in(unit, &unit.service, port.port) {
+        if !self.is_let_in(&mut opened, unit, &unit.service, port.port) {
             return sockopt::abort(tcp);
         }
-        let worker = &self.connector.worker;
-        match self.connector.deliver(unit, port).await {
-            Ok(stream) => about.relayed(worker, self.begun, &rule, &tcp::relay(tcp, stream).await),
-            Err(error) => {
-                about.failed(worker, self.begun, error.to_string());
+        match opened.unless_denied(self.connector.deliver(unit, port)).await {
+            Some(Ok(stream)) => {
+                let relayed = tcp::relay(tcp, stream, opened.denied()).await;
+                opened.ended(&about, &rule, &relayed);
+            }
+            Some(Err(error)) => {
+                about.failed(&self.connector.worker, self.begun, error.to_string());
                 sockopt::abort(tcp);
             }
+            None => sockopt::abort(tcp),
         }
     }
 
@@ -265,22 +255,20 @@ impl Outgoing {
 
     async fn passthrough(self, tcp: TcpStream) {
         let about = self.about("passthrough", NO_SERVICE, self.called.port(), "tcp");
-        let Some(rule) = self.judge(&about, None) else {
+        let Some((opened, rule)) = self.judge(&about) else {
             return sockopt::abort(tcp);
         };
-        let worker = &self.connector.worker;
-        let reached = timeout(
-            PASSTHROUGH,
-            sockopt::connect(self.called, self.connector.config.marks.proxy, None),
-        )
-        .await;
+        let connect = sockopt::connect(self.called, self.connector.config.marks.proxy, None);
+        let Some(reached) = opened.unless_denied(timeout(PASSTHROUGH, connect)).await else {
+            return sockopt::abort(tcp);
+        };
         match reached.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             Ok(stream) => {
-                let relayed = tcp::relay(tcp, Stream::Tcp(stream)).await;
-                about.relayed(worker, self.begun, &rule, &relayed);
+                let relayed = tcp::relay(tcp, Stream::Tcp(stream), opened.denied()).await;
+                opened.ended(&about, &rule, &relayed);
             }
             Err(error) => {
-                about.failed(worker, self.begun, format!("{}: {error}", self.called));
+                about.failed(&self.connector.worker, self.begun, format!("{}: {error}", self.called));
                 sockopt::abort(tcp);
             }
         }

@@ -3,14 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
-use hostmesh_proxy_core::authorize::{self, Caller};
+use hostmesh_proxy_core::authorize;
 use hostmesh_proxy_core::config::Protocol;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::deliver;
 use crate::http::{self, inbound::Who};
-use crate::inbound::is_let_in;
+use crate::rejudge::{Asked, Opened};
 use crate::sockopt;
 use crate::stream::Stream;
 use crate::tcp;
@@ -48,29 +48,30 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         client,
         unit,
     };
-    let caller = Caller::Plaintext {
+    let who = Who::Plaintext {
         address: client,
         local: config.is_own_address(client),
     };
-    let decision = authorize::connection(&about.unit, &caller, port.port);
-    if port.protocol == Protocol::Http && decision.as_ref().is_none_or(|decision| decision.verdict.passes()) {
-        let who = Who::Plaintext {
-            address: client,
-            local: config.is_own_address(client),
-        };
+    let decision = authorize::connection(&about.unit, &who.caller(), port.port);
+    if port.protocol == Protocol::Http && decision.is_none_or(|decision| decision.verdict.passes()) {
         return http::inbound::serve(worker, about, who, Stream::Tcp(tcp)).await;
     }
-    let Some(decision) = decision.filter(|decision| is_let_in(&worker, &about, decision)) else {
+    let mut opened = Opened::new(&worker, &config, begun);
+    let Some(rule) = opened.ask(&config, about.clone(), Asked::ComeIn(who)) else {
         return sockopt::abort(tcp);
     };
-    match deliver::connect(&config, &about.unit, &port, client).await {
-        Ok(application) => {
-            let relayed = tcp::relay(tcp, Stream::Tcp(application)).await;
-            about.relayed(&worker, begun, &decision.rule, &relayed);
+    match opened
+        .unless_denied(deliver::connect(&config, &about.unit, &port, client))
+        .await
+    {
+        Some(Ok(application)) => {
+            let relayed = tcp::relay(tcp, Stream::Tcp(application), opened.denied()).await;
+            opened.ended(&about, &rule, &relayed);
         }
-        Err(error) => {
+        Some(Err(error)) => {
             about.failed(&worker, begun, error.to_string());
             sockopt::abort(tcp);
         }
+        None => sockopt::abort(tcp),
     }
 }

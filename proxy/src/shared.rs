@@ -145,6 +145,12 @@ impl Shared {
         self.config.load().as_ref().is_some_and(|now| Arc::ptr_eq(now, config))
     }
 
+    /// The config in force, if its policies are others than these.
+    pub fn other_policies(&self, than: u64) -> Option<Arc<Config>> {
+        let now = self.config.load();
+        now.as_ref().filter(|config| config.policies != than).cloned()
+    }
+
     /// The SVIDs in force.
     pub fn svids(&self) -> Arc<Svids> {
         self.svids.load_full()
@@ -156,9 +162,12 @@ impl Shared {
     }
 
     /// Puts a config in force; one that is refused changes nothing.
-    pub fn set_config(&self, config: Config) -> Result<(), Refused> {
-        if self.config().is_some_and(|old| old.listeners != config.listeners) {
-            return Err(Refused::Listeners);
+    pub fn set_config(&self, mut config: Config) -> Result<(), Refused> {
+        if let Some(old) = self.config() {
+            if old.listeners != config.listeners {
+                return Err(Refused::Listeners);
+            }
+            config.follow(&old);
         }
         let (domain, bundle, revoked) = (&config.trust_domain, &config.trust_bundle, &config.revoked);
         if !self.trust.load().is_of(domain, bundle, revoked) {

@@ -19,6 +19,9 @@ use crate::wire::Lease;
 /// How long a peer has to end a stream that was ended on this side.
 const CLOSE: Duration = Duration::from_secs(5);
 
+/// Tells the other proxy that policy ended the stream: of HTTP/2's reasons (RFC 9113, section 7) the nearest to that.
+pub const DENIED: Reason = Reason::INADEQUATE_SECURITY;
+
 /// A socket or a stream of the wire.
 pub enum Stream {
     /// To or from an application.
@@ -210,6 +213,14 @@ impl Stream {
         }
     }
 
+    /// Breaks the stream because policy denies it: the other proxy is told so.
+    pub fn deny(self) {
+        match self {
+            Self::Tcp(tcp) => crate::sockopt::abort(tcp),
+            Self::Wire(mut wire) => wire.reset(DENIED),
+        }
+    }
+
     /// True while the stream can be used for another request: nothing has arrived, nothing ended, as far as is known
     /// without asking the kernel.
     pub fn is_idle(&mut self) -> bool {
@@ -230,6 +241,9 @@ impl Stream {
 fn broken(error: h2::Error) -> io::Error {
     if error.is_io() {
         return error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
+    }
+    if error.reason() == Some(DENIED) && error.is_remote() {
+        return io::Error::new(io::ErrorKind::PermissionDenied, "refused by the other side's policy");
     }
     let kind = if error.is_reset() {
         io::ErrorKind::ConnectionReset

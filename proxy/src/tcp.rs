@@ -3,15 +3,16 @@
 //! Law: an end is passed on as an end, a reset as a reset. No bytes are looked at; nobody must speak first.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::rejudge::Denial;
 use crate::sockopt;
-use crate::stream::{Stream, WireStream};
+use crate::stream::{DENIED, Stream, WireStream};
 
 /// Asked of a socket at once, bytes.
 const READ: usize = 64 * 1024;
@@ -29,8 +30,10 @@ pub struct Relayed {
     pub sent: u64,
     /// Bytes back.
     pub received: u64,
-    /// An error where one side broke off.
+    /// An error where one side broke off, or policy did.
     pub result: io::Result<()>,
+    /// Why policy did.
+    pub denied: Option<Denial>,
 }
 
 impl Relayed {
@@ -39,16 +42,16 @@ impl Relayed {
         Self {
             sent: self.received,
             received: self.sent,
-            result: self.result,
+            ..self
         }
     }
 }
 
-/// Relays between an application and the other side, in both directions.
-pub async fn relay(application: TcpStream, other: Stream) -> Relayed {
+/// Relays between an application and the other side, in both directions, unless it is denied meanwhile.
+pub async fn relay(application: TcpStream, other: Stream, denied: impl Future<Output = Denial>) -> Relayed {
     match other {
-        Stream::Tcp(other) => relay_tcp(application, other).await,
-        Stream::Wire(other) => relay_wire(application, *other).await,
+        Stream::Tcp(other) => relay_tcp(application, other, denied).await,
+        Stream::Wire(other) => relay_wire(application, *other, denied).await,
     }
 }
 
@@ -58,6 +61,8 @@ enum Stop {
     Left,
     /// Something broke.
     Broke(io::Error),
+    /// It is not allowed any more.
+    Denied(Denial),
 }
 
 impl From<io::Error> for Stop {
@@ -77,18 +82,34 @@ fn unwritten(reader_ended: &Cell<bool>) -> impl Fn(io::Error) -> Stop {
     }
 }
 
-fn relayed(sent: &Cell<u64>, received: &Cell<u64>, stopped: Result<((), ()), Stop>) -> Relayed {
+fn relayed(sent: &Cell<u64>, received: &Cell<u64>, stopped: Result<(), Stop>) -> Relayed {
+    let (result, denied) = match stopped {
+        Err(Stop::Broke(error)) => (Err(error), None),
+        Err(Stop::Denied(denial)) => (Err(io::ErrorKind::PermissionDenied.into()), Some(denial)),
+        Ok(()) | Err(Stop::Left) => (Ok(()), None),
+    };
     Relayed {
         sent: sent.get(),
         received: received.get(),
-        result: match stopped {
-            Err(Stop::Broke(error)) => Err(error),
-            Ok(_) | Err(Stop::Left) => Ok(()),
-        },
+        result,
+        denied,
     }
 }
 
-async fn relay_wire(tcp: TcpStream, mut wire: WireStream) -> Relayed {
+/// Both directions, to their end or to the denial.
+async fn both(
+    up: impl Future<Output = Result<(), Stop>>,
+    down: impl Future<Output = Result<(), Stop>>,
+    denied: impl Future<Output = Denial>,
+) -> Result<(), Stop> {
+    tokio::select! {
+        biased;
+        denial = denied => Err(Stop::Denied(denial)),
+        stopped = async { tokio::try_join!(up, down) } => stopped.map(|_| ()),
+    }
+}
+
+async fn relay_wire(tcp: TcpStream, mut wire: WireStream, denied: impl Future<Output = Denial>) -> Relayed {
     let (sent, received) = (Cell::new(0), Cell::new(0));
     let (tcp_ended, wire_ended) = (Cell::new(false), Cell::new(false));
     let (sender, receiver) = wire.split();
@@ -109,21 +130,23 @@ async fn relay_wire(tcp: TcpStream, mut wire: WireStream) -> Relayed {
         wire_ended.set(true);
         shut(&tcp).map_err(unwritten(&tcp_ended))
     };
-    let stopped = tokio::try_join!(up, down);
-    if stopped.is_err() {
-        wire.reset(h2::Reason::CONNECT_ERROR);
+    let stopped = both(up, down, denied).await;
+    if let Err(stop) = &stopped {
+        wire.reset(match stop {
+            Stop::Denied(_) => DENIED,
+            _ => h2::Reason::CONNECT_ERROR,
+        });
         sockopt::abort(tcp);
     }
     relayed(&sent, &received, stopped)
 }
 
-async fn relay_tcp(one: TcpStream, two: TcpStream) -> Relayed {
+async fn relay_tcp(one: TcpStream, two: TcpStream, denied: impl Future<Output = Denial>) -> Relayed {
     let (sent, received) = (Cell::new(0), Cell::new(0));
     let (one_ended, two_ended) = (Cell::new(false), Cell::new(false));
-    let stopped = tokio::try_join!(
-        carry(&one, &one_ended, &two, &two_ended, &sent),
-        carry(&two, &two_ended, &one, &one_ended, &received)
-    );
+    let up = carry(&one, &one_ended, &two, &two_ended, &sent);
+    let down = carry(&two, &two_ended, &one, &one_ended, &received);
+    let stopped = both(up, down, denied).await;
     if stopped.is_err() {
         sockopt::abort(one);
         sockopt::abort(two);

@@ -48,6 +48,8 @@ pub struct Worker {
     pub links: RefCell<Vec<Weak<ServerLink>>>,
     /// By which they were judged last.
     trust: RefCell<Arc<Trust>>,
+    /// Wakes what is open, to be judged again ([`crate::rejudge`]).
+    pub policies_changed: Notify,
     /// Accepted connections that are not over.
     open: Cell<usize>,
     ended: Notify,
@@ -65,6 +67,7 @@ impl Worker {
             loads,
             links: RefCell::default(),
             trust: RefCell::new(shared.trust()),
+            policies_changed: Notify::new(),
             open: Cell::new(0),
             ended: Notify::new(),
             random: Cell::new(seed | 1),
@@ -114,6 +117,7 @@ impl Worker {
         let mut changes = self.shared.changes();
         let (mut draining, mut retired) = (self.shared.draining(), self.shared.retired());
         let mut beats = tokio::time::interval(SWEEP);
+        let mut judged = 0;
         loop {
             tokio::select! {
                 _ = beats.tick() => {
@@ -126,6 +130,10 @@ impl Worker {
                 Ok(()) = changes.changed() => {
                     self.pool.refresh();
                     self.recheck();
+                    if let Some(config) = self.shared.other_policies(judged) {
+                        judged = config.policies;
+                        self.policies_changed.notify_waiters();
+                    }
                 }
                 Ok(()) = draining.changed() => self.each_link(|link| link.retire()),
                 Ok(()) = retired.changed() => self.each_link(|link| link.retire()),

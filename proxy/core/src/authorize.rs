@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::{Mode, OutboundTarget, PathPattern, Protocol, RequestMatch, Source, Unit};
+use crate::error::Fault;
 use crate::glob::Glob;
 use crate::path::{self, Ambiguous};
 
@@ -40,6 +41,15 @@ impl Verdict {
     /// May the traffic go on?
     pub fn passes(self) -> bool {
         matches!(self, Self::Allow | Self::AuditDeny)
+    }
+
+    /// What a request is answered that may not go on.
+    pub fn fault(self) -> Option<Fault> {
+        match self {
+            Self::Allow | Self::AuditDeny => None,
+            Self::Deny => Some(Fault::Denied),
+            Self::BadPath => Some(Fault::BadPath),
+        }
     }
 }
 
@@ -95,13 +105,18 @@ pub struct Target<'a> {
 
 /// Judges a connection to a port of `unit`; one that is not declared is refused. `None`: it takes the request to tell.
 pub fn connection(unit: &Unit, caller: &Caller<'_>, port: u16) -> Option<Decision> {
-    judge(unit, caller, port, None)
+    judge(unit, caller, port, None, false)
+}
+
+/// Judges a connection whose bytes are carried unread, whatever is spoken on its port by now.
+pub fn opaque(unit: &Unit, caller: &Caller<'_>, port: u16) -> Decision {
+    judge(unit, caller, port, None, true).unwrap_or_else(|| default(unit, caller))
 }
 
 /// Judges one request on an HTTP port of `unit`.
 pub fn request(unit: &Unit, caller: &Caller<'_>, port: u16, request: &Request<'_>) -> Decision {
     // Only the lack of a request leaves a question open.
-    judge(unit, caller, port, Some(request)).unwrap_or_else(|| default(unit, caller))
+    judge(unit, caller, port, Some(request), false).unwrap_or_else(|| default(unit, caller))
 }
 
 /// Judges what `unit` wants to call. Not softened by audit, which is about callers.
@@ -157,7 +172,13 @@ struct Asked<'a> {
     normal: OnceCell<Result<Cow<'a, str>, Ambiguous>>,
 }
 
-fn judge(unit: &Unit, caller: &Caller<'_>, port: u16, request: Option<&Request<'_>>) -> Option<Decision> {
+fn judge(
+    unit: &Unit,
+    caller: &Caller<'_>,
+    port: u16,
+    request: Option<&Request<'_>>,
+    is_opaque: bool,
+) -> Option<Decision> {
     if unit.revoked {
         return Some(revoked());
     }
@@ -169,7 +190,7 @@ fn judge(unit: &Unit, caller: &Caller<'_>, port: u16, request: Option<&Request<'
     };
     let asked = Asked {
         request,
-        is_http: declared.protocol == Protocol::Http,
+        is_http: declared.protocol == Protocol::Http && !is_opaque,
         normal: OnceCell::new(),
     };
     if matches!(caller, Caller::Identity(id) if **id == *unit.spiffe_id) {

@@ -121,3 +121,24 @@ fn the_vectors() {
         }
     }
 }
+
+#[test]
+fn what_cannot_be_read_is_judged_as_opaque_whatever_its_port_speaks_by_now() {
+    let vector = include_str!("../../../tests/vectors/snapshot/h1.json");
+    let snapshot: snapshot::Snapshot = serde_json::from_str(vector).expect("the vector");
+    let judged = |change: fn(&mut snapshot::Unit)| {
+        let mut unit = snapshot.units[0].clone();
+        change(&mut unit);
+        let (unit, caller) = (Config::unit(unit).expect("a unit"), snapshot.units[1].spiffe_id.clone());
+        let caller = Caller::Identity(&caller);
+        let port = unit.ports[0].port;
+        (
+            connection(&unit, &caller, port).map(|it| it.verdict),
+            opaque(&unit, &caller, port).verdict,
+        )
+    };
+    let asks = |unit: &mut snapshot::Unit| unit.allow[0].methods = vec!["GET".into()];
+    assert_eq!(judged(asks), (None, Verdict::Deny), "nobody can show that it is a GET");
+    let silent = |unit: &mut snapshot::Unit| (unit.allow[0].methods, unit.allow[0].paths) = (vec![], vec![]);
+    assert_eq!(judged(silent), (Some(Verdict::Allow), Verdict::Allow));
+}

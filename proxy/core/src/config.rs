@@ -98,6 +98,8 @@ pub struct Config {
     pub revoked: Arc<Revoked>,
     pub units: Vec<Arc<Unit>>,
     pub services: Vec<Arc<Service>>,
+    /// Which policies these are: set anew when it is put in force with others than those before ([`Config::follow`]).
+    pub policies: u64,
     by_number: HashMap<u32, Arc<Unit>>,
     by_sni: HashMap<Arc<str>, Arc<Unit>>,
     by_unit: HashMap<Arc<str>, Arc<Unit>>,
@@ -125,6 +127,7 @@ impl Config {
             timeouts: compile::timeouts(snapshot.timeouts)?,
             units: Vec::with_capacity(snapshot.units.len()),
             services: Vec::with_capacity(snapshot.services.len()),
+            policies: 0,
             by_number: HashMap::new(),
             by_sni: HashMap::new(),
             by_unit: HashMap::new(),
@@ -146,6 +149,11 @@ impl Config {
     /// Checks and compiles one unit by itself.
     pub fn unit(unit: snapshot::Unit) -> Result<Unit, ConfigError> {
         compile::unit(unit)
+    }
+
+    /// Takes the place of `old`: with the same policies what was judged by it stands.
+    pub fn follow(&mut self, old: &Self) {
+        self.policies = old.policies + u64::from(self.units != old.units);
     }
 
     /// The unit with this number in its mark.

@@ -107,7 +107,7 @@ impl PathPattern {
 }
 
 /// What a rule asks of a request, beyond caller and port.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 #[allow(missing_docs)]
 pub struct RequestMatch {
     pub methods: Vec<Box<str>>,
@@ -124,7 +124,7 @@ impl RequestMatch {
 }
 
 /// Compiled `InboundRule`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct InboundRule {
     pub rule: Arc<str>,
@@ -143,7 +143,7 @@ pub enum Source {
 }
 
 /// Compiled `PlaintextRule`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct PlaintextRule {
     pub rule: Arc<str>,
@@ -162,7 +162,7 @@ pub enum OutboundTarget {
 }
 
 /// Compiled `OutboundRule`; port 0 means any.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct OutboundRule {
     pub rule: Arc<str>,
@@ -171,7 +171,7 @@ pub struct OutboundRule {
 }
 
 /// A meshed unit of this host.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct Unit {
     pub unit: Arc<str>,

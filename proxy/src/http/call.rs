@@ -13,7 +13,7 @@ use hostmesh_proxy_core::trace::Span;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::exchange::Tally;
-use super::observe::Entry;
+use super::observe::{Account, Entry};
 use super::session::Next;
 use crate::connect::ConnectError;
 use crate::worker::Worker;
@@ -52,6 +52,8 @@ pub struct Call<'a> {
     pub replayable: &'a Cell<bool>,
     pub tally: &'a Tally,
     pub last: bool,
+    /// Who is called by this try, where it is a unit of this host.
+    pub callee: Option<Rc<Account>>,
 }
 
 /// What comes of one try.

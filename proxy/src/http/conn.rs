@@ -133,6 +133,11 @@ impl Conn {
         let _late = timeout(LINGER, drain).await;
     }
 
+    /// Breaks the connection because policy denies it.
+    pub fn deny(self) {
+        self.stream.deny();
+    }
+
     /// Breaks the connection: the other side must not take what it has for all.
     pub fn abort(self) {
         self.stream.abort();

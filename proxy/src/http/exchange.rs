@@ -1,7 +1,7 @@
 //! One try: a request to an upstream and its response back, both bodies under way at the same time.
 
 use std::cell::Cell;
-use std::future::pending;
+use std::future::{Future, pending};
 use std::io;
 use std::pin::pin;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::conn::{Conn, NoHead, Sink, Source};
 use super::{COALESCE, HALF_CLOSED, REPLAY};
+use crate::rejudge::Denial;
 
 /// Bytes of request heads, and of responses, in all tries.
 #[derive(Debug, Default)]
@@ -180,8 +181,10 @@ pub enum Ended {
     Refused(Failure),
     /// No response; nothing was passed on.
     Failed(Fault),
-    /// The response began and broke off, or the client did.
+    /// The response began and was broken off.
     Broken { status: u16, by: Breaker },
+    /// Policy has turned against it. Status 0: nothing was passed on.
+    Denied { status: u16, denial: Denial },
 }
 
 /// Who broke off while a response was passed on.
@@ -191,6 +194,14 @@ pub enum Breaker {
     /// The client is there, and took nothing, or sent no more of its request, for too long.
     SlowClient,
     Upstream,
+    /// The other side's policy.
+    Policy,
+}
+
+/// Where a response is on its way, if not passed on whole.
+enum Stop {
+    Broken(Breaker),
+    Denied(Denial),
 }
 
 impl Breaker {
@@ -200,17 +211,28 @@ impl Breaker {
             _ => Self::Client,
         }
     }
+
+    /// Whose doing it is that nothing more comes from the upstream.
+    fn of_upstream(received: &io::Result<Option<Bytes>>) -> Self {
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Self::Policy,
+            _ => Self::Upstream,
+        }
+    }
 }
 
 impl Exchange<'_> {
-    /// Carries the request to `up` and the response to `down`. `again`: is a response of this head to be tried again?
+    /// Carries the request to `up` and the response to `down`, until it is `denied`. `again`: is a response of this head to
+    /// be tried again?
     pub async fn run(
         &self,
         down: &mut Conn,
         up: &mut Conn,
         upload: &mut Upload<'_>,
         again: impl Fn(&ResponseHead) -> Option<Failure>,
+        denied: impl Future<Output = Denial>,
     ) -> Ended {
+        let mut denied = pin!(denied);
         let untouched = upload.is_untouched() && !upload.is_done() && self.request.expects_continue();
         let (mut down_source, mut down_sink) = down.split();
         let (mut up_source, mut up_sink) = up.split();
@@ -230,6 +252,7 @@ impl Exchange<'_> {
                 loop {
                     tokio::select! {
                         biased;
+                        denial = &mut denied => return Ended::Denied { status: 0, denial },
                         stopped = &mut pump, if !half_closed => match stopped {
                             Stopped::BadBody(error) => return Ended::Failed(Fault::BadRequestBody(error)),
                             Stopped::Slow => return Ended::Failed(Fault::SlowRequest),
@@ -259,18 +282,20 @@ impl Exchange<'_> {
             let passed = loop {
                 tokio::select! {
                     biased;
+                    denial = &mut denied => break Err(Stop::Denied(denial)),
                     stopped = &mut pump, if !half_closed => match stopped {
                         Stopped::HalfClosed => half_closed = true,
-                        Stopped::Slow => break Err(Breaker::SlowClient),
-                        _ => break Err(Breaker::Client),
+                        Stopped::Slow => break Err(Stop::Broken(Breaker::SlowClient)),
+                        _ => break Err(Stop::Broken(Breaker::Client)),
                     },
-                    passed = &mut pass => break passed,
+                    passed = &mut pass => break passed.map_err(Stop::Broken),
                 }
             };
             match passed {
                 Ok(()) if status == 101 => return Ended::Upgraded,
                 Ok(()) => (response.keep_alive, close),
-                Err(by) => return Ended::Broken { status, by },
+                Err(Stop::Broken(by)) => return Ended::Broken { status, by },
+                Err(Stop::Denied(denial)) => return Ended::Denied { status, denial },
             }
         };
         let (keep_alive, close) = passed;
@@ -348,7 +373,7 @@ impl Exchange<'_> {
                     sink.send(bytes).await.map_err(|error| Breaker::of_client(&error))?;
                 }
                 Ok(None) if body.end().is_ok() => break,
-                _ => return Err(Breaker::Upstream),
+                other => return Err(Breaker::of_upstream(&other)),
             }
         }
         Ok(())

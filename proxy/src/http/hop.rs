@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hostmesh_proxy_core::config::{Endpoint, Port, Unit};
 
 use super::observe::{Account, Entry};
+use crate::rejudge::Denial;
 use crate::worker::Worker;
 
 /// Whose counters and journals a try concerns.
@@ -19,6 +20,17 @@ impl Parties {
     pub fn ended(&self, worker: &Worker, entry: &Entry<'_>) {
         self.caller.ended(worker, entry);
         self.callee_ended(worker, entry);
+    }
+
+    /// Policy has turned against it: told by the side whose policy it is, as it is at the beginning.
+    pub fn denied(&self, worker: &Worker, entry: &Entry<'_>, denial: &Denial) {
+        match &self.callee {
+            Some((callee, _)) if denial.about.direction == callee.about.direction => {
+                callee.denied(worker, entry, &denial.decision);
+                self.caller.ended(worker, entry);
+            }
+            _ => self.caller.denied(worker, entry, &denial.decision),
+        }
     }
 
     pub fn callee_ended(&self, worker: &Worker, entry: &Entry<'_>) {

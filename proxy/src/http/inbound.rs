@@ -3,11 +3,12 @@
 //! Every request is judged by the policy in force when it comes, however long its connection has been open.
 
 use std::cell::Cell;
+use std::future::pending;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hostmesh_proxy_core::authorize::{self, Caller, Decision, Request, Verdict};
+use hostmesh_proxy_core::authorize::{self, Caller, Decision, Verdict};
 use hostmesh_proxy_core::config::{Config, Port, Protocol, Timeouts};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{RequestEdits, RequestHead};
@@ -18,8 +19,9 @@ use tokio::time::Instant;
 use super::conn::Conn;
 use super::exchange::{Ended, Exchange, Tally, Upload};
 use super::observe::{Account, Entry, broken, count_slow, span};
-use super::session::{self, Handler, Next, reply};
+use super::session::{self, Handler, Next, asked, refuse, reply};
 use crate::deliver;
+use crate::rejudge::{self, Denial};
 use crate::stream::Stream;
 use crate::tcp::Relayed;
 use crate::worker::{About, Worker};
@@ -39,7 +41,8 @@ pub enum Who {
 }
 
 impl Who {
-    fn caller(&self) -> Caller<'_> {
+    /// As policy is asked about it.
+    pub fn caller(&self) -> Caller<'_> {
         match self {
             Self::Identity(id) => Caller::Identity(id),
             Self::Plaintext { address, local } => Caller::Plaintext {
@@ -68,6 +71,8 @@ pub async fn serve(worker: Rc<Worker>, about: About, who: Who, stream: Stream) {
         account: Account::new(&worker, about),
         who,
         kept: None,
+        tunnel: None,
+        audited: Cell::new(false),
         config,
         begun,
         worker: worker.clone(),
@@ -82,6 +87,10 @@ struct Serving {
     who: Who,
     /// The connection to the application, between requests.
     kept: Option<Conn>,
+    /// The request that became a tunnel.
+    tunnel: Option<Box<(RequestHead, Span)>>,
+    /// Audit lets the request pass that is under way, and that is told.
+    audited: Cell<bool>,
     begun: Instant,
 }
 
@@ -94,26 +103,21 @@ impl Handler for Serving {
         let begun = Instant::now();
         let Some(port) = self.refresh() else { return Next::Abort };
         let unit = &self.account.about.unit;
-        let asked = Request {
-            method: request.method(),
-            path: request.path(),
-            headers: request.headers(),
-        };
-        let decision = authorize::request(unit, &self.who.caller(), port.port, &asked);
+        let decision = authorize::request(unit, &self.who.caller(), port.port, &asked(&request));
         let span = span(&self.worker, &request, unit.trace);
+        self.audited.set(decision.verdict == Verdict::AuditDeny);
         if decision.verdict != Verdict::Allow {
             let entry = entry(&request, &decision.rule, span, begun);
             self.account.denied(&self.worker, &entry, &decision);
         }
-        let fault = match decision.verdict {
-            Verdict::Allow | Verdict::AuditDeny => None,
-            Verdict::Deny => Some(Fault::Denied),
-            Verdict::BadPath => Some(Fault::BadPath),
-        };
-        match fault {
-            Some(fault) => reply(down, &request, fault, &fault.to_string(), last).await,
-            None => self.carry(down, &request, port, &decision, span, begun, last).await,
+        if let Some(fault) = decision.verdict.fault() {
+            return reply(down, &request, fault, &fault.to_string(), last).await;
         }
+        let next = self.carry(down, &request, port, &decision, span, begun, last).await;
+        if matches!(next, Next::Tunnel(_)) {
+            self.tunnel = Some(Box::new((request, span)));
+        }
+        next
     }
 
     fn unreadable(&mut self, fault: Fault) {
@@ -123,8 +127,18 @@ impl Handler for Serving {
             .failed(&self.worker, Instant::now(), fault.to_string());
     }
 
+    async fn denied(&self) -> Denial {
+        match self.tunnel.as_deref() {
+            Some((request, span)) => self.turned(request, *span).await,
+            None => pending().await,
+        }
+    }
+
     fn tunnelled(&mut self, relayed: &Relayed) {
-        self.account.about.relayed(&self.worker, self.begun, "", relayed);
+        match &relayed.denied {
+            Some(denial) => denial.tell(&self.worker, self.begun, relayed.sent, relayed.received),
+            None => self.account.about.relayed(&self.worker, self.begun, "", relayed),
+        }
     }
 }
 
@@ -163,6 +177,25 @@ impl Serving {
             .port(about.port)
             .filter(|port| port.protocol == Protocol::Http)
             .copied()
+    }
+
+    /// Waits until the policy denies this request, which it had let pass.
+    async fn turned(&self, request: &RequestHead, span: Span) -> Denial {
+        let about = &self.account.about;
+        let asked = asked(request);
+        rejudge::turned(&self.worker, self.config.policies, |config| {
+            let decision = rejudge::by_unit(config, about, |unit| {
+                authorize::request(unit, &self.who.caller(), about.port, &asked)
+            });
+            let is_audited = decision.verdict == Verdict::AuditDeny;
+            if is_audited && !self.audited.get() {
+                let entry = entry(request, &decision.rule, span, self.begun);
+                self.account.denied(&self.worker, &entry, &decision);
+            }
+            self.audited.set(is_audited);
+            (!decision.verdict.passes()).then(|| Denial::new(about.clone(), decision))
+        })
+        .await
     }
 
     #[allow(clippy::too_many_arguments)] // one request's circumstances
@@ -219,7 +252,8 @@ impl Serving {
                     }
                 }
             };
-            match exchange.run(down, &mut up, &mut upload, |_| None).await {
+            let denied = self.turned(request, span);
+            match exchange.run(down, &mut up, &mut upload, |_| None, denied).await {
                 // The application had closed it just now: that is nobody's failure, if nothing can happen twice.
                 Ended::Failed(Fault::Reset) if is_used && replayable.get() && is_idempotent(request.method()) => {
                     continue;
@@ -237,6 +271,19 @@ impl Serving {
                 Ended::Upgraded => {
                     self.record(Entry { status: 101, ..entry }, &upload, &tally);
                     return Next::Tunnel(up);
+                }
+                Ended::Denied { status, denial } => {
+                    up.abort();
+                    let (sent, received) = (tally.sent.get() + upload.length() as u64, tally.received.get());
+                    entry = Entry {
+                        status,
+                        rule: &denial.decision.rule,
+                        sent,
+                        received,
+                        ..entry
+                    };
+                    self.account.denied(&self.worker, &entry, &denial.decision);
+                    return refuse(down, request, &denial.decision, status, last).await;
                 }
                 Ended::Broken { status, by } => {
                     let error = broken(&self.worker, by, "the application broke off its response");

@@ -100,11 +100,15 @@ impl Account {
             ),
         };
         if !decision.verdict.passes() {
-            self.row.record(CodeClass::Denied, micros(entry.begun), 0, 0, 0);
+            self.row
+                .record(CodeClass::Denied, micros(entry.begun), entry.sent, entry.received, 0);
         }
         let event = self.event(entry, "denied", verdict, message);
+        // What was passed on already was open: for so long.
+        let is_late = !decision.verdict.passes() && entry.sent > 0;
         worker.shared.events.emit(Event {
             rule: decision.rule.to_string(),
+            duration_us: if is_late { micros(entry.begun) } else { 0 },
             ..event
         });
     }
@@ -133,6 +137,7 @@ pub fn broken(worker: &Worker, by: Breaker, by_upstream: &'static str) -> &'stat
             "the client was too slow: cut off"
         }
         Breaker::Upstream => by_upstream,
+        Breaker::Policy => "refused by the other side's policy",
     }
 }
 

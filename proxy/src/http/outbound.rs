@@ -3,12 +3,14 @@
 //! Every request goes by the config in force when it comes. To a unit of the same host it is one pass: both sides'
 //! policies, no wire.
 
+mod judge;
+
 use std::cell::Cell;
+use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hostmesh_proxy_core::authorize::{self, Caller, Request, Verdict};
 use hostmesh_proxy_core::config::{Timeouts, Unit};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{RequestEdits, RequestHead, ResponseHead};
@@ -21,8 +23,9 @@ use super::exchange::{Ended, Exchange, Tally, Upload};
 use super::hop::{Hop, Parties};
 use super::observe::{Account, Entry, broken, count_slow, span};
 use super::route::{Route, To};
-use super::session::{self, Handler, Next, reply};
+use super::session::{self, Handler, Next, refuse, reply};
 use crate::connect::ConnectError;
+use crate::rejudge::Denial;
 use crate::stream::Stream;
 use crate::tcp::Relayed;
 use crate::wire::idle::Key;
@@ -44,6 +47,8 @@ pub async fn serve(worker: Rc<Worker>, unit: Arc<Unit>, called: SocketAddr, clie
         route,
         accounts: Vec::new(),
         kept: None,
+        tunnel: None,
+        audited: Cell::new(false),
         begun,
     };
     session::serve(stream, draining, &mut calling).await;
@@ -59,6 +64,10 @@ struct Calling {
     accounts: Vec<Rc<Account>>,
     /// The connection to an application of this host, between requests.
     kept: Option<(Arc<str>, u16, Conn)>,
+    /// The request that became a tunnel, and the unit of this host to which it leads.
+    tunnel: Option<Box<(RequestHead, Option<Rc<Account>>)>>,
+    /// Audit lets the request pass that is under way, and that is told.
+    audited: Cell<bool>,
     begun: Instant,
 }
 
@@ -90,13 +99,19 @@ impl Handler for Calling {
             replayable: &replayable,
             tally: &tally,
             last,
+            callee: None,
         };
         if !self.route.decision.verdict.passes() {
             self.account("".into(), "outbound")
                 .denied(&self.worker, &call.entry(0, ""), &self.route.decision);
             return reply(down, &request, Fault::Denied, &Fault::Denied.to_string(), last).await;
         }
-        self.carry(down, &mut call).await
+        let next = self.carry(down, &mut call).await;
+        if matches!(next, Next::Tunnel(_)) {
+            let callee = call.callee.take();
+            self.tunnel = Some(Box::new((request, callee)));
+        }
+        next
     }
 
     fn unreadable(&mut self, fault: Fault) {
@@ -106,7 +121,20 @@ impl Handler for Calling {
             .failed(&self.worker, Instant::now(), fault.to_string());
     }
 
+    async fn denied(&self) -> Denial {
+        match self.tunnel.as_deref() {
+            Some((request, callee)) => self.turned(request, callee.as_deref(), |_, _| {}).await,
+            None => pending().await,
+        }
+    }
+
     fn tunnelled(&mut self, relayed: &Relayed) {
+        if let Some(denial) = &relayed.denied {
+            denial.tell(&self.worker, self.begun, relayed.sent, relayed.received);
+            if denial.about.direction == "outbound" {
+                return;
+            }
+        }
         self.account("".into(), "outbound")
             .about
             .relayed(&self.worker, self.begun, &self.route.decision.rule, relayed);
@@ -145,6 +173,7 @@ impl Calling {
                 Ok(parties) => parties,
                 Err(next) => return next,
             };
+            call.callee = parties.callee.as_ref().map(|(callee, _)| callee.clone());
             let _in_flight = InFlight::begin(&self.worker, hop.endpoint.as_ref());
             call.span.span_id = call.span.child(self.worker.random()).span_id;
             let failure = match self.attempt(down, call, &hop, &parties, &mut upload, fresh).await {
@@ -195,52 +224,6 @@ impl Calling {
         }
     }
 
-    /// Who is concerned; judges by the called unit's own policy, where it is a unit of this host. `Err`: refused, and the
-    /// client knows.
-    async fn parties(&mut self, down: &mut Conn, call: &Call<'_>, hop: &Hop) -> Result<Parties, Next> {
-        let Some((unit, port)) = &hop.local else {
-            let peer = hop
-                .endpoint
-                .as_ref()
-                .map_or_else(|| "".into(), |endpoint| endpoint.spiffe_id.clone());
-            return Ok(Parties {
-                caller: self.account(peer, "outbound"),
-                callee: None,
-            });
-        };
-        let (request, id) = (call.request, self.route.connector.unit.spiffe_id.clone());
-        let caller = self.account(unit.spiffe_id.clone(), "outbound");
-        let asked = Request {
-            method: request.method(),
-            path: request.path(),
-            headers: request.headers(),
-        };
-        let decision = authorize::request(unit, &Caller::Identity(&id), port.port, &asked);
-        let about = About {
-            unit: unit.clone(),
-            direction: "local",
-            peer: id,
-            port: port.port,
-            ..caller.about.clone()
-        };
-        let callee = self.account_like(about);
-        if decision.verdict != Verdict::Allow {
-            callee.denied(&self.worker, &call.entry(0, ""), &decision);
-        }
-        let fault = match decision.verdict {
-            Verdict::Allow | Verdict::AuditDeny => {
-                return Ok(Parties {
-                    caller,
-                    callee: Some((callee, decision.rule)),
-                });
-            }
-            Verdict::Deny => Fault::Denied,
-            Verdict::BadPath => Fault::BadPath,
-        };
-        caller.ended(&self.worker, &call.entry(fault.status(), ""));
-        Err(reply(down, request, fault, &fault.to_string(), call.last).await)
-    }
-
     /// One try, to its end.
     async fn attempt(
         &mut self,
@@ -279,7 +262,10 @@ impl Calling {
             let failure = failure_of(response, is_local)?;
             call.may_retry(&self.worker, failure).then_some(failure)
         };
-        let ended = exchange.run(down, &mut up, upload, again).await;
+        let denied = self.turned(call.request, call.callee.as_deref(), |callee, decision| {
+            callee.denied(&self.worker, &call.entry(0, ""), decision);
+        });
+        let ended = exchange.run(down, &mut up, upload, again, denied).await;
         let entry = |status: u16, error| {
             let entry = call.entry(status, error);
             let sent = entry.sent + upload.length() as u64;
@@ -304,6 +290,13 @@ impl Calling {
             Ended::Refused(failure) => {
                 up.abort();
                 Tried::Again(failure)
+            }
+            Ended::Denied { status, denial } => {
+                up.abort();
+                let entry = call.entry(status, "");
+                let (sent, decision) = (entry.sent + upload.length() as u64, &denial.decision);
+                parties.denied(&self.worker, &Entry { sent, ..entry }, &denial);
+                Tried::Over(refuse(down, call.request, decision, status, call.last).await)
             }
             Ended::Broken { status, by } => {
                 entry(status, broken(&self.worker, by, "the service broke off its response"));
@@ -397,14 +390,21 @@ impl Calling {
     /// The caller's account with a peer.
     fn account(&mut self, peer: Arc<str>, direction: &'static str) -> Rc<Account> {
         self.account_like(About {
-            unit: self.route.connector.unit.clone(),
             direction,
+            ..self.about(peer)
+        })
+    }
+
+    fn about(&self, peer: Arc<str>) -> About {
+        About {
+            unit: self.route.connector.unit.clone(),
+            direction: "outbound",
             peer,
             service: self.route.to.service_name().clone(),
             port: self.route.to.port(),
             protocol: "http",
             client: self.client,
-        })
+        }
     }
 
     fn account_like(&mut self, about: About) -> Rc<Account> {

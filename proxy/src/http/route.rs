@@ -65,13 +65,7 @@ impl Route {
         if to.protocol() != Protocol::Http {
             return None;
         }
-        let target = Target {
-            port: to.port(),
-            service: Some(to.service_name()),
-            hosts: &[],
-            address: Some(called.ip()),
-        };
-        let decision = authorize::outbound(&unit, &target);
+        let decision = to.judge(&unit, called.ip());
         let connector = Connector {
             worker: worker.clone(),
             config,
@@ -87,6 +81,17 @@ impl Route {
 }
 
 impl To {
+    /// May the unit call it?
+    pub fn judge(&self, unit: &Unit, address: IpAddr) -> Decision {
+        let target = Target {
+            port: self.port(),
+            service: Some(self.service_name()),
+            hosts: &[],
+            address: Some(address),
+        };
+        authorize::outbound(unit, &target)
+    }
+
     fn protocol(&self) -> Protocol {
         match self {
             Self::Service { port, .. } => port.protocol,

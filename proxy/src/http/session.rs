@@ -1,9 +1,11 @@
 //! Serves one client's connection, request by request, in their order.
 
+use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hostmesh_proxy_core::authorize::{Decision, Request};
 use hostmesh_proxy_core::config::Timeouts;
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{Framing, RequestHead, local_reply};
@@ -11,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::conn::{Conn, NoHead};
+use crate::rejudge::Denial;
 use crate::stream::Stream;
 use crate::tcp::{self, Relayed};
 
@@ -22,6 +25,8 @@ pub enum Next {
     Close,
     /// It is broken off: what was sent is not whole.
     Abort,
+    /// The same, because policy denies it: another proxy is told so.
+    Deny,
     /// It is a tunnel to this upstream from now on.
     Tunnel(Conn),
 }
@@ -36,6 +41,9 @@ pub trait Handler {
 
     /// A head could not be read; the client is told so.
     fn unreadable(&mut self, fault: Fault);
+
+    /// Waits until policy denies the request that opened the tunnel.
+    async fn denied(&self) -> Denial;
 
     /// A tunnel has ended.
     fn tunnelled(&mut self, relayed: &Relayed);
@@ -79,7 +87,12 @@ pub async fn serve(stream: Stream, draining: watch::Receiver<bool>, handler: &mu
             Next::Keep => {}
             Next::Close => return down.linger().await,
             Next::Abort => return down.abort(),
-            Next::Tunnel(up) => return handler.tunnelled(&tunnel(down, up).await),
+            Next::Deny => return down.deny(),
+            Next::Tunnel(up) => {
+                // Boxed too: few connections become one.
+                let relayed = Box::pin(tunnel(down, up, handler.denied())).await;
+                return handler.tunnelled(&relayed);
+            }
         }
     }
 }
@@ -94,6 +107,24 @@ async fn head(down: &mut Conn, limit: Duration) -> Result<RequestHead, Option<Fa
     RequestHead::parse(bytes).map_err(|refused| Some(Fault::BadRequest(refused)))
 }
 
+/// What rules may ask of the request.
+pub fn asked(request: &RequestHead) -> Request<'_> {
+    Request {
+        method: request.method(),
+        path: request.path(),
+        headers: request.headers(),
+    }
+}
+
+/// Ends a request that policy has turned against: by an answer as at its beginning, or, where the response has begun
+/// (its `status` is not 0), by breaking it off.
+pub async fn refuse(down: &mut Conn, request: &RequestHead, decision: &Decision, status: u16, last: bool) -> Next {
+    match decision.verdict.fault() {
+        Some(fault) if status == 0 => reply(down, request, fault, &fault.to_string(), last).await,
+        _ => Next::Deny,
+    }
+}
+
 /// Answers in place of the application. A client that has a body under way loses its connection.
 pub async fn reply(down: &mut Conn, request: &RequestHead, fault: Fault, message: &str, last: bool) -> Next {
     let close = last || !request.keep_alive || request.framing != Framing::Empty;
@@ -105,7 +136,7 @@ pub async fn reply(down: &mut Conn, request: &RequestHead, fault: Fault, message
     }
 }
 
-async fn tunnel(down: Conn, up: Conn) -> Relayed {
+async fn tunnel(down: Conn, up: Conn, denied: impl Future<Output = Denial>) -> Relayed {
     let ((mut down, early_up), (mut up, early_down)) = (down.into_parts(), up.into_parts());
     let early = (early_up.len() as u64, early_down.len() as u64);
     let result = async {
@@ -119,11 +150,12 @@ async fn tunnel(down: Conn, up: Conn) -> Relayed {
             sent: early.0,
             received: early.1,
             result: Err(error),
+            denied: None,
         };
     }
     let relayed = match (down, up) {
-        (Stream::Tcp(down), up) => tcp::relay(down, up).await,
-        (down, Stream::Tcp(up)) => tcp::relay(up, down).await.reversed(),
+        (Stream::Tcp(down), up) => tcp::relay(down, up, denied).await,
+        (down, Stream::Tcp(up)) => tcp::relay(up, down, denied).await.reversed(),
         (down, up) => {
             // A wire stream ends at this host: nothing leads from one to another.
             down.abort();
@@ -132,6 +164,7 @@ async fn tunnel(down: Conn, up: Conn) -> Relayed {
                 sent: 0,
                 received: 0,
                 result: Err(std::io::ErrorKind::Unsupported.into()),
+                denied: None,
             }
         }
     };

@@ -23,6 +23,7 @@ use crate::stream::Stream;
 use crate::worker::{About, Worker};
 
 mod judged;
+mod rejudged;
 mod relayed;
 mod retried;
 
@@ -65,6 +66,7 @@ impl World {
             .set_config(Config::build(snapshot.clone()).expect("a config"))
             .expect("in force");
         let worker = Worker::new(shared.clone(), 1);
+        spawn_local(worker.clone().tend(0));
         Self {
             worker,
             shared,

@@ -173,6 +173,15 @@ pub fn config_with(
     ports: [u16; 2],
     revoked: &serde_json::Value,
 ) -> Config {
+    let snapshot = Snapshot {
+        revoked: serde_json::from_value(revoked.clone()).expect("entries"),
+        ..snapshot(host, bundle, wire, ports)
+    };
+    Config::build(snapshot).expect("a config")
+}
+
+/// What [`config`] is built of, as the agent would send it.
+pub fn snapshot(host: &str, bundle: &[&Authority], wire: u16, ports: [u16; 2]) -> Snapshot {
     let bundle: Vec<_> = bundle
         .iter()
         .map(|ca| base64::engine::general_purpose::STANDARD.encode(&ca.der))
@@ -189,7 +198,7 @@ pub fn config_with(
         "version": 1, "revision": "1", "trust_domain": "mesh.example", "host": host, "addresses": ["198.18.0.9"],
         "marks": {"unit": 0xfff, "outbound": 0x0100_0000, "proxy": 0x0200_0000, "inbound": 0x0400_0000},
         "listeners": {"outbound": 15001, "plaintext": 15006, "wire": 15008, "dns": 15053},
-        "trust_bundle": bundle, "units": units, "revoked": revoked,
+        "trust_bundle": bundle, "units": units,
         "services": [{
             "name": "web", "vips": ["240.240.0.2"],
             "ports": [{"port": 80, "target": ports[0], "protocol": "tcp"}, {"port": 81, "target": ports[1], "protocol": "tcp"}],
@@ -198,7 +207,7 @@ pub fn config_with(
                            "addresses": ["127.0.0.1"], "wire_port": wire}]
         }]
     });
-    Config::build(serde_json::from_value::<Snapshot>(snapshot).expect("a snapshot")).expect("a config")
+    serde_json::from_value(snapshot).expect("a snapshot")
 }
 
 /// One host's worker.

@@ -37,6 +37,11 @@ def changed(**values: object) -> Event:
             f"denied: to db on port 5432, by {FILE}:no-outbound",
         ),
         (
+            changed(method="", path="", duration_us=2_345_678),
+            f"denied: web (spiffe://mesh.test/unit/web) on port 8080, by {FILE}:14; "
+            "it was open for 2.346 s and is ended",
+        ),
+        (
             changed(kind="request", verdict="allow", direction="outbound", status=503, duration_us=12_345, tries=2),
             "503: GET /products/7 to inventory on port 8080 in 12.3 ms, try 2",
         ),

@@ -1,0 +1,229 @@
+//! Judges a connection when it is opened, and again whenever other policies are in force while it lasts.
+//!
+//! Law: what was asked at the opening is asked again, of the same functions. What is denied ends with a reset and is told
+//! as any refusal is; what is allowed notices nothing. A unit that is no longer there lets nobody in or out.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hostmesh_proxy_core::authorize::{self, Decision, RULE_UNKNOWN_UNIT, Target, Verdict};
+use hostmesh_proxy_core::config::{Config, Unit};
+use tokio::time::Instant;
+
+use crate::events::Event;
+use crate::http::inbound::Who;
+use crate::stats::CodeClass;
+use crate::tcp::Relayed;
+use crate::worker::{About, Worker, micros};
+
+/// What is asked of one unit's policy.
+pub enum Asked {
+    /// May the unit call the service, or, where there is none, this address, which it knows by these names?
+    Call {
+        /// Where it connects to.
+        address: IpAddr,
+        /// Names by which it had looked the address up.
+        hosts: Vec<Arc<str>>,
+    },
+    /// May this caller come in?
+    ComeIn(Who),
+}
+
+/// A question, and where the answer is told.
+pub struct Question {
+    about: About,
+    asked: Asked,
+    /// Audit let it pass, and that is told.
+    audited: Cell<bool>,
+}
+
+/// A policy has turned against what it had let pass.
+pub struct Denial {
+    /// Whose policy, against whom.
+    pub about: About,
+    /// By which rule.
+    pub decision: Decision,
+    /// Who may not call whom, for a person.
+    message: String,
+}
+
+/// Decides by a unit's policy in this config; one that is not there denies.
+pub fn by_unit(config: &Config, about: &About, judge: impl FnOnce(&Unit) -> Decision) -> Decision {
+    config.unit_by_name(&about.unit.unit).map_or_else(
+        || Decision {
+            verdict: Verdict::Deny,
+            rule: RULE_UNKNOWN_UNIT.into(),
+        },
+        |unit| judge(unit),
+    )
+}
+
+/// Waits until other policies than those judged by are in force, and `judge` denies by them.
+pub async fn turned(worker: &Worker, mut judged: u64, mut judge: impl FnMut(&Config) -> Option<Denial>) -> Denial {
+    loop {
+        let changed = worker.policies_changed.notified();
+        if let Some(config) = worker.shared.other_policies(judged) {
+            judged = config.policies;
+            if let Some(denial) = judge(&config) {
+                return denial;
+            }
+        }
+        changed.await;
+    }
+}
+
+impl Question {
+    fn decide(&self, worker: &Worker, config: &Config) -> Decision {
+        let about = &self.about;
+        by_unit(config, about, |unit| match &self.asked {
+            Asked::ComeIn(who) => authorize::opaque(unit, &who.caller(), about.port),
+            Asked::Call { address, hosts } => {
+                let service = Some(&*about.service).filter(|service| !service.is_empty());
+                let mut known = match service {
+                    Some(_) => Vec::new(),
+                    None => worker.shared.lookups.names(unit, *address),
+                };
+                known.extend(hosts.iter().cloned());
+                let target = Target {
+                    port: about.port,
+                    service,
+                    hosts: &known,
+                    address: Some(*address),
+                };
+                authorize::outbound(unit, &target)
+            }
+        })
+    }
+
+    /// Why it is denied, if it is. What audit lets pass is told once.
+    fn weigh(&self, worker: &Worker, decision: Decision) -> Option<Denial> {
+        let is_audited = decision.verdict == Verdict::AuditDeny;
+        if is_audited && !self.audited.get() {
+            self.about.audited(worker, &decision.rule);
+        }
+        self.audited.set(is_audited);
+        (!decision.verdict.passes()).then(|| match &self.asked {
+            Asked::Call { address, .. } if self.about.service.is_empty() => Denial {
+                message: format!(
+                    "{} may not call {address} on port {}",
+                    self.about.unit.unit, self.about.port
+                ),
+                ..Denial::new(self.about.clone(), decision)
+            },
+            _ => Denial::new(self.about.clone(), decision),
+        })
+    }
+}
+
+/// A connection whose bytes are carried unread, with all that was asked for it.
+pub struct Opened {
+    worker: Rc<Worker>,
+    /// When the connection was accepted.
+    pub begun: Instant,
+    /// Of the config by which it was opened.
+    policies: u64,
+    questions: Vec<Question>,
+}
+
+impl Opened {
+    /// Nothing was asked yet.
+    pub fn new(worker: &Rc<Worker>, config: &Config, begun: Instant) -> Self {
+        Self {
+            worker: worker.clone(),
+            begun,
+            policies: config.policies,
+            questions: Vec::new(),
+        }
+    }
+
+    /// The rule that lets it pass by this config, which is asked again from now on; `None`: refused, counted and recorded.
+    pub fn ask(&mut self, config: &Config, about: About, asked: Asked) -> Option<Arc<str>> {
+        let question = Question {
+            about,
+            asked,
+            audited: Cell::new(false),
+        };
+        let decision = question.decide(&self.worker, config);
+        let rule = decision.rule.clone();
+        if let Some(denial) = question.weigh(&self.worker, decision) {
+            denial.about.denied(&self.worker, &denial.decision.rule, denial.message);
+            return None;
+        }
+        self.questions.push(question);
+        Some(rule)
+    }
+
+    /// What was asked last is of no account any more: the connection goes elsewhere.
+    pub fn withdraw(&mut self) {
+        self.questions.pop();
+    }
+
+    /// Waits until one of the policies denies it.
+    pub async fn denied(&self) -> Denial {
+        turned(&self.worker, self.policies, |config| {
+            let mut questions = self.questions.iter();
+            questions.find_map(|question| question.weigh(&self.worker, question.decide(&self.worker, config)))
+        })
+        .await
+    }
+
+    /// Does this, unless the connection is denied first; that is told then.
+    pub async fn unless_denied<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            denial = self.denied() => {
+                denial.tell(&self.worker, self.begun, 0, 0);
+                None
+            }
+            done = work => Some(done),
+        }
+    }
+
+    /// It is over: counts and records it, in the journal of `about` and in that of who denied it.
+    pub fn ended(&self, about: &About, rule: &str, relayed: &Relayed) {
+        let Some(denial) = &relayed.denied else {
+            return about.relayed(&self.worker, self.begun, rule, relayed);
+        };
+        denial.tell(&self.worker, self.begun, relayed.sent, relayed.received);
+        if denial.about.direction != about.direction {
+            about.relayed(&self.worker, self.begun, rule, relayed);
+        }
+    }
+}
+
+impl Denial {
+    /// By this rule of the unit that `about` names.
+    pub fn new(about: About, decision: Decision) -> Self {
+        let caller = if about.direction == "outbound" {
+            &about.unit.unit
+        } else {
+            &about.peer
+        };
+        let message = format!("{caller} may not call {}:{}", about.service, about.port);
+        Self {
+            about,
+            decision,
+            message,
+        }
+    }
+
+    /// Counts and records that an open connection was ended.
+    pub fn tell(&self, worker: &Worker, begun: Instant, sent: u64, received: u64) {
+        let (about, rule) = (&self.about, &self.decision.rule);
+        worker.stats.denied(rule);
+        about
+            .row(worker)
+            .record(CodeClass::Denied, micros(begun), sent, received, 0);
+        let message = format!("{}: the open connection is ended", self.message);
+        let event = about.event("denied", "deny", rule, message);
+        worker.shared.events.emit(Event {
+            duration_us: micros(begun),
+            bytes_in: sent,
+            bytes_out: received,
+            ..event
+        });
+    }
+}
