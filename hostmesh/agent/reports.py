@@ -17,6 +17,7 @@ from hostmesh.wire.proxy_control import Event, Events
 
 MAX_SUGGESTIONS = 200
 MAX_METHODS = 16  # a caller may send any word as a method
+_KERNEL, _AGENT = "kernel", "agent"  # kinds of lines beside those of the proxy's events
 _ERROR, _WARNING, _INFO = 3, 4, 6  # syslog(3)
 
 
@@ -101,16 +102,16 @@ class Reports:
         for event in batch.events:
             if event.verdict == "audit-deny" and event.direction != "outbound":
                 self.callers.note(event)
-            self._unit_line(event.unit, lines.event_fields(event))
+            self._unit_line(event.unit, event.kind, lines.event_fields(event))
 
     def refusals(self, batch: list[Refusal], units: Mapping[int, tuple[str, str]]) -> None:
         """Packets that the kernel refused. units: number to (unit, its policy file)."""
         for refusal in batch:
             unit, file = units.get(refusal.mark, ("", ""))
-            self._unit_line(unit, lines.refusal_fields(unit, rule_of(refusal.prefix, file), refusal))
+            self._unit_line(unit, _KERNEL, lines.refusal_fields(unit, rule_of(refusal.prefix, file), refusal))
 
-    def _unit_line(self, unit: str, fields: lines.Fields) -> None:
-        if self.limit.admit(unit, self._clock()):
+    def _unit_line(self, unit: str, kind: str, fields: lines.Fields) -> None:
+        if self.limit.admit(unit, kind, self._clock()):
             self._journal.send(fields)
 
     def tick(self) -> None:
@@ -118,8 +119,8 @@ class Reports:
         lost = self._journal.lost
         if lost > self._told_lost and self._journal.send(lines.lost_fields(lost - self._told_lost)):
             self._told_lost = lost
-        for unit, count in self.limit.due(self._clock()):
-            self._journal.send(lines.suppressed_fields(unit, count))
+        for over in self.limit.due(self._clock()):
+            self._journal.send(lines.suppressed_fields(*over))
 
     def info(self, message: str) -> None:
         """A line of the agent itself."""
@@ -133,7 +134,7 @@ class Reports:
         """Units that run outside their mesh slice, and why: told in their journals once, and when the why changes."""
         for unit, why in units.items():
             if self._outside.get(unit) != why:
-                self._unit_line(unit, lines.outside_fields(unit, why))
+                self._unit_line(unit, _AGENT, lines.outside_fields(unit, why))
         self._outside = units
 
     def state(self, about: str, trouble: str) -> None:

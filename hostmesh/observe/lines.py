@@ -1,6 +1,6 @@
 """Turns what the proxy and the kernel report into journal entries: a sentence for people, fields for programs.
 
-Pure: time comes in as an argument (seconds of any steady clock). Lines are limited per unit, counters never are.
+Pure: time comes in as an argument (seconds of any steady clock). Lines are limited by unit and kind, counters never.
 """
 
 from collections.abc import Mapping
@@ -88,10 +88,10 @@ def outside_fields(unit: str, why: str) -> Fields:
     return {"MESSAGE": f"NOT MESHED, no policy holds: {why}", "PRIORITY": _WARNING, **_unit_fields(unit)}
 
 
-def suppressed_fields(unit: str, count: int) -> Fields:
-    """The entry that stands for lines that were not written."""
+def suppressed_fields(unit: str, kind: str, count: int) -> Fields:
+    """The entry that stands for lines of a kind that were not written."""
     return {
-        "MESSAGE": f"{count} more suppressed (too many lines; the counters are exact)",
+        "MESSAGE": f"{count} more lines of kind {kind!r} suppressed (too many; the counters are exact)",
         "PRIORITY": _WARNING,
         **_unit_fields(unit),
         "HOSTMESH_SUPPRESSED": count,
@@ -177,18 +177,21 @@ class _Window:
 
 @dataclass(slots=True)
 class LineLimit:
-    """At most ``lines`` a unit in ``seconds``. What is over is counted and told in one line when the window ends."""
+    """At most ``lines`` of a unit and kind in ``seconds``. What is over is told in one line when the window ends.
+
+    By kind, so that whoever knocks often, or calls often, cannot hide the line of a denial.
+    """
 
     lines: int = 200
     seconds: float = 10.0
     total_suppressed: int = 0
-    _windows: dict[str, _Window] = field(default_factory=dict)
+    _windows: dict[tuple[str, str], _Window] = field(default_factory=dict)
 
-    def admit(self, unit: str, now: float) -> bool:
+    def admit(self, unit: str, kind: str, now: float) -> bool:
         """May this line be written?"""
-        window = self._windows.get(unit)
+        window = self._windows.get((unit, kind))
         if window is None:
-            window = self._windows[unit] = _Window(began=now)
+            window = self._windows[unit, kind] = _Window(began=now)
         if window.written < self.lines:
             window.written += 1
             return True
@@ -196,8 +199,8 @@ class LineLimit:
         self.total_suppressed += 1
         return False
 
-    def due(self, now: float) -> list[tuple[str, int]]:
-        """Windows that have ended: (unit, suppressed lines) of those with any; call it now and then."""
-        ended = [unit for unit, window in self._windows.items() if now - window.began >= self.seconds]
-        over = [(unit, self._windows.pop(unit).suppressed) for unit in ended]
-        return [(unit, count) for unit, count in over if count]
+    def due(self, now: float) -> list[tuple[str, str, int]]:
+        """Windows that have ended: (unit, kind, suppressed lines) of those with any; call it now and then."""
+        ended = [key for key, window in self._windows.items() if now - window.began >= self.seconds]
+        over = [(*key, self._windows.pop(key).suppressed) for key in ended]
+        return [(unit, kind, count) for unit, kind, count in over if count]

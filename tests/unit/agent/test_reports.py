@@ -99,7 +99,7 @@ def test_a_flood_is_few_lines_and_its_number(listener: Listener) -> None:
     (line,) = listener.lines()
     assert line["HOSTMESH_SUPPRESSED"] == "7"
     assert line["OBJECT_SYSTEMD_UNIT"] == "inventory.service"
-    assert line["MESSAGE"].startswith("7 more suppressed")
+    assert line["MESSAGE"].startswith("7 more lines of kind 'request' suppressed")
 
 
 def test_what_journald_did_not_take_is_told_when_it_is_back(listener: Listener, tmp_path: Path) -> None:

@@ -94,10 +94,11 @@ def test_caller_as_a_policy_names_it(peer: str, name: str) -> None:
 
 def test_limit_is_per_unit_and_tells_what_it_held_back() -> None:
     limit = LineLimit(lines=3, seconds=10.0)
-    assert [limit.admit("a", 0.1 * i) for i in range(5)] == [True, True, True, False, False]
-    assert limit.admit("b", 1.0)
+    assert [limit.admit("a", "request", 0.1 * i) for i in range(5)] == [True, True, True, False, False]
+    assert limit.admit("a", "denied", 1.0), "calls do not hide a denial"
+    assert limit.admit("b", "request", 1.0)
     assert limit.due(9.9) == []
-    assert limit.due(10.0) == [("a", 2)]
+    assert limit.due(10.0) == [("a", "request", 2)]
     assert limit.due(11.0) == []
-    assert limit.admit("a", 11.0)
+    assert limit.admit("a", "request", 11.0)
     assert limit.total_suppressed == 2
