@@ -218,7 +218,7 @@ class ControllerClient:
         """Whoever is refused looks whether ``hostmesh join`` has got the host another identity meanwhile."""
         try:
             found = host_identity.load(self._folder)
-        except IdentityError as error:
+        except HostmeshError as error:
             self.trouble = str(error)
             return
         if found.chain != self._identity.chain:
@@ -229,12 +229,10 @@ class ControllerClient:
 
     def _take_bundle(self, event: WatchEvent) -> None:
         try:
-            pem = host_identity.save_bundle(self._folder, event.trust_bundle)
+            if host_identity.save_bundle(self._folder, event.trust_bundle) != self._identity.bundle:
+                self._identity = host_identity.load(self._folder)
         except (HostmeshError, OSError) as error:
             log.error("trust bundle: %s", error)
-            return
-        if pem != self._identity.bundle:
-            self._identity = host_identity.load(self._folder)
 
     async def _call(self, name: str, request: msgspec.Struct, kind: type[Reply]) -> Reply:
         """One call; each controller is tried once."""

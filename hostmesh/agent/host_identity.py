@@ -96,6 +96,8 @@ def save(folder: Path, key: bytes, chain: Sequence[str], bundle: Sequence[str]) 
 
 def must_be_valid(chain: Sequence[str], now: datetime) -> None:
     """Raises `IdentityError` for a certificate that is not valid now: saved, it would lock the host out."""
+    if not chain:
+        raise IdentityError("the controller sent no certificate")
     leaf = x509.load_pem_x509_certificate(_pem(chain[:1]))
     begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
     if not begins <= now < ends:

@@ -150,11 +150,13 @@ def unrevoke(kind: str, name: str, *, config_path: Path = PATH) -> Revoked:
     config, now = load(config_path), ca.clock()
     one = revocation.entry(Kind(kind), name, config.trust_domain)
     with _open(config) as store:
-        if not store.unrevoke(one.kind, one.name):
+        if not any((each.kind, each.name) == (one.kind, one.name) for each in store.revoked(ca.seconds())):
             raise AdminError(f"{one.kind} {one.name} is not revoked", "hostmesh controller revoked lists what is")
         if one.kind == Kind.HOST and one.name not in {host.lower() for host in store.hosts()}:
             one = revocation.removal(one.name, now)  # it was removed as well: only new certificates count
             store.revoke(one, _ends(config, one, now), int(now.timestamp()), revocation.MOST)
+        else:
+            store.unrevoke(one.kind, one.name)
     return one
 
 

@@ -215,22 +215,21 @@ class Store:
     # what is revoked
 
     def revoke(self, one: Revoked, ends: int | None, now: int, most: int) -> None:
-        """Take back what the entry names. Entries whose certificates are all over are forgotten here."""
+        """Take back what the entry names; it replaces one of that name. Those that are over are forgotten."""
         with self._transaction() as db:
             db.execute("DELETE FROM revoked WHERE ends < ?", (now,))
-            if db.execute("SELECT count(*) FROM revoked").fetchone()[0] >= most:
+            others = "SELECT count(*) FROM revoked WHERE (kind, name) <> (?, ?)"
+            if db.execute(others, (one.kind, one.name)).fetchone()[0] >= most:
                 raise StoreError(f"{most} entries are revoked", "revoke a host or a unit instead of its serials")
             row = (one.kind, one.name, one.begun_by, one.reason, ends)
             db.execute("INSERT OR REPLACE INTO revoked VALUES (?, ?, ?, ?, ?)", row)
             self._next_revision(db)
 
-    def unrevoke(self, kind: str, name: str) -> bool:
-        """Take the entry away. False when there is none."""
+    def unrevoke(self, kind: str, name: str) -> None:
+        """Take the entry away."""
         with self._transaction() as db:
-            gone = db.execute("DELETE FROM revoked WHERE kind = ? AND name = ?", (kind, name)).rowcount > 0
-            if gone:
-                self._next_revision(db)
-            return gone
+            db.execute("DELETE FROM revoked WHERE kind = ? AND name = ?", (kind, name))
+            self._next_revision(db)
 
     def revoked(self, now: int) -> list[Revoked]:
         """What is revoked, in order of kind and name."""

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,12 @@ def test_a_renewal_cut_short_is_finished(mesh: Mesh) -> None:
     (folder / "host.key").write_bytes(other)
     with pytest.raises(IdentityError, match="do not belong together"):
         host_identity.load(folder)
+
+
+@pytest.mark.parametrize(("chain", "complaint"), [([], "no certificate"), (["AAAA"], "cannot be read")])
+def test_an_answer_without_a_certificate_is_refused(chain: list[str], complaint: str) -> None:
+    with pytest.raises(IdentityError, match=complaint):
+        host_identity.must_be_valid(chain, datetime.now(UTC))
 
 
 def test_a_store_that_is_not_one(tmp_path: Path) -> None:

@@ -134,6 +134,21 @@ def test_what_is_revoked_outlives_the_controller_and_ends_with_its_certificates(
         admin.unrevoke("host", "h3", config_path=mesh.path)
 
 
+def test_what_a_removed_host_held_never_counts_again_not_even_between(mesh: Mesh) -> None:
+    mesh.join("h1")
+    admin.revoke("host", "h1", config_path=mesh.path)
+    admin.remove("h1", config_path=mesh.path)
+    with closing(sqlite3.connect(mesh.config.state / "controller.db")) as database:
+        refuse = "CREATE TRIGGER full BEFORE INSERT ON revoked BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        database.execute(refuse)
+        with pytest.raises(sqlite3.IntegrityError, match="no room"):
+            admin.unrevoke("host", "h1", config_path=mesh.path)
+        assert [(one.name, one.begun_by) for one in admin.revoked(config_path=mesh.path)] == [("h1", 0)]
+        database.execute("DROP TRIGGER full")
+    assert admin.unrevoke("host", "h1", config_path=mesh.path).begun_by > 0
+    assert [one.name for one in admin.revoked(config_path=mesh.path)] == ["h1"]
+
+
 def test_a_store_of_the_version_before_is_taken_over(mesh: Mesh) -> None:
     mesh.join("h1", "web")
     mesh.kill()
