@@ -1,11 +1,11 @@
 """Turns causes into effects, always by the same way: observe, compile, diff, apply, report.
 
-Law: every change of this host, whatever caused it, goes through `Loop.reconcile`. Policies that don't pass, and doors
-that don't open, leave what is in force in force; stopping the agent touches nothing.
+Law: every change of this host, whatever caused it, goes through `Loop.reconcile`; `Loop.mend` puts back what somebody
+undid in the kernel. Policies that don't pass, and doors that don't open, leave what is in force in force; stopping the
+agent touches nothing.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ from hostmesh.apply.nft import Nft
 from hostmesh.apply.systemd import Systemd
 from hostmesh.errors import HostmeshError
 from hostmesh.names import UnitName
-from hostmesh.observe.host import HostObserver
+from hostmesh.observe.host import HostObserver, as_planned
 from hostmesh.observe.journal import Journal
 from hostmesh.observe.units import UnitFollower
 from hostmesh.plan.compile import Plan, compile_plan, units_of
-from hostmesh.plan.diff import Change, Observed, diff
+from hostmesh.plan.diff import Change, diff
 from hostmesh.plan.facts import HostFacts
 from hostmesh.policy.model import Mode, Policy
 from hostmesh.policy.settings import Settings
@@ -56,6 +56,8 @@ class Parts:
     identities: Identities
     reports: Reports
     wakeups: Wakeups
+    touched: Wakeups
+    """Somebody changed something in the kernel, perhaps of ours."""
 
 
 class Loop:
@@ -75,6 +77,7 @@ class Loop:
         self._callers_file = f"{parts.settings.paths.state}/callers.json"
         self._said: list[Workload] = []
         self._one_at_a_time = asyncio.Lock()
+        self._steps = asyncio.Lock()  # who looks at the kernel, and changes it by what he saw
         self._retry, self._rescan = _RETRY_FIRST, _LISTENERS_FIRST
 
     async def run(self) -> None:
@@ -85,19 +88,26 @@ class Loop:
             if reasons - {"listeners", "timer", "retry"}:
                 self._rescan = _LISTENERS_FIRST
             said = ", ".join(sorted(reasons - {"timer"} or reasons))
-            await self.run_now(said, touched=bool(reasons & {"ruleset", "network"}))
+            await self.run_now(said)
 
-    async def run_now(self, reason: str, *, touched: bool = False) -> list[str]:
-        """One run; the names of the steps that had an effect. A failure is kept in `failures`, and tried again.
+    async def mend(self) -> None:
+        """Put back what is in force whenever somebody touched the kernel, beside a run under way. Until cancelled.
 
-        touched: somebody changed something in the kernel, perhaps of ours.
+        Packets wait for it, so neither systemd nor anybody else is asked. A run follows where that may not be all.
         """
+        while True:
+            reasons = await self.parts.touched.wait()
+            is_whole = await self._put_back(", ".join(sorted(reasons)))
+            if "network" in reasons or not is_whole:
+                for reason in reasons:
+                    self.parts.wakeups.request(reason, 0.0)
+
+    async def run_now(self, reason: str) -> list[str]:
+        """One run; the names of the steps that had an effect. A failure is kept in `failures`, and tried again."""
         async with self._one_at_a_time:
             began = self.busy_since = time.monotonic()
             done: list[str] = []
             try:
-                if touched:
-                    await self._put_back(done.append)
                 await self.reconcile(done.append)
                 self.failures, self._retry = (), _RETRY_FIRST
             except (HostmeshError, OSError) as error:
@@ -118,23 +128,32 @@ class Loop:
         policies = self.parts.policies.policies
         facts = await self._observe(policies, self.parts.numbers.of(units_of(policies)))
         plan = self._compile(policies, facts)
-        changes = diff(plan, await self._there(plan))
-        try:
-            await apply(changes, self.parts.doors, report)
-        except StepFailed:
-            self._withdraw(facts)
-            raise
-        self._publish(plan, facts)
+        beside = await self.parts.host.beside_kernel(plan, self.parts.proxy.revision)
+        async with self._steps:
+            changes = diff(plan, await self.parts.host.in_kernel(beside))
+            try:
+                await apply(changes, self.parts.doors, report)
+            except StepFailed:
+                self._withdraw(facts)
+                raise
+            self._publish(plan, facts)
         await self.parts.units.look(frozenset(self._outside()))  # a drop-in may just have changed what is said of them
         self.parts.reports.outside(self.outside())
 
-    async def _put_back(self, report: Report) -> None:
-        """What is in force made whole in the kernel, before systemd or anybody else is asked: packets wait for it."""
-        if self.plan is None or self.failures:
-            return
-        changes = diff(self.plan, await self.parts.host.in_kernel(self.plan))
-        with contextlib.suppress(StepFailed):  # a slice is gone too: the whole run that follows mends it, or tells
-            await apply(changes, self.parts.doors, report)
+    async def _put_back(self, reason: str) -> bool:
+        """Is what is in force whole in the kernel? It is made so where it can be."""
+        async with self._steps:
+            if self.plan is None or self.failures:
+                return False
+            began, done = time.monotonic(), list[str]()
+            try:
+                changes = diff(self.plan, await self.parts.host.in_kernel(as_planned(self.plan)))
+                await apply(changes, self.parts.doors, done.append)
+            except (HostmeshError, OSError) as error:  # a slice is gone too: the run mends it, or tells
+                self.parts.reports.info(f"not put back at once ({reason}): {error}")
+                return False
+            self._tell_done(reason, time.monotonic() - began, done)
+            return not changes
 
     async def preview(self, policies: Mapping[str, str]) -> tuple[Change, ...]:
         """What the loop would do if these files (name to text, empty: removed) were there too. Raises PolicyError."""
@@ -142,7 +161,7 @@ class Loop:
         async with self._one_at_a_time:
             facts = await self._observe(wanted, self.parts.numbers.preview(units_of(wanted)))
             plan = self._compile(wanted, facts)
-            return diff(plan, await self._there(plan))
+            return diff(plan, await self.parts.host.observed(plan, self.parts.proxy.revision))
 
     async def _observe(self, policies: Sequence[Policy], numbers: Mapping[UnitName, int]) -> HostFacts:
         await self.parts.units.watch(frozenset(units_of(self.parts.policies.policies)))
@@ -153,9 +172,6 @@ class Loop:
         services = effective(parts.settings, catalog, workloads(policies, facts), parts.mesh.refused, facts)
         known = (catalog.trust_bundle, catalog.vip_ranges, catalog.revoked)
         return compile_plan(parts.settings, policies, facts, services, *known)
-
-    async def _there(self, plan: Plan) -> Observed:
-        return await self.parts.host.observed(plan, self.parts.proxy.revision)
 
     def _publish(self, plan: Plan, facts: HostFacts) -> None:
         if plan != self.plan:
@@ -202,14 +218,17 @@ class Loop:
 
     def _tell(self, reason: str, done: list[str]) -> None:
         reports, findings = self.parts.reports, self.parts.policies.findings
-        if done:
-            reports.info(f"in force after {self.last_seconds * 1000:.0f} ms ({reason}): {'; '.join(done)}")
+        self._tell_done(reason, self.last_seconds, done)
         reports.state("policies refused, the plan of before stays", "\n".join(map(str, findings)))
         reports.state("apply", "\n".join(self.failures))
         proxy, mesh = self.parts.proxy, self.parts.mesh
         reports.state("proxy", "" if proxy.connected else f"{proxy.error} (systemctl status hostmesh-proxy.service)")
         away = mesh.why_not if mesh.joined and not mesh.connected else ""
         reports.state("controller", away and f"{away}; traffic goes on, renewals and news wait for it")
+
+    def _tell_done(self, reason: str, seconds: float, done: list[str]) -> None:
+        if done:
+            self.parts.reports.info(f"in force after {seconds * 1000:.0f} ms ({reason}): {'; '.join(done)}")
 
     def outside(self) -> dict[str, str]:
         """Units with a policy in force that run outside their mesh slice, and why."""

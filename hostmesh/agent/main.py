@@ -120,6 +120,7 @@ class Agent:
             self._settings,
             settings_file=self._file,
             wakeups=parts.wakeups,
+            touched=parts.touched,
             reports=parts.reports,
             units=self._loop.units_by_number,
             settings_changed=self._reload,
@@ -134,6 +135,7 @@ class Agent:
             watches.run(),
             ControlSocket(self._settings.paths.agent_socket, answers).run(),
             self._reconcile(),
+            self._loop.mend(),
             self._watchdog(),
         ]
 
@@ -226,6 +228,7 @@ def make_parts(settings: Settings) -> Parts:
         identities=identities,
         reports=reports,
         wakeups=wakeups,
+        touched=Wakeups(),
     )
 
 

@@ -27,6 +27,7 @@ class _Watch(Protocol):
 class Watches:
     """All of them, on one event loop. units: unit number to (unit, its policy file), for the kernel's refusals.
 
+    touched: wakes up who puts back what others changed in the kernel.
     settings_changed: called when the settings file became another.
     """
 
@@ -36,6 +37,7 @@ class Watches:
         *,
         settings_file: Path,
         wakeups: Wakeups,
+        touched: Wakeups,
         reports: Reports,
         units: Callable[[], Mapping[int, tuple[str, str]]],
         settings_changed: Callable[[], None],
@@ -51,8 +53,8 @@ class Watches:
         self._watches: tuple[tuple[_Watch, Callable[[int], None]], ...] = (
             (self._policies, lambda seen: wakeups.request("policies", DEBOUNCE if seen == Seen.WRITTEN else _GONE)),
             (self._settings_file, lambda _: self._settings_soon()),
-            (routes, lambda _: wakeups.request("network")),
-            (ruleset, lambda _: wakeups.request("ruleset", 0.0)),
+            (routes, lambda _: touched.request("network")),
+            (ruleset, lambda _: touched.request("ruleset", 0.0)),
         )
         self._closers = (self._policies.close, self._settings_file.close, routes.close, ruleset.close)
 

@@ -62,6 +62,10 @@ class HostObserver:
 
     async def observed(self, plan: Plan, proxy_revision: str | None) -> Observed:
         """What is there of all that is ours. proxy_revision: as `Observed` has it."""
+        return await self.in_kernel(await self.beside_kernel(plan, proxy_revision))
+
+    async def beside_kernel(self, plan: Plan, proxy_revision: str | None) -> Observed:
+        """What systemd and files have of ours: the slow part. Table, rules and routes are not looked at."""
         there = self._cgroups.slices()
         states = await self._systemd.active_states(sorted(there | set(plan.slices)))
         active = {name for name, state in states.items() if state == "active"}
@@ -69,7 +73,7 @@ class HostObserver:
         slices = active & there
         loaded = {path.split("/")[-2].removesuffix(".d") for path in plan.files}
         return replace(
-            await self.in_kernel(plan),
+            as_planned(plan),
             sysctls={key: self._sysctls.get(key) for key in plan.sysctls},
             before=self._sysctls.before(),
             slices=frozenset(slices),
@@ -79,19 +83,10 @@ class HostObserver:
             proxy_revision=proxy_revision,
         )
 
-    async def in_kernel(self, plan: Plan) -> Observed:
-        """Table, rules and routes as they are, all else as if it were as planned: a look that asks the kernel only."""
-        return Observed(
-            table=self._nft.state(),
-            sysctls=plan.sysctls,
-            before={},
-            rules=await self._netlink.rules(),
-            routes=await self._netlink.routes(),
-            slices=frozenset(plan.slices),
-            idle=frozenset(),
-            files=plan.files,
-            reload=False,
-            proxy_revision=None,
+    async def in_kernel(self, beside: Observed) -> Observed:
+        """The same with table, rules and routes as they are: only the kernel is asked."""
+        return replace(
+            beside, table=self._nft.state(), rules=await self._netlink.rules(), routes=await self._netlink.routes()
         )
 
     async def unit_listeners(self, unit: str) -> frozenset[tuple[str, int]]:
@@ -107,6 +102,22 @@ class HostObserver:
     def _dropins(self) -> dict[str, str]:
         found = self._files.find(self._settings.paths.systemd, f"*.d/{FILE}")
         return {path: text for path, text in found.items() if text.startswith(HEADER)}
+
+
+def as_planned(plan: Plan) -> Observed:
+    """As if all that is outside the kernel were as planned, and nothing in it."""
+    return Observed(
+        table=None,
+        sysctls=plan.sysctls,
+        before={},
+        rules=frozenset(),
+        routes=frozenset(),
+        slices=frozenset(plan.slices),
+        idle=frozenset(),
+        files=plan.files,
+        reload=False,
+        proxy_revision=None,
+    )
 
 
 def _proxy_uid() -> int:

@@ -192,6 +192,12 @@ def test_a_foreign_flush_is_repaired_at_once(h1: Host) -> None:
     assert ruleset(h1) == rules
 
 
+def test_its_nice_counts_beside_other_services(h1: Host) -> None:
+    pid, groups = main_pid(h1), h1.exists("/proc/self/autogroup")
+    said = h1.exec(["cat", f"/proc/{pid}/autogroup"])
+    assert said.stdout.endswith("nice -10\n") if groups else not said.ok, said
+
+
 def test_what_others_do_in_their_tables_wakes_nobody(h1: Host) -> None:
     before = runs(h1)
     for _ in range(20):
