@@ -132,7 +132,7 @@ fn a_body_that_is_slow_and_goes_on_arrives() {
             let (head, body) = request.split_at(request.len() - 9);
             client.send(head).await;
             for byte in body {
-                sleep(STALL / 4).await;
+                sleep(STALL / 8).await;
                 client.send(&[*byte]).await;
             }
             assert_eq!(client.recv().await.as_deref(), Some(ANSWER), "{door:?}");
@@ -173,16 +173,16 @@ fn a_connection_that_asks_nothing_ends_in_order() {
     for door in [Door::Outbound, Door::Wire, Door::Plaintext] {
         run(async move {
             let house = house().await;
-            let mut silent = house.client(door).await;
             let begun = Instant::now();
+            let mut silent = house.client(door).await;
             assert_eq!(told(&mut silent).await, "", "{door:?}");
             assert!(begun.elapsed() >= IDLE, "{door:?}: {:?}", begun.elapsed());
 
             let request = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n".to_vec();
-            house.expect(door, &[request.clone(), request.clone()]);
+            house.expect(door, &vec![request.clone(); 4]);
             let mut client = house.client(door).await;
-            for _ in 0..2 {
-                sleep(IDLE * 2 / 3).await;
+            for _ in 0..4 {
+                sleep(IDLE / 3).await;
                 client.send(&request).await;
                 assert_eq!(
                     client.recv().await.as_deref(),

@@ -82,22 +82,30 @@ def build() -> Path:
     return folder
 
 
-def run(targets: Iterable[Target], folder: Path, seconds: int, jobs: int) -> Iterator[Outcome]:
-    """Run each for so long, ``jobs`` of them at a time; gives what came of each as it ends."""
+def run(targets: Iterable[Target], folder: Path, seconds: int, jobs: int, seed: int = 0) -> Iterator[Outcome]:
+    """Run each for so long, ``jobs`` of them at a time; gives what came of each as it ends.
+
+    seed: 0 for another each time.
+    """
     waiting, running = list(targets), dict[int, _Running]()
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            begun = _Running(waiting.pop(0), folder, seconds)
-            running[begun.process.pid] = begun
-        pid, status, used = os.wait4(-1, 0)
-        if pid in running:
-            yield running.pop(pid).outcome(status, used.ru_utime + used.ru_stime)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                begun = _Running(waiting.pop(0), folder, seconds, seed)
+                running[begun.process.pid] = begun
+            pid, status, used = os.wait4(-1, 0)
+            if pid in running:
+                yield running.pop(pid).outcome(status, used.ru_utime + used.ru_stime)
+    finally:
+        for left in running.values():
+            left.process.kill()
+            left.process.wait()
 
 
 class _Running:
     """A target under way."""
 
-    def __init__(self, target: Target, folder: Path, seconds: int) -> None:
+    def __init__(self, target: Target, folder: Path, seconds: int, seed: int) -> None:
         self.target = target
         self.begun = time.time()
         corpus, first = PLACE / "corpus" / target.name, PLACE / "seeds" / target.name
@@ -110,12 +118,17 @@ class _Running:
         dictionary.write_text("# words of the seeds\n" + "".join(seeds.words(inputs)))
         self.log = PLACE / f"{target.name}.log"
         known = FOUND / target.name
-        options = [f"-max_total_time={seconds}", f"-timeout={INPUT_SECONDS}", f"-rss_limit_mb={MEMORY_MB}"]
+        options = [
+            f"-seed={seed}",
+            f"-max_total_time={seconds}",
+            f"-timeout={INPUT_SECONDS}",
+            f"-rss_limit_mb={MEMORY_MB}",
+        ]
         options += [f"-dict={dictionary}", f"-artifact_prefix={PLACE}/found/{target.name}-", "-print_final_stats=1"]
         options += ["-close_fd_mask=2"] if target.talks else []
         folders = [str(corpus), str(first), *([str(known)] if known.is_dir() else [])]
         with self.log.open("w") as log:
-            command = target.command(folder) + options + folders
+            command = ["setpriv", "--pdeathsig", "KILL", *target.command(folder), *options, *folders]
             env = os.environ | {"TMPDIR": str(PLACE / "tmp")}
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
-from tests.lab.waiting import NotInTimeError, wait_until
+from tests.lab.waiting import MayYetError, NotInTimeError, wait_until
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ _MANAGER = {"destination": "org.freedesktop.systemd1", "path": "/org/freedesktop
 _unit_numbers = itertools.count(1)
 
 
-class CommandFailedError(AssertionError):
+class CommandFailedError(MayYetError):
     """A command that had to succeed on a host and didn't."""
 
 

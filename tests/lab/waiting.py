@@ -7,6 +7,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+class MayYetError(AssertionError):
+    """What was tried failed, and may do better a moment later."""
+
+
 class NotInTimeError(AssertionError):
     """A condition that did not come true before its deadline."""
 
@@ -15,12 +19,16 @@ def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 10
     """Ask ``condition`` until it gives something true, and return that.
 
     ``timeout`` and ``interval`` in seconds. The condition is asked once more after the deadline, so that a
-    slow machine fails on the thing and not on the clock.
+    slow machine fails on the thing and not on the clock. A command that fails, or answers no JSON, is "not yet".
     """
     deadline = time.monotonic() + timeout
     while True:
-        late = time.monotonic() >= deadline
-        seen = condition()
+        late, seen = time.monotonic() >= deadline, None
+        try:
+            seen = condition()
+        except (MayYetError, ValueError):
+            if late:
+                raise
         if seen:
             return seen
         if late:

@@ -159,21 +159,20 @@ def _said(w: World, cursors: dict[str, str], verdict: str) -> Counter[Key]:
     return told
 
 
-def _run(w: World, mode: str, verdict: str) -> tuple[dict[str, bool], Counter[Key], dict[str, float]]:
+def _run(w: World, verdict: str) -> tuple[dict[str, bool], Counter[Key], dict[str, float]]:
     """How each call went, what the journals told, and how /metrics counted the rules of the proxy."""
-    with _policies(w, mode):
-        calls = _calls(w)
-        before = _counts(w)
-        cursors = {host.name: host.journal_cursor() for host in (w.h1, w.h2)}
-        went = {call.what: call.passed(call.run()) for call in calls}
-        expected = sum(call.refused for call in calls)
-        told = wait_until(
-            lambda: (found := _said(w, cursors, verdict)).total() >= expected and found,
-            f"{expected} refusals are told under {mode}",
-            5.0,
-            0.2,
-        )
-        counted = {rule: count - before.get(rule, 0) for rule, count in _counts(w).items()}
+    calls = _calls(w)
+    before = _counts(w)
+    cursors = {host.name: host.journal_cursor() for host in (w.h1, w.h2)}
+    went = {call.what: call.passed(call.run()) for call in calls}
+    expected = sum(call.refused for call in calls)
+    told = wait_until(
+        lambda: (found := _said(w, cursors, verdict)).total() >= expected and found,
+        f"{expected} refusals are told: {verdict}",
+        5.0,
+        0.2,
+    )
+    counted = {rule: count - before.get(rule, 0) for rule, count in _counts(w).items()}
     return went, told, {rule: count for rule, count in counted.items() if count}
 
 
@@ -186,9 +185,11 @@ def _counts(w: World) -> dict[str, float]:
 def says_what_enforcing_would_do(w: World) -> str:
     """The same calls under audit and under enforce: none fails in audit, and it told exactly what enforce refuses"""
     calls = _calls(w)
-    audited, would, would_count = _run(w, "audit", "audit-deny")
-    assert all(audited.values()), f"audit harmed: {[what for what, passed in audited.items() if not passed]}"
-    enforced, refused, count = _run(w, "enforce", "deny")
+    with _policies(w, "audit"):
+        audited, would, would_count = _run(w, "audit-deny")
+        assert all(audited.values()), f"audit harmed: {[what for what, passed in audited.items() if not passed]}"
+        with _policies(w, "enforce"):  # the same but for the mode, so that its mode tells that it is in force
+            enforced, refused, count = _run(w, "deny")
     assert enforced == {call.what: not call.refused for call in calls}
     assert would == refused, f"audit only: {would - refused}; enforce only: {refused - would}"
     assert would_count == count and count, (would_count, count)

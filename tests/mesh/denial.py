@@ -54,6 +54,8 @@ class Called:
 def calling(host: Host, unit: str, to: str, port: int, what: str = "ping", *, beside: int = 0) -> Iterator[Called]:
     """A call of a meshed unit (or, without one, of a plain process) that goes on until it is cut off."""
     command = ["python3", "-c", CALLER, to, str(port), what, *([str(beside)] if beside else [])]
+    if to == "redis":
+        _let_in(host, unit)
     with host.popen(["hostmesh", "run", "--unit", unit, "--", *command] if unit else command) as process:
         assert process.stdout is not None
         try:
@@ -64,6 +66,12 @@ def calling(host: Host, unit: str, to: str, port: int, what: str = "ping", *, be
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)  # `hostmesh run` passes it on
                 process.communicate(timeout=10)
+
+
+def _let_in(host: Host, unit: str) -> None:
+    """Wait until the policies that are there are in force, and let the unit call redis."""
+    ping = ["hostmesh", "run", "--unit", unit, "--", "redis-cli", "-h", "redis", "ping"]
+    wait_until(lambda: host.exec(ping).stdout == "PONG\n", f"{unit} may call redis", 10.0, 0.1)
 
 
 def denied(host: Host, rule: str) -> float:
@@ -91,17 +99,19 @@ def _turns(w: World, call: Called, host: Host, unit: str, text: str, *, why: str
 def over_the_wire(w: World) -> str:
     """TCP between hosts, denied by the callee: both sides tell; the other caller's connection loses no byte"""
     both = w.policy(REDIS).replace('["shop"]', '["shop", "guest"]')
-    with w.changed_policy(w.h2, REDIS, both):
-        wait_until(lambda: w.guest("redis-cli", "-h", "redis", "ping").stdout == "PONG\n", "guest is let in", 5.0, 0.1)
-        with calling(w.h1, "shop", "redis", 6379) as call, calling(w.h1, "guest", "redis", 6379) as other:
-            cursor = w.h1.journal_cursor()
-            only_guest = both.replace('"shop", ', "")
-            said = _turns(w, call, w.h2, REDIS, only_guest, why="no-allow")
-            told = w.denials(w.h1, after=cursor, HOSTMESH_UNIT="shop.service", HOSTMESH_KIND="connection")[0]
-            assert "refused by the other side's policy" in str(told["MESSAGE"]), told
-            assert other.is_open, "an allowed connection was ended"
-            nobody = both.replace('from = ["shop", "guest"]', 'from = ["nobody"]')
-            _turns(w, other, w.h2, REDIS, nobody, why="no-allow")
+    with (
+        w.changed_policy(w.h2, REDIS, both),
+        calling(w.h1, "shop", "redis", 6379) as call,
+        calling(w.h1, "guest", "redis", 6379) as other,
+    ):
+        cursor = w.h1.journal_cursor()
+        only_guest = both.replace('"shop", ', "")
+        said = _turns(w, call, w.h2, REDIS, only_guest, why="no-allow")
+        told = w.denials(w.h1, after=cursor, HOSTMESH_UNIT="shop.service", HOSTMESH_KIND="connection")[0]
+        assert "refused by the other side's policy" in str(told["MESSAGE"]), told
+        assert other.is_open, "an allowed connection was ended"
+        nobody = both.replace('from = ["shop", "guest"]', 'from = ["nobody"]')
+        _turns(w, other, w.h2, REDIS, nobody, why="no-allow")
     return f"{said}; {other.told['passed']} answers for the other, each whole"
 
 
@@ -126,13 +136,8 @@ def streaming(w: World) -> str:
 def on_one_host(w: World) -> str:
     """Two units of one host: one pass, the callee's policy turns"""
     both = w.policy(REDIS).replace('["shop"]', '["shop", "inventory"]')
-    with w.changed_policy(w.h2, REDIS, both):
-        as_inventory = ["redis-cli", "-h", "redis", "ping"]
-        wait_until(
-            lambda: w.as_unit("inventory", as_inventory, host=w.h2).stdout == "PONG\n", "inventory is let in", 5.0, 0.1
-        )
-        with calling(w.h2, "inventory", "redis", 6379) as call:
-            return _turns(w, call, w.h2, REDIS, w.policy(REDIS), why="no-allow")
+    with w.changed_policy(w.h2, REDIS, both), calling(w.h2, "inventory", "redis", 6379) as call:
+        return _turns(w, call, w.h2, REDIS, w.policy(REDIS), why="no-allow")
 
 
 def in_plain_text(w: World) -> str:
@@ -164,7 +169,7 @@ def taken_away(w: World) -> str:
             line = w.denials(w.h2, after=cursor, HOSTMESH_UNIT=REDIS, HOSTMESH_RULE="builtin:unknown-unit")[0]
         finally:
             w.h2.exec(["mv", f"{path}.away", path]).must()
-    wait_until(lambda: w.shop("redis-cli", "-h", "redis", "ping").stdout == "PONG\n", "redis is back", 10.0, 0.1)
+    _let_in(w.h1, "shop")
     assert seconds < AT_ONCE, seconds
     return f"{1000 * seconds:.0f} ms after the file; {line['MESSAGE']}"
 
@@ -172,10 +177,8 @@ def taken_away(w: World) -> str:
 def audit_ends(w: World) -> str:
     """From audit to enforce: what audit had let pass is ended"""
     audit = '[inbound]\nmode = "audit"\n\n' + w.policy(REDIS)
-    with w.changed_policy(w.h2, REDIS, audit):
-        wait_until(lambda: w.guest("redis-cli", "-h", "redis", "ping").stdout == "PONG\n", "audit lets in", 5.0, 0.1)
-        with calling(w.h1, "guest", "redis", 6379) as call:
-            return _turns(w, call, w.h2, REDIS, audit.replace('"audit"', '"enforce"'), why="no-allow")
+    with w.changed_policy(w.h2, REDIS, audit), calling(w.h1, "guest", "redis", 6379) as call:
+        return _turns(w, call, w.h2, REDIS, audit.replace('"audit"', '"enforce"'), why="no-allow")
 
 
 def busy(host: Host) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from tests.lab.host import Host
 from tests.lab.waiting import wait_until
 from tests.mesh.closed import NOT_THE_WIRE, TALKER, capture_sees, spoken
 from tests.mesh.shows import order
@@ -25,29 +26,35 @@ State = Callable[[World], AbstractContextManager[str]]
 
 
 @contextlib.contextmanager
+def _stopped(unit: str, *hosts: Host) -> Iterator[None]:
+    """The unit of these hosts stopped, for the length of a ``with``."""
+    for host in hosts:
+        host.systemctl("stop", unit)
+    try:
+        yield
+    finally:
+        for host in hosts:
+            host.systemctl("start", unit)
+
+
+@contextlib.contextmanager
 def proxies_down(w: World) -> Iterator[str]:
     """Both proxies stopped, and not restarted: their keys are gone too."""
-    for host in (w.h1, w.h2):
-        host.systemctl("stop", PROXY)
-    wait_until(lambda: not w.status(w.h1)["proxy"]["connected"], "the agent knows", 5.0, 0.05)
-    said = w.h1.exec(["hostmesh", "status"]).must().stdout
-    told = re.search(r"proxy +not connected: .+", said)
-    assert told, said
-    yield told[0]
-    for host in (w.h1, w.h2):
-        host.systemctl("start", PROXY)
+    with _stopped(PROXY, w.h1, w.h2):
+        wait_until(lambda: not w.status(w.h1)["proxy"]["connected"], "the agent knows", 5.0, 0.05)
+        said = w.h1.exec(["hostmesh", "status"]).must().stdout
+        told = re.search(r"proxy +not connected: .+", said)
+        assert told, said
+        yield told[0]
 
 
 @contextlib.contextmanager
 def agents_down(w: World) -> Iterator[str]:
     """Both agents stopped."""
-    for host in (w.h1, w.h2):
-        host.systemctl("stop", AGENT)
-    said = w.h1.exec(["hostmesh", "status"])
-    assert said.exit == 1 and "hostmeshd.service" in said.stderr, said
-    yield said.stderr.splitlines()[0]
-    for host in (w.h1, w.h2):
-        host.systemctl("start", AGENT)
+    with _stopped(AGENT, w.h1, w.h2):
+        said = w.h1.exec(["hostmesh", "status"])
+        assert said.exit == 1 and "hostmeshd.service" in said.stderr, said
+        yield said.stderr.splitlines()[0]
 
 
 @contextlib.contextmanager
@@ -70,17 +77,19 @@ def svids_over(w: World) -> Iterator[str]:
     """Every unit's SVID at its end, and no controller to renew it."""
     config = w.h2.read(CONFIG)
     w.h2.write(CONFIG, re.sub(r"unit_hours = .*", f"unit_hours = {LIFE_HOURS}", config))
-    w.h2.systemctl("restart", CONTROLLER)
-    for host in (w.h1, w.h2):
-        host.systemctl("stop", PROXY)  # the SVIDs of a day go with it
-        host.systemctl("start", PROXY)
-    wait_until(lambda: all(0 < left < 60 for left in _left(w)) and _settled(w), "short SVIDs are there", 30.0, 0.1)
-    w.h2.systemctl("stop", CONTROLLER)
-    wait_until(lambda: all(left < 0 for left in _left(w)), "they are over", 15.0, 0.1)
-    wait_until(lambda: order(w, "7")["inventory"] != 200, "open connections take no more calls", 15.0, 0.2)
-    yield f"hostmesh_svid_expiry_seconds {max(_left(w)):.0f} s from now"
-    w.h2.write(CONFIG, config)
-    w.h2.systemctl("start", CONTROLLER)
+    try:
+        w.h2.systemctl("restart", CONTROLLER)
+        for host in (w.h1, w.h2):
+            host.systemctl("stop", PROXY)  # the SVIDs of a day go with it
+            host.systemctl("start", PROXY)
+        wait_until(lambda: all(0 < left < 60 for left in _left(w)) and _settled(w), "short SVIDs are there", 30.0, 0.1)
+        w.h2.systemctl("stop", CONTROLLER)
+        wait_until(lambda: all(left < 0 for left in _left(w)), "they are over", 15.0, 0.1)
+        wait_until(lambda: order(w, "7")["inventory"] != 200, "open connections take no more calls", 15.0, 0.2)
+        yield f"hostmesh_svid_expiry_seconds {max(_left(w)):.0f} s from now"
+    finally:
+        w.h2.write(CONFIG, config)
+        w.h2.systemctl("restart", CONTROLLER)
 
 
 def _left(w: World) -> list[float]:

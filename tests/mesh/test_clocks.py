@@ -10,6 +10,7 @@ from tests.mesh.world import World
 pytestmark = pytest.mark.lab
 
 
+@pytest.mark.timeout(900)  # what is waited for on a slow machine adds up
 def test_clocks(mesh: World, rounds: Callable[[int, int], int]) -> None:
     with clocks.own_clocks(mesh) as w:
         for show in clocks.SHOWS[: rounds(2, len(clocks.SHOWS))]:

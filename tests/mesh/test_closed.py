@@ -11,7 +11,7 @@ pytestmark = pytest.mark.lab
 
 
 def test_foreign_flushes(mesh: World, rounds: Callable[[int, int], int]) -> None:
-    print(closed.foreign_flushes(mesh, rounds(10, 100), within_ms=rounds(300, 100)))  # CI's machine may be busy
+    print(closed.foreign_flushes(mesh, rounds(10, 100), within_ms=rounds(1000, 100)))  # CI's machine may be busy
 
 
 def test_reboots(mesh: World, rounds: Callable[[int, int], int]) -> None:

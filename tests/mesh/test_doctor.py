@@ -138,7 +138,11 @@ def test_a_meshed_host_has_no_problems_and_is_told_of_units_that_could_step_roun
     ("code", "before", "after"),
     [
         ("guard", "mv {0}/egress {0}/gone", "mv {0}/gone {0}/egress"),
-        ("sysctl", "sysctl -w net.ipv6.fwmark_reflect=0", "sysctl -w net.ipv6.fwmark_reflect=1"),
+        (  # without the agent, which would put it back meanwhile
+            "sysctl",
+            "systemctl stop hostmeshd && sysctl -w net.ipv6.fwmark_reflect=0",
+            "sysctl -w net.ipv6.fwmark_reflect=1 && systemctl start hostmeshd",
+        ),
     ],
 )
 def test_what_is_missing_from_a_meshed_host(mesh: World, code: str, before: str, after: str) -> None:

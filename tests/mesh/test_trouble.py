@@ -11,20 +11,6 @@ from tests.mesh.world import World
 pytestmark = pytest.mark.lab
 
 
-@pytest.fixture(scope="module")
-def small_disks(mesh: World) -> Iterator[World]:
-    """The world, with every folder of h2 that hostmesh writes to on a small disk of its own."""
-    with disks.small_disks(mesh):
-        yield mesh
-
-
-@pytest.mark.parametrize("trouble", disks.TROUBLES, ids=lambda trouble: trouble.name)
-@pytest.mark.parametrize("show", disks.SHOWS, ids=lambda show: show.__name__)
-def test_a_disk_that_takes_no_writes(small_disks: World, show: object, trouble: Trouble) -> None:
-    assert callable(show)
-    print(show(small_disks, trouble))
-
-
 SCARCE = (scarcity.proxy_without_descriptors, scarcity.proxy_without_memory, scarcity.agent_with_too_little)
 
 
@@ -44,3 +30,18 @@ def test_frozen_control(mesh: World, rounds: Callable[[int, int], int]) -> None:
 
 def test_a_host_that_vanishes(mesh: World) -> None:
     print(vanished.peer(mesh))
+
+
+@pytest.fixture(scope="module")
+def small_disks(mesh: World) -> Iterator[World]:
+    """The world, with every folder of h2 that hostmesh writes to on a small disk of its own, from here to the end."""
+    with disks.small_disks(mesh):
+        yield mesh
+
+
+@pytest.mark.parametrize("trouble", disks.TROUBLES, ids=lambda trouble: trouble.name)
+@pytest.mark.parametrize("show", disks.SHOWS, ids=lambda show: show.__name__)
+def test_a_disk_that_takes_no_writes(
+    small_disks: World, show: Callable[[World, Trouble], str], trouble: Trouble
+) -> None:
+    print(show(small_disks, trouble))

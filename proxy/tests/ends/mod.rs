@@ -347,7 +347,7 @@ pub fn run(test: impl Future<Output = ()>) {
         .build()
         .expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
-        tokio::time::timeout(Duration::from_secs(30), test)
+        tokio::time::timeout(Duration::from_secs(120), test)
             .await
             .expect("in time")
     });

@@ -43,7 +43,7 @@ def test_a_revoked_unit_is_told_withdrawn_and_signed_no_more(mesh: Mesh) -> None
         began = time.monotonic()
         one = admin.revoke("unit", "web", "its key was printed", config_path=mesh.path)
         event = await next_event(events)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0
         assert (event.revoked, event.services[0].endpoints) == ([one], [])
         with pytest.raises(ControllerError, match=r"revoked: unit spiffe://mesh.test/unit/web \(its key was printed\)"):
             await h1.sign("web.service", new_request()[1])
@@ -89,7 +89,7 @@ def test_a_removed_host_leaves_nothing_that_counts_and_may_join_again(mesh: Mesh
         began = time.monotonic()
         admin.remove("h1", config_path=mesh.path)
         revoked = (await next_event(events)).revoked
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0
         assert not counts(revoked, before)
         await h1.close()
         mesh.join("h1", "web")
