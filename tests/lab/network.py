@@ -4,6 +4,7 @@ Nothing of it exists outside the lab's namespaces, so nothing can be left behind
 are those set aside for benchmarks: 198.18.0.0/15 (RFC 2544) and 2001:2::/48 (RFC 5180).
 """
 
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from tests.lab.capture import Capture, capturing
 from tests.lab.host import Host
@@ -59,7 +61,11 @@ class Network:
 
         def remove(route: IPRoute) -> None:
             for link in route.link_lookup(ifname=host.name):
-                route.link("del", index=link)
+                try:
+                    route.link("del", index=link)
+                except NetlinkError as error:
+                    if error.code != errno.ENODEV:  # its namespace was faster
+                        raise
 
         in_namespace(self.netns, remove)
 
