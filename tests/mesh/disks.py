@@ -207,7 +207,8 @@ def _broken_store(w: World, trouble: Trouble) -> Iterator[None]:
 def policies_disk(w: World, trouble: Trouble) -> str:
     """/etc/hostmesh: what was cut off while it was written changes nothing; verbs say what helps"""
     place = f"{POLICIES}/inventory.service.toml"
-    with load(w, least=0, connections=2) as running:
+    kept = w.changed_policy(w.h2, "inventory.service", w.policy("inventory.service"))
+    with load(w, least=0, connections=2) as running, kept:
         with taking_no_writes(w.h2, ETC, trouble):
             verb = w.h2.exec(["hostmesh", "run", "--create", "--unit", NEW.format("run"), "--", "true"])
             assert verb.exit == 1 and "Traceback" not in verb.stderr, verb
