@@ -19,7 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::events::{Event, EventSource, QUEUE};
+use crate::events::{BATCH, Event, EventSource, QUEUE};
 use crate::fdstore::Named;
 use crate::frames::{self, frame};
 use crate::generations::follow::Follower;
@@ -33,9 +33,6 @@ use crate::shared::{Refused, Shared};
 use crate::stats::{BOUNDS_US, Gauge, TlsFailures, TrafficCount};
 use crate::told::Level;
 use crate::unix_socket::accept;
-
-/// Events in one message at most.
-const BATCH: usize = 256;
 
 /// No two messages of events are closer than this, unless the first was full.
 const PACE: Duration = Duration::from_millis(100);
@@ -240,6 +237,7 @@ impl Control {
 
     /// Follows the process that has taken over.
     pub fn retire(self, socket: &Path) -> Follower {
+        self.source.put_dropped(self.dropped);
         Follower::new(self.shared, self.svids, self.source, self.waiting, socket)
     }
 

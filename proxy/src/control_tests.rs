@@ -28,7 +28,7 @@ impl Proxy {
         let (shared, source) = shared();
         let listener = listen(&folder.path().join("control.sock")).expect("listening");
         let generations = folder.path().join("generations.sock");
-        let saver = Saver::start(Persist::new(folder.path()), shared.clone()).expect("a thread");
+        let saver = Saver::start(Persist::new(folder.path()), shared.clone(), None).expect("a thread");
         let in_thread = shared.clone();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()

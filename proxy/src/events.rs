@@ -14,6 +14,9 @@ use crate::words::{self, Word};
 /// Events that wait for the agent at most; later ones are dropped and counted.
 pub const QUEUE: usize = 8192;
 
+/// Events in one message at most.
+pub const BATCH: usize = 256;
+
 /// Something for a unit's journal; the fields of `Event` in `hostmesh/wire/proxy_control.py`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Event {

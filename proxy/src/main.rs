@@ -28,6 +28,7 @@ use hostmesh_proxy::stats::Stats;
 use hostmesh_proxy::told::{self, Level};
 use hostmesh_proxy::{generations, listener, unix_socket};
 use hostmesh_proxy_core::config::Config;
+use hostmesh_proxy_core::snapshot::Snapshot;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::task::LocalSet;
@@ -135,6 +136,7 @@ async fn begin(
 ) -> io::Result<()> {
     let socket = options.control.with_file_name(generations::SOCKET);
     let persist = Persist::new(&options.state);
+    let mut taken = None;
     let (inherited, limit, mut sums, predecessor) = match handover::take_over(&socket).await? {
         None if launched.is_some() => {
             return Err(io::Error::other(
@@ -144,9 +146,7 @@ async fn begin(
         None => (inherited, sd_notify::watchdog_enabled(), Sums::default(), None),
         Some((estate, predecessor)) => {
             let limit = sd_notify::watchdog_enabled().or(estate.watchdog);
-            if let Some(snapshot) = estate.snapshot {
-                put(&shared, snapshot)?;
-            }
+            taken = estate.snapshot.map(|snapshot| put(&shared, snapshot)).transpose()?;
             shared.lookups.restore(estate.learned);
             (Inherited::of(estate.descriptors), limit, estate.sums, Some(predecessor))
         }
@@ -169,23 +169,25 @@ async fn begin(
     }
     let agent = UnixListener::from_std(unix_socket::listen(&options.control)?)?;
     let generations = Generations::listen(&socket, shared.clone(), sums)?;
-    let saver = Saver::start(persist, shared.clone())?;
+    let saver = Saver::start(persist, shared.clone(), taken)?;
     let control = Control::new(shared, svids, saver, source, generations);
     tell(&[NotifyState::Ready]);
-    if let Some(launched) = launched {
-        launched.serves()?;
+    if let Some(Err(error)) = launched.map(Launched::serves) {
+        let what = format_args!("serves, and the reload, which had been given up, was not told: {error}");
+        told::write_line(Level::Notice, what);
     }
     process.lead(control, agent).await
 }
 
 /// A predecessor's snapshot. It counts that it is there, so what cannot be read ends the new process, not the old one.
-fn put(shared: &Shared, snapshot: serde_json::Value) -> io::Result<()> {
+fn put(shared: &Shared, snapshot: serde_json::Value) -> io::Result<Snapshot> {
     let unfit = |why: &dyn std::fmt::Display| {
         io::Error::other(format!(
             "what the running proxy has in force is not for this version, restart hostmesh-proxy.service: {why}"
         ))
     };
-    let snapshot = serde_json::from_value(snapshot).map_err(|why| unfit(&why))?;
-    let config = Config::build(snapshot).map_err(|why| unfit(&why))?;
-    shared.set_config(config).map_err(|why| unfit(&why))
+    let snapshot: Snapshot = serde_json::from_value(snapshot).map_err(|why| unfit(&why))?;
+    let config = Config::build(snapshot.clone()).map_err(|why| unfit(&why))?;
+    shared.set_config(config).map_err(|why| unfit(&why))?;
+    Ok(snapshot)
 }

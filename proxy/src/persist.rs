@@ -121,12 +121,12 @@ fn ended() -> io::Error {
 }
 
 impl Saver {
-    /// Into this folder.
-    pub fn start(persist: Persist, shared: Arc<Shared>) -> io::Result<Self> {
+    /// Into this folder. `unsaved`: what is in force, if the disk may not have it.
+    pub fn start(persist: Persist, shared: Arc<Shared>, unsaved: Option<Snapshot>) -> io::Result<Self> {
         let (orders, queue) = mpsc::channel::<Order>();
         thread::Builder::new()
             .name("saver".to_owned())
-            .spawn(move || keep_saving(&persist, &queue, &shared.told))?;
+            .spawn(move || keep_saving(&persist, &queue, &shared.told, unsaved))?;
         Ok(Self { orders })
     }
 
@@ -149,8 +149,7 @@ impl Saver {
     }
 }
 
-fn keep_saving(persist: &Persist, queue: &mpsc::Receiver<Order>, told: &Told) {
-    let mut unsaved: Option<Snapshot> = None;
+fn keep_saving(persist: &Persist, queue: &mpsc::Receiver<Order>, told: &Told, mut unsaved: Option<Snapshot>) {
     loop {
         let order = match unsaved {
             None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -218,7 +217,7 @@ mod tests {
     #[test]
     fn saves_are_carried_out_in_their_order_whether_awaited_or_not() {
         let folder = tempfile::tempdir().expect("a folder");
-        let saver = Saver::start(Persist::new(folder.path()), shared().0).expect("a thread");
+        let saver = Saver::start(Persist::new(folder.path()), shared().0, None).expect("a thread");
         drop(saver.save(named("one")));
         wait(saver.save(named("two"))).expect("tried");
         assert_eq!(revision(folder.path()), "two");
@@ -226,11 +225,24 @@ mod tests {
     }
 
     #[test]
+    fn what_was_taken_over_is_in_force_whatever_the_disk_has() {
+        let folder = tempfile::tempdir().expect("a folder");
+        Persist::new(folder.path()).save(&named("before")).expect("saved");
+        let saver = Saver::start(Persist::new(folder.path()), shared().0, Some(named("now"))).expect("a thread");
+        assert_eq!(wait(saver.load()).expect("kept").expect("one").revision, "now");
+        let since = std::time::Instant::now();
+        while revision(folder.path()) != "now" {
+            assert!(since.elapsed() < AGAIN * 5, "not saved by itself");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
     fn what_the_disk_did_not_take_is_told_and_tried_again_until_it_does() {
         let folder = tempfile::tempdir().expect("a folder");
         let state = folder.path().join("state");
         let (shared, _events) = shared();
-        let saver = Saver::start(Persist::new(&state), shared.clone()).expect("a thread");
+        let saver = Saver::start(Persist::new(&state), shared.clone(), None).expect("a thread");
         wait(saver.save(named("one"))).expect("tried");
         wait(saver.save(named("two"))).expect("tried");
         let told = shared.told.all_troubles();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use hostmesh_proxy::control::Control;
 use hostmesh_proxy::fdstore::{Inherited, Named};
 use hostmesh_proxy::generations::follow::Follower;
-use hostmesh_proxy::generations::handover::{Estate, Successor};
+use hostmesh_proxy::generations::handover::{Estate, PATIENCE, Successor};
 use hostmesh_proxy::listener;
 use hostmesh_proxy::shared::Shared;
 use hostmesh_proxy::told::{self, Level};
@@ -18,6 +18,7 @@ use hostmesh_proxy::{descriptors, dns, dns_socket, memory, worker};
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
 
 use crate::Options;
 
@@ -116,7 +117,11 @@ impl<'a> Process<'a> {
     }
 
     async fn hand_over(&mut self, control: &mut Control, successor: &mut Successor) -> io::Result<()> {
-        let (snapshot, mut descriptors) = control.estate().await?;
+        let estate = timeout(PATIENCE, control.estate());
+        let (snapshot, mut descriptors) = self
+            .alive(estate)
+            .await
+            .map_err(|_| io::Error::other("the disk hangs"))??;
         for (name, fd) in self.threads.iter().flat_map(|threads| &threads.sockets) {
             descriptors.push((name.clone(), fd.try_clone()?));
         }
@@ -129,10 +134,15 @@ impl<'a> Process<'a> {
             sums: control.sums(),
             learned: self.shared.lookups.all(),
         };
-        let mut installing = pin!(successor.install(&estate));
+        self.alive(successor.install(&estate)).await
+    }
+
+    /// Does this, and feeds the watchdog meanwhile.
+    async fn alive<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
         loop {
             tokio::select! {
-                installed = &mut installing => return installed,
+                done = &mut work => return done,
                 () = self.watch.beat(&self.shared) => {}
             }
         }
@@ -142,8 +152,7 @@ impl<'a> Process<'a> {
     async fn follow(mut self, mut follower: Follower, signals: &mut Signals) -> io::Result<()> {
         let threads = self.threads.take();
         let (workers, names) = threads.map(|threads| (threads.workers, threads.names)).unzip();
-        let all = workers.unwrap_or_default().into_iter();
-        let mut finished = pin!(finish(all.collect()));
+        let mut finished = pin!(finish(workers.unwrap_or_default()));
         let why = tokio::select! {
             ended = &mut finished => Ok(ended),
             why = follower.follow() => Err(why),
@@ -153,6 +162,14 @@ impl<'a> Process<'a> {
         let told = &self.shared.told;
         let ended = match why {
             Ok(ended) => {
+                // Who has asked for a name before is still answered.
+                let answered = tokio::task::spawn_blocking(|| names.map(JoinHandle::join)).await;
+                if !matches!(answered, Ok(None | Some(Ok(Ok(()))))) {
+                    told.say(
+                        Level::Warning,
+                        format_args!("the last names were not answered: {answered:?}"),
+                    );
+                }
                 told.say(
                     Level::Info,
                     format_args!("the last connection from before the reload has ended"),

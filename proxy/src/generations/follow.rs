@@ -18,7 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::channel::{Receiver, Sender, channel};
 use super::sums::Report;
 use super::{Generation, Message};
-use crate::events::{Event, EventSource, QUEUE};
+use crate::events::{BATCH, Event, EventSource, QUEUE};
 use crate::fdstore::Inherited;
 use crate::identity::SvidStore;
 use crate::shared::Shared;
@@ -37,6 +37,8 @@ pub struct Follower {
     source: EventSource,
     /// Events that are not told yet.
     waiting: Vec<Event>,
+    /// Those that are being told. If the connection ends meanwhile, whoever leads next hears them, perhaps again.
+    telling: Option<Message>,
     /// What was reported last.
     reported: Report,
     /// Whoever leads waits for the end of this connection while the service stops.
@@ -60,6 +62,7 @@ impl Follower {
             svids,
             source,
             waiting,
+            telling: None,
             reported: Report::default(),
             stopping: None,
             socket: socket.to_owned(),
@@ -106,12 +109,12 @@ impl Follower {
     }
 
     /// Tells what was seen and counted since the last time.
-    async fn tell(&mut self, sender: &mut Sender) -> io::Result<()> {
-        self.source.top_up(&mut self.waiting, QUEUE);
-        let dropped = self.source.take_dropped();
-        if !self.waiting.is_empty() || dropped > 0 {
-            let events = std::mem::take(&mut self.waiting);
-            sender.send(&Message::Events { events, dropped }).await?;
+    pub(super) async fn tell(&mut self, sender: &mut Sender) -> io::Result<()> {
+        for _ in 0..=QUEUE / BATCH {
+            self.telling = self.telling.take().or_else(|| self.seen());
+            let Some(message) = &self.telling else { break };
+            sender.send(message).await?;
+            self.telling = None;
         }
         let report = Report::of(&self.shared);
         if report != self.reported {
@@ -119,6 +122,14 @@ impl Follower {
             sender.send(&Message::Report(report)).await?;
         }
         Ok(())
+    }
+
+    /// What was seen, and is not told yet.
+    fn seen(&mut self) -> Option<Message> {
+        self.source.top_up(&mut self.waiting, BATCH);
+        let dropped = self.source.take_dropped();
+        let events = std::mem::take(&mut self.waiting);
+        (!events.is_empty() || dropped > 0).then_some(Message::Events { events, dropped })
     }
 
     /// Tells the last of it to whoever leads. Call when nothing is counted any more.

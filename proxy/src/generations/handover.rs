@@ -15,7 +15,7 @@ use crate::fdstore::Named;
 use crate::lookups::Learned;
 
 /// The new process needs no longer to have all in force. The agent waits meanwhile, and does so for 10 s.
-const PATIENCE: Duration = Duration::from_secs(8);
+pub const PATIENCE: Duration = Duration::from_secs(8);
 
 /// What is handed over.
 pub struct Estate {

@@ -232,6 +232,25 @@ fn one_from_before_has_what_is_in_force_and_its_counts_stay_in_the_sum() {
 }
 
 #[test]
+fn what_was_seen_is_told_again_when_whoever_led_did_not_hear_it() {
+    run(async {
+        let (world, _generations) = World::new();
+        let (shared, mut follower) = world.follower();
+        shared.events.emit(Event::error("a.service", "inbound", "seen".into()));
+        shared.events.count_dropped(7);
+        let (ours, its) = UnixStream::pair().expect("a pair");
+        drop(its);
+        follower.tell(&mut channel(ours).0).await.expect_err("nobody hears");
+        let (ours, its) = UnixStream::pair().expect("a pair");
+        follower.tell(&mut channel(ours).0).await.expect("said");
+        let Message::Events { events, dropped } = channel(its).1.receive().await.expect("heard") else {
+            panic!("something else");
+        };
+        assert_eq!((&*events[0].message, events.len(), dropped), ("seen", 1, 7));
+    });
+}
+
+#[test]
 fn one_that_does_not_understand_the_policy_of_now_does_not_go_on() {
     run(async {
         let (world, mut generations) = World::new();
