@@ -1,6 +1,5 @@
 """What must be shown of somebody on the link who forges, replays and resets: refused, counted, nothing served twice."""
 
-import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from tests.lab.host import Host
 from tests.lab.waiting import wait_until
 from tests.mesh.closed import NOT_THE_WIRE, spoken
 from tests.mesh.shows import order
+from tests.mesh.told import samples, total
 from tests.mesh.world import POLICIES, World
 
 FRAMES, REPLAYER = ((Path(__file__).parent / f"{name}.py").read_text() for name in ("frames", "replayer"))
@@ -56,19 +56,12 @@ def forged_sources(w: World) -> str:
 
 def refused(host: Host) -> dict[str, float]:
     """Packets for nginx that the ruleset refused, by rule, as /metrics says."""
-    found = re.findall(r"^hostmesh_kernel_refused_packets_total\{(.*)\} (\S+)", metrics(host), re.M)
-    rows = [(re.findall(r'(\w+)="([^"]*)"', labels), number) for labels, number in found]
-    return {dict(labels)["rule"]: float(n) for labels, n in rows if dict(labels)["unit"] == "nginx.service"}
+    rows = samples(host, "hostmesh_kernel_refused_packets_total", unit="nginx.service")
+    return {row.labels["rule"]: row.value for row in rows}
 
 
-def metrics(host: Host) -> str:
-    """What Prometheus would scrape."""
-    return host.exec(["curl", "-sS", "http://127.0.0.1:15020/metrics"]).must().stdout
-
-
-def total(host: Host, pattern: str) -> float:
-    """Sum of the metrics whose name and labels match."""
-    return sum(float(number) for number in re.findall(rf"^{pattern} (\S+)$", metrics(host), re.M))
+def _failed_handshakes(host: Host) -> float:
+    return total(host, "hostmesh_proxy_tls_failures_total", side="server")
 
 
 def put(w: World, packets: Iterable[Any]) -> None:
@@ -81,12 +74,12 @@ def put(w: World, packets: Iterable[Any]) -> None:
 
 def replayed(w: World) -> str:
     """All that h1 said on the wire said again, as bytes of new connections and as frames: nothing is served twice"""
-    marker, failures = f"once-{time.monotonic_ns()}", r"hostmesh_proxy_tls_failures\S*server\S*"
+    marker = f"once-{time.monotonic_ns()}"
     with w.lab.capture("tcp port 15008") as wire:
         w.h1.systemctl("restart", "hostmesh-proxy.service")  # so that a hello is seen
         url = f"http://web/{marker}"
         wait_until(lambda: w.shop("curl", "-sSo", "/dev/null", url).ok and served(w, marker), "served", 10.0, 0.05)
-    times, before = served(w, marker), total(w.h2, failures)
+    times, before = served(w, marker), _failed_handshakes(w.h2)
     flights = [
         data for (_, _, _, port), data in wire.streams().items() if port == 15008 and data.startswith(CLIENT_HELLO)
     ]
@@ -97,7 +90,12 @@ def replayed(w: World) -> str:
         answered, end = said.split()
         assert end in {"closed", "reset"} and int(answered) < 8192, said  # its own hello and an alert
         ends.append(end)
-    wait_until(lambda: total(w.h2, failures) >= before + len(flights), "the hellos are counted", 5.0, 0.1)
+    wait_until(
+        lambda: _failed_handshakes(w.h2) >= before + len(flights),
+        "the hellos are counted",
+        5.0,
+        0.1,
+    )
     old = netstat(w.h2, *OLD_SEGMENTS)
     frames = [piece for packet in wire.packets() if packet.src == w.h1.mac for piece in _segments(packet.payload)]
     put(w, frames)

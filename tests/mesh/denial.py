@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
+from tests.mesh.told import total
 from tests.mesh.world import POLICIES, SCRAPER, World
 
 AT_ONCE = 1.0
@@ -76,9 +76,7 @@ def _let_in(host: Host, unit: str) -> None:
 
 def denied(host: Host, rule: str) -> float:
     """The count of a rule's refusals in /metrics."""
-    text = host.exec(["curl", "-sS", "--max-time", "5", "http://127.0.0.1:15020/metrics"]).must().stdout
-    rows = re.findall(rf'^hostmesh_denied_total\{{rule="{re.escape(rule)}"\}} (\S+)', text, re.M)
-    return sum(map(float, rows))
+    return total(host, "hostmesh_denied_total", rule=rule)
 
 
 def _turns(w: World, call: Called, host: Host, unit: str, text: str, *, why: str) -> str:

@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.lab.waiting import wait_until
 from tests.mesh.shows import order
+from tests.mesh.told import total
 from tests.mesh.world import CALLERS, CONTROLLER, UNITS, World
 
 AT_ONCE = 1.0
@@ -108,12 +108,7 @@ def _line(w: World, cursors: dict[str, str], *words: str) -> str:
 
 def _counted(w: World) -> float:
     """Wire connections refused or ended because of a revocation, on both hosts."""
-    total = 0.0
-    for host in UNITS:
-        text = w.lab[host].exec(["curl", "-sS", "http://127.0.0.1:15020/metrics"]).must().stdout
-        rows = re.findall(r'^hostmesh_proxy_tls_failures_total\{[^}]*reason="revoked"[^}]*\} (\S+)', text, re.M)
-        total += sum(map(float, rows))
-    return total
+    return sum(total(w.lab[host], "hostmesh_proxy_tls_failures_total", reason="revoked") for host in UNITS)
 
 
 def _works_again(w: World) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.lab.host import Host, Result
 from tests.lab.waiting import wait_until
+from tests.mesh.told import total
 from tests.mesh.world import POLICIES, SCRAPER, STRANGER, TRUST_DOMAIN, World
 
 AT_ONCE = 1.0
@@ -187,11 +188,7 @@ def denial_counted(w: World) -> str:
     """Refusals are counted by rule in /metrics"""
 
     def count() -> float:
-        text = w.h2.exec(["curl", "-sS", "http://127.0.0.1:15020/metrics"]).must().stdout
-        rows = re.findall(
-            r'^hostmesh_denied_total\{[^}]*rule="[^"]*inventory[^"]*:no-allow"[^}]*\} ([\d.e+]+)', text, re.M
-        )
-        return sum(map(float, rows))
+        return total(w.h2, "hostmesh_denied_total", rule=f"{POLICIES}/inventory.service.toml:no-allow")
 
     before = count()
     refused(w.h1, "guest", "inventory", "80", GET, run=w.guest)

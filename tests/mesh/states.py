@@ -15,6 +15,7 @@ from tests.lab.host import Host
 from tests.lab.waiting import wait_until
 from tests.mesh.closed import NOT_THE_WIRE, TALKER, capture_sees, spoken
 from tests.mesh.shows import order
+from tests.mesh.told import samples
 from tests.mesh.world import CALLERS, UNITS, World
 
 PROBER = (Path(__file__).parent / "prober.py").read_text()
@@ -96,9 +97,8 @@ def _left(w: World) -> list[float]:
     """Seconds that each SVID has left, as the metric that operators watch says."""
     ends = []
     for host in (w.h1, w.h2):
-        text = host.exec(["curl", "-sS", "http://127.0.0.1:15020/metrics"]).must().stdout
-        found = re.findall(r"^hostmesh_svid_expiry_seconds\{.*\} (\S+)", text, re.M)
-        ends += [float(end) - time.time() for end in found] or [0.0]
+        found = samples(host, "hostmesh_svid_expiry_seconds")
+        ends += [sample.value - time.time() for sample in found] or [0.0]
     return ends
 
 

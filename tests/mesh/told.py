@@ -1,6 +1,7 @@
 """What an operator is told on a host: by `hostmesh status`, in the journal, by /metrics; each waited for."""
 
-import re
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
@@ -9,12 +10,22 @@ from tests.mesh.world import World
 SOON = 15.0
 
 
-def metric(host: Host, name: str) -> float:
-    """A metric without labels, from the agent's /metrics."""
+def samples(host: Host, name: str, **labels: str) -> list[Sample]:
+    """What Prometheus would scrape of a metric on the host, with these labels and any others."""
     text = host.exec(["curl", "-sS", "--max-time", "5", "http://127.0.0.1:15020/metrics"]).must().stdout
-    found = re.search(rf"^{name} (\S+)$", text, re.M)
-    assert found, f"{name} is not in /metrics"
-    return float(found[1])
+    found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return [sample for sample in found if sample.name == name and labels.items() <= sample.labels.items()]
+
+
+def total(host: Host, name: str, **labels: str) -> float:
+    """Their sum; 0 where there are none."""
+    return sum(sample.value for sample in samples(host, name, **labels))
+
+
+def metric(host: Host, name: str) -> float:
+    """A metric without labels."""
+    [sample] = samples(host, name)
+    return float(sample.value)
 
 
 def wait_metric(host: Host, name: str, value: float, timeout: float = SOON) -> None:

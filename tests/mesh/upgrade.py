@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
 from tests.mesh.survival import main_pid
+from tests.mesh.told import total
 from tests.mesh.world import World
 
 PROXY, AGENT = "hostmesh-proxy.service", "hostmeshd.service"
@@ -94,11 +93,7 @@ def memory_kb(host: Host) -> dict[int, int]:
 
 def answered(host: Host, **flow: str) -> int:
     """HTTP requests with 2xx so far, by the host's /metrics."""
-    text = host.exec(["curl", "-sS", "--max-time", "5", "http://127.0.0.1:15020/metrics"]).must().stdout
-    flow |= {"code": "2xx"}
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    rows = [sample for sample in samples if sample.name == "hostmesh_requests_total"]
-    return int(sum(row.value for row in rows if flow.items() <= row.labels.items()))
+    return int(total(host, "hostmesh_requests_total", code="2xx", **flow))
 
 
 def reload(host: Host) -> float:
