@@ -88,13 +88,16 @@ class Authority:
         if spiffe_id.trust_domain != self.trust_domain:
             raise BadCertificate(f"{spiffe_id} is not of the trust domain {self.trust_domain}")
         issuer = self.active.intermediate
-        ends = min(now + life, issuer.not_valid_after_utc, self.active.root.not_valid_after_utc)
-        if ends <= now or now < issuer.not_valid_before_utc:
+        begins, ends = (
+            issuer.not_valid_before_utc,
+            min(issuer.not_valid_after_utc, self.active.root.not_valid_after_utc),
+        )
+        if not begins <= now < ends:
             raise CannotSign(
                 "the intermediate certificate is not valid now",
-                f"valid {issuer.not_valid_before_utc:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC; is the clock right?",
+                f"valid {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC; is the clock right?",
             )
-        template = svid.leaf(spiffe_id, dns_names, key, now=now, life=ends - now, serial=serial)
+        template = svid.leaf(spiffe_id, dns_names, key, now=now, life=min(life, ends - now), serial=serial)
         if self.active.key is None:
             raise CannotSign("the active slot has no key")
         signed = _sign(template, issuer, self.active.key)
