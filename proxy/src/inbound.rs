@@ -48,7 +48,7 @@ pub async fn answer(worker: &Rc<Worker>, call: Call) {
     };
     let about = about(&call, &unit, port.port, port.protocol.as_str());
     if port.protocol == Protocol::Http {
-        return http(worker, call, about, begun).await;
+        return http(worker, config, call, about, begun).await;
     }
     let mut opened = Opened::new(worker, &config, begun);
     let who = Who::Identity(about.peer.clone());
@@ -71,11 +71,11 @@ fn about(call: &Call, unit: &Arc<Unit>, port: u16, protocol: &'static str) -> Ab
 }
 
 /// Judged request by request.
-async fn http(worker: &Rc<Worker>, call: Call, about: About, begun: Instant) {
+async fn http(worker: &Rc<Worker>, config: Arc<Config>, call: Call, about: About, begun: Instant) {
     match call.accept(worker) {
         Ok(stream) => {
             let who = Who::Identity(about.peer.clone());
-            http::inbound::serve(worker.clone(), about, who, Stream::Wire(Box::new(stream))).await;
+            http::inbound::serve(worker.clone(), config, about, who, Stream::Wire(Box::new(stream))).await;
         }
         Err(error) => about.failed(worker, begun, error.to_string()),
     }

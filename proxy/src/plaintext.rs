@@ -54,7 +54,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
     };
     let decision = authorize::connection(&about.unit, &who.caller(), port.port);
     if port.protocol == Protocol::Http && decision.is_none_or(|decision| decision.verdict.passes()) {
-        return http::inbound::serve(worker, about, who, Stream::Tcp(tcp)).await;
+        return http::inbound::serve(worker, config, about, who, Stream::Tcp(tcp)).await;
     }
     let mut opened = Opened::new(&worker, &config, begun);
     let Some(rule) = opened.ask(&config, about.clone(), Asked::ComeIn(who)) else {

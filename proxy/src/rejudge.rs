@@ -46,19 +46,23 @@ pub struct Denial {
     pub about: About,
     /// By which rule.
     pub decision: Decision,
-    /// Who may not call whom, for a person.
+    /// For a person, where no service is called: who may not call which address.
     message: String,
 }
 
 /// Decides by a unit's policy in this config; one that is not there denies.
 pub fn by_unit(config: &Config, about: &About, judge: impl FnOnce(&Unit) -> Decision) -> Decision {
-    config.unit_by_name(&about.unit.unit).map_or_else(
-        || Decision {
-            verdict: Verdict::Deny,
-            rule: RULE_UNKNOWN_UNIT.into(),
-        },
-        |unit| judge(unit),
-    )
+    config
+        .unit_by_name(&about.unit.unit)
+        .map_or_else(unknown_unit, |unit| judge(unit))
+}
+
+/// Where there is no unit, no policy lets anybody in or out.
+pub fn unknown_unit() -> Decision {
+    Decision {
+        verdict: Verdict::Deny,
+        rule: RULE_UNKNOWN_UNIT.into(),
+    }
 }
 
 /// Waits until other policies than those judged by are in force, and `judge` denies by them.
@@ -149,7 +153,7 @@ impl Opened {
         let decision = question.decide(&self.worker, config);
         let rule = decision.rule.clone();
         if let Some(denial) = question.weigh(&self.worker, decision) {
-            denial.about.denied(&self.worker, &denial.decision.rule, denial.message);
+            denial.refuse(&self.worker);
             return None;
         }
         self.questions.push(question);
@@ -170,12 +174,12 @@ impl Opened {
         .await
     }
 
-    /// Does this, unless the connection is denied first; that is told then.
+    /// Does this, which opens the connection, unless it is denied first; that is told then.
     pub async fn unless_denied<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
             denial = self.denied() => {
-                denial.tell(&self.worker, self.begun, 0, 0);
+                denial.refuse(&self.worker);
                 None
             }
             done = work => Some(done),
@@ -197,17 +201,16 @@ impl Opened {
 impl Denial {
     /// By this rule of the unit that `about` names.
     pub fn new(about: About, decision: Decision) -> Self {
-        let caller = if about.direction == "outbound" {
-            &about.unit.unit
-        } else {
-            &about.peer
-        };
-        let message = format!("{caller} may not call {}:{}", about.service, about.port);
         Self {
             about,
             decision,
-            message,
+            message: String::new(),
         }
+    }
+
+    /// Counts and records that a connection was not opened.
+    fn refuse(self, worker: &Worker) {
+        self.about.denied(worker, &self.decision.rule, self.message);
     }
 
     /// Counts and records that an open connection was ended.
@@ -217,8 +220,7 @@ impl Denial {
         about
             .row(worker)
             .record(CodeClass::Denied, micros(begun), sent, received, 0);
-        let message = format!("{}: the open connection is ended", self.message);
-        let event = about.event("denied", "deny", rule, message);
+        let event = about.event("denied", "deny", rule, self.message.clone());
         worker.shared.events.emit(Event {
             duration_us: micros(begun),
             bytes_in: sent,

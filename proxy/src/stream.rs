@@ -22,6 +22,9 @@ const CLOSE: Duration = Duration::from_secs(5);
 /// Tells the other proxy that policy ended the stream: of HTTP/2's reasons (RFC 9113, section 7) the nearest to that.
 pub const DENIED: Reason = Reason::INADEQUATE_SECURITY;
 
+/// The same, for a person of the side to whom it was told.
+pub const DENIED_THERE: &str = "refused by the other side's policy";
+
 /// A socket or a stream of the wire.
 pub enum Stream {
     /// To or from an application.
@@ -243,7 +246,7 @@ fn broken(error: h2::Error) -> io::Error {
         return error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
     }
     if error.reason() == Some(DENIED) && error.is_remote() {
-        return io::Error::new(io::ErrorKind::PermissionDenied, "refused by the other side's policy");
+        return io::Error::new(io::ErrorKind::PermissionDenied, DENIED_THERE);
     }
     let kind = if error.is_reset() {
         io::ErrorKind::ConnectionReset

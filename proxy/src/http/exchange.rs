@@ -41,8 +41,8 @@ pub struct Upload<'a> {
 }
 
 enum Stopped {
-    /// The client broke off.
-    Downstream,
+    /// The client broke off, or policy ended it on that side.
+    Downstream(Breaker),
     /// The client has ended its side after its request: it may have gone, or wait for the answer.
     HalfClosed,
     BadBody(BodyError),
@@ -95,8 +95,15 @@ impl<'a> Upload<'a> {
         Ok(body)
     }
 
-    /// Sends the head, what an earlier try had sent, then the rest as it comes.
-    async fn run(&mut self, mut head: BytesMut, source: &mut Source<'_>, sink: &mut Sink<'_>) -> Result<(), Stopped> {
+    /// Sends the head, what an earlier try had sent, then the rest as it comes: a client that was not told to continue
+    /// is right to wait.
+    async fn run(
+        &mut self,
+        mut head: BytesMut,
+        source: &mut Source<'_>,
+        sink: &mut Sink<'_>,
+        continued: &Cell<bool>,
+    ) -> Result<(), Stopped> {
         let again = Bytes::copy_from_slice(&self.sent);
         let mut more = Bytes::new();
         if !self.is_done() {
@@ -113,10 +120,14 @@ impl<'a> Upload<'a> {
         }
         sink.send(head.freeze()).await.map_err(|_| Stopped::Upstream)?;
         while !self.is_done() {
-            let received = timeout(self.stall, source.recv()).await.map_err(|_| Stopped::Slow)?;
-            let Ok(received) = received else {
-                return Err(Stopped::Downstream);
+            let was_continued = continued.get();
+            let Ok(received) = timeout(self.stall, source.recv()).await else {
+                if was_continued {
+                    return Err(Stopped::Slow);
+                }
+                continue;
             };
+            let received = received.map_err(|error| Stopped::Downstream(Breaker::of_lost_client(&error)))?;
             let Some(bytes) = received else {
                 return Err(Stopped::BadBody(BodyError::Truncated));
             };
@@ -132,15 +143,16 @@ impl<'a> Upload<'a> {
         head: BytesMut,
         source: &mut Source<'_>,
         sink: &mut Sink<'_>,
+        continued: &Cell<bool>,
         uploaded: &Cell<Option<bool>>,
     ) -> Stopped {
-        match self.run(head, source, sink).await {
+        match self.run(head, source, sink, continued).await {
             Err(Stopped::Upstream) => uploaded.set(Some(false)),
             Err(stopped) => return stopped,
             Ok(()) => {
                 uploaded.set(Some(true));
                 match source.recv().await {
-                    Err(_) => return Stopped::Downstream,
+                    Err(error) => return Stopped::Downstream(Breaker::of_lost_client(&error)),
                     Ok(None) => return Stopped::HalfClosed,
                     // The next request, come early.
                     Ok(Some(bytes)) => source.put_back(bytes),
@@ -181,13 +193,13 @@ pub enum Ended {
     Refused(Failure),
     /// No response; nothing was passed on.
     Failed(Fault),
-    /// The response began and was broken off.
+    /// It was broken off. Status 0: before the response began.
     Broken { status: u16, by: Breaker },
     /// Policy has turned against it. Status 0: nothing was passed on.
     Denied { status: u16, denial: Denial },
 }
 
-/// Who broke off while a response was passed on.
+/// Who broke off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Breaker {
     Client,
@@ -198,6 +210,12 @@ pub enum Breaker {
     Policy,
 }
 
+/// The client is there no more, and has no response.
+const GONE: Ended = Ended::Broken {
+    status: 0,
+    by: Breaker::Client,
+};
+
 /// Where a response is on its way, if not passed on whole.
 enum Stop {
     Broken(Breaker),
@@ -205,10 +223,19 @@ enum Stop {
 }
 
 impl Breaker {
+    /// Whose doing it is that nothing more comes from the client.
+    fn of_lost_client(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Self::Policy,
+            _ => Self::Client,
+        }
+    }
+
+    /// Whose doing it is that the client takes nothing more.
     fn of_client(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::TimedOut => Self::SlowClient,
-            _ => Self::Client,
+            _ => Self::of_lost_client(error),
         }
     }
 
@@ -244,7 +271,8 @@ impl Exchange<'_> {
         let mut half_closed = false;
         let status;
         let passed = {
-            let mut pump = pin!(upload.run_and_watch(head, &mut down_source, &mut up_sink, &uploaded));
+            let watched = upload.run_and_watch(head, &mut down_source, &mut up_sink, &continued, &uploaded);
+            let mut pump = pin!(watched);
             let found = {
                 let mut answer = pin!(self.answer(&mut up_source, &mut down_sink, &continued));
                 let mut late = pin!(until(self.deadline));
@@ -260,16 +288,18 @@ impl Exchange<'_> {
                                 half_closed = true;
                                 gone.set(until(Some(Instant::now() + HALF_CLOSED)));
                             }
-                            Stopped::Downstream | Stopped::Upstream => return Ended::Failed(Fault::Gone),
+                            Stopped::Downstream(by) => return Ended::Broken { status: 0, by },
+                            Stopped::Upstream => return GONE,
                         },
                         found = &mut answer => break found,
                         () = &mut late => return Ended::Failed(Fault::Timeout),
-                        () = &mut gone => return Ended::Failed(Fault::Gone),
+                        () = &mut gone => return GONE,
                     }
                 }
             };
             let response = match found {
                 Ok(response) => response,
+                Err(Fault::Gone) => return GONE,
                 Err(fault) => return Ended::Failed(fault),
             };
             if let Some(failure) = again(&response) {
@@ -286,6 +316,7 @@ impl Exchange<'_> {
                     stopped = &mut pump, if !half_closed => match stopped {
                         Stopped::HalfClosed => half_closed = true,
                         Stopped::Slow => break Err(Stop::Broken(Breaker::SlowClient)),
+                        Stopped::Downstream(by) => break Err(Stop::Broken(by)),
                         _ => break Err(Stop::Broken(Breaker::Client)),
                     },
                     passed = &mut pass => break passed.map_err(Stop::Broken),

@@ -7,6 +7,7 @@ use hostmesh_proxy_core::config::{Endpoint, Port, Unit};
 
 use super::observe::{Account, Entry};
 use crate::rejudge::Denial;
+use crate::stream::DENIED_THERE;
 use crate::worker::Worker;
 
 /// Whose counters and journals a try concerns.
@@ -22,14 +23,25 @@ impl Parties {
         self.callee_ended(worker, entry);
     }
 
-    /// Policy has turned against it: told by the side whose policy it is, as it is at the beginning.
+    /// Policy has turned against it: told by the side whose policy it is, as it is at the beginning. The caller of a unit
+    /// that denies it has the answer to that, or half of another.
     pub fn denied(&self, worker: &Worker, entry: &Entry<'_>, denial: &Denial) {
+        let decision = &denial.decision;
         match &self.callee {
             Some((callee, _)) if denial.about.direction == callee.about.direction => {
-                callee.denied(worker, entry, &denial.decision);
-                self.caller.ended(worker, entry);
+                callee.denied(worker, entry, decision);
+                let answered = decision.verdict.fault().filter(|_| entry.status == 0);
+                let (status, error) = answered.map_or((entry.status, DENIED_THERE), |fault| (fault.status(), ""));
+                self.caller.ended(
+                    worker,
+                    &Entry {
+                        status,
+                        error,
+                        ..*entry
+                    },
+                );
             }
-            _ => self.caller.denied(worker, entry, &denial.decision),
+            _ => self.caller.denied(worker, entry, decision),
         }
     }
 

@@ -60,13 +60,9 @@ impl Who {
     }
 }
 
-/// Serves a connection to an HTTP port of a unit of this host: `about.unit`, `about.port`. Nothing of it was judged yet
-/// that a request could change.
-pub async fn serve(worker: Rc<Worker>, about: About, who: Who, stream: Stream) {
-    let Some(config) = worker.shared.config() else {
-        return stream.abort();
-    };
-    let begun = Instant::now();
+/// Serves a connection to an HTTP port of a unit of this host: `about.unit`, `about.port`, by the config in which the
+/// caller has found them. Nothing of it was judged yet that a request could change.
+pub async fn serve(worker: Rc<Worker>, config: Arc<Config>, about: About, who: Who, stream: Stream) {
     let mut serving = Serving {
         account: Account::new(&worker, about),
         who,
@@ -74,7 +70,7 @@ pub async fn serve(worker: Rc<Worker>, about: About, who: Who, stream: Stream) {
         tunnel: None,
         audited: Cell::new(false),
         config,
-        begun,
+        begun: Instant::now(),
         worker: worker.clone(),
     };
     session::serve(stream, worker.shared.draining(), &mut serving).await;
@@ -91,6 +87,7 @@ struct Serving {
     tunnel: Option<Box<(RequestHead, Span)>>,
     /// Audit lets the request pass that is under way, and that is told.
     audited: Cell<bool>,
+    /// When the last request began.
     begun: Instant,
 }
 
@@ -101,9 +98,14 @@ impl Handler for Serving {
 
     async fn request(&mut self, down: &mut Conn, request: RequestHead, last: bool) -> Next {
         let begun = Instant::now();
-        let Some(port) = self.refresh() else { return Next::Abort };
-        let unit = &self.account.about.unit;
-        let decision = authorize::request(unit, &self.who.caller(), port.port, &asked(&request));
+        self.begun = begun;
+        let is_there = self.refresh();
+        let About { unit, port, .. } = &self.account.about;
+        let decision = if is_there {
+            authorize::request(unit, &self.who.caller(), *port, &asked(&request))
+        } else {
+            rejudge::unknown_unit()
+        };
         let span = span(&self.worker, &request, unit.trace);
         self.audited.set(decision.verdict == Verdict::AuditDeny);
         if decision.verdict != Verdict::Allow {
@@ -113,6 +115,11 @@ impl Handler for Serving {
         if let Some(fault) = decision.verdict.fault() {
             return reply(down, &request, fault, &fault.to_string(), last).await;
         }
+        let Some(port) = unit.port(*port).filter(|port| port.protocol == Protocol::Http).copied() else {
+            let message = format!("port {port} speaks HTTP no more");
+            self.account.about.failed(&self.worker, begun, message);
+            return Next::Abort;
+        };
         let next = self.carry(down, &request, port, &decision, span, begun, last).await;
         if matches!(next, Next::Tunnel(_)) {
             self.tunnel = Some(Box::new((request, span)));
@@ -157,11 +164,14 @@ fn entry<'a>(request: &'a RequestHead, rule: &'a str, span: Span, begun: Instant
 }
 
 impl Serving {
-    /// The port, by the config in force; `None`: the unit serves it no more, or not as HTTP.
-    fn refresh(&mut self) -> Option<Port> {
-        if !self.worker.shared.is_in_force(&self.config) {
-            let config = self.worker.shared.config()?;
-            let unit = config.unit_by_name(&self.account.about.unit.unit)?.clone();
+    /// Takes the unit as it is by the config in force. `false`: it is not there any more.
+    fn refresh(&mut self) -> bool {
+        if !self.worker.shared.is_in_force(&self.config)
+            && let Some(config) = self.worker.shared.config()
+        {
+            let Some(unit) = config.unit_by_name(&self.account.about.unit.unit).cloned() else {
+                return false;
+            };
             self.account = Account::new(
                 &self.worker,
                 About {
@@ -171,12 +181,7 @@ impl Serving {
             );
             self.config = config;
         }
-        let about = &self.account.about;
-        about
-            .unit
-            .port(about.port)
-            .filter(|port| port.protocol == Protocol::Http)
-            .copied()
+        true
     }
 
     /// Waits until the policy denies this request, which it had let pass.
@@ -288,18 +293,6 @@ impl Serving {
                 Ended::Broken { status, by } => {
                     let error = broken(&self.worker, by, "the application broke off its response");
                     self.record(Entry { status, error, ..entry }, &upload, &tally);
-                    up.abort();
-                    return Next::Abort;
-                }
-                Ended::Failed(Fault::Gone) => {
-                    self.record(
-                        Entry {
-                            error: "the client broke off",
-                            ..entry
-                        },
-                        &upload,
-                        &tally,
-                    );
                     up.abort();
                     return Next::Abort;
                 }

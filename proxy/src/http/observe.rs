@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::exchange::Breaker;
 use crate::events::Event;
 use crate::stats::{CodeClass, Gauge, Row};
+use crate::stream::DENIED_THERE;
 use crate::worker::{About, Worker, micros};
 
 /// Requests of one kind: from whom to whom.
@@ -137,7 +138,7 @@ pub fn broken(worker: &Worker, by: Breaker, by_upstream: &'static str) -> &'stat
             "the client was too slow: cut off"
         }
         Breaker::Upstream => by_upstream,
-        Breaker::Policy => "refused by the other side's policy",
+        Breaker::Policy => DENIED_THERE,
     }
 }
 

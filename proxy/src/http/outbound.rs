@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use hostmesh_proxy_core::authorize::Decision;
 use hostmesh_proxy_core::config::{Timeouts, Unit};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{RequestEdits, RequestHead, ResponseHead};
@@ -25,7 +26,7 @@ use super::observe::{Account, Entry, broken, count_slow, span};
 use super::route::{Route, To};
 use super::session::{self, Handler, Next, refuse, reply};
 use crate::connect::ConnectError;
-use crate::rejudge::Denial;
+use crate::rejudge::{self, Denial};
 use crate::stream::Stream;
 use crate::tcp::Relayed;
 use crate::wire::idle::Key;
@@ -37,7 +38,6 @@ pub async fn serve(worker: Rc<Worker>, unit: Arc<Unit>, called: SocketAddr, clie
         return stream.abort();
     };
     let draining = worker.shared.draining();
-    let begun = Instant::now();
     let number = unit.number;
     let mut calling = Calling {
         worker,
@@ -49,7 +49,7 @@ pub async fn serve(worker: Rc<Worker>, unit: Arc<Unit>, called: SocketAddr, clie
         kept: None,
         tunnel: None,
         audited: Cell::new(false),
-        begun,
+        begun: Instant::now(),
     };
     session::serve(stream, draining, &mut calling).await;
 }
@@ -68,6 +68,7 @@ struct Calling {
     tunnel: Option<Box<(RequestHead, Option<Rc<Account>>)>>,
     /// Audit lets the request pass that is under way, and that is told.
     audited: Cell<bool>,
+    /// When the last request began.
     begun: Instant,
 }
 
@@ -78,7 +79,10 @@ impl Handler for Calling {
 
     async fn request(&mut self, down: &mut Conn, request: RequestHead, last: bool) -> Next {
         let begun = Instant::now();
+        self.begun = begun;
         if self.refresh().is_none() {
+            let message = format!("there is no more HTTP at {}", self.called);
+            self.about("".into()).failed(&self.worker, begun, message);
             return Next::Abort;
         }
         let (replayable, tally) = (Cell::new(true), Tally::default());
@@ -123,7 +127,11 @@ impl Handler for Calling {
 
     async fn denied(&self) -> Denial {
         match self.tunnel.as_deref() {
-            Some((request, callee)) => self.turned(request, callee.as_deref(), |_, _| {}).await,
+            Some((request, callee)) => {
+                let audited =
+                    |callee: &Account, decision: &Decision| callee.about.audited(&self.worker, &decision.rule);
+                self.turned(request, callee.as_deref(), audited).await
+            }
             None => pending().await,
         }
     }
@@ -142,9 +150,15 @@ impl Handler for Calling {
 }
 
 impl Calling {
-    /// Finds the route again when another config is in force. `None`: there is no more HTTP where it led.
+    /// Finds the route again when another config is in force; a unit that is not there any more may call nobody. `None`:
+    /// there is no more HTTP where it led.
     fn refresh(&mut self) -> Option<()> {
-        if !self.worker.shared.is_in_force(&self.route.connector.config) {
+        let shared = &self.worker.shared;
+        if !shared.is_in_force(&self.route.connector.config) {
+            if shared.config()?.unit_by_number(self.number).is_none() {
+                self.route.decision = rejudge::unknown_unit();
+                return Some(());
+            }
             self.route = Route::find(&self.worker, self.number, self.called, self.client)?;
             self.accounts.clear();
             self.kept = None;
@@ -292,7 +306,7 @@ impl Calling {
                 Tried::Again(failure)
             }
             Ended::Denied { status, denial } => {
-                up.abort();
+                up.deny();
                 let entry = call.entry(status, "");
                 let (sent, decision) = (entry.sent + upload.length() as u64, &denial.decision);
                 parties.denied(&self.worker, &Entry { sent, ..entry }, &denial);
@@ -300,11 +314,6 @@ impl Calling {
             }
             Ended::Broken { status, by } => {
                 entry(status, broken(&self.worker, by, "the service broke off its response"));
-                up.abort();
-                Tried::Over(Next::Abort)
-            }
-            Ended::Failed(Fault::Gone) => {
-                entry(0, "the client broke off");
                 up.abort();
                 Tried::Over(Next::Abort)
             }

@@ -55,7 +55,9 @@ impl LargeReads {
                 return Poll::Ready(read.map(|_| ()));
             }
         }
-        SPARE.set(std::mem::take(&mut self.buffer));
+        if self.buffer.capacity() > 0 {
+            SPARE.set(std::mem::take(&mut self.buffer));
+        }
         Poll::Pending
     }
 }
