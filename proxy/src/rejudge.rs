@@ -229,3 +229,7 @@ impl Denial {
         });
     }
 }
+
+#[cfg(test)]
+#[path = "rejudge_tests.rs"]
+mod tests;

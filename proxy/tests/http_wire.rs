@@ -13,6 +13,7 @@ use ends::{Mesh, ORDERS, WEB, WEB_SNI, WEB_UNIT, run, soon, until};
 use hostmesh_proxy::http::outbound;
 use hostmesh_proxy::stream::Stream;
 use hostmesh_proxy_core::config::Config;
+use hostmesh_proxy_core::snapshot::Snapshot;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -21,13 +22,14 @@ use hyper::client::conn::http1::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 
 type Body = BoxBody<Bytes, Infallible>;
 
 /// `web` on h2 with one HTTP port that `orders` of h1 may call, but for /secret; three tries.
-fn config(mesh: &Mesh, host: &str) -> Config {
+fn snapshot(mesh: &Mesh, host: &str) -> Snapshot {
     use base64::Engine as _;
     let bundle = base64::engine::general_purpose::STANDARD.encode(&mesh.ca.der);
     let unit = |name: &str, number: u32, id: &str, ports: serde_json::Value| {
@@ -63,13 +65,21 @@ fn config(mesh: &Mesh, host: &str) -> Config {
                            "addresses": ["127.0.0.1"], "wire_port": mesh.wire.port()}]
         }]
     });
-    Config::build(serde_json::from_value(snapshot).expect("a snapshot")).expect("a config")
+    serde_json::from_value(snapshot).expect("a snapshot")
+}
+
+fn put(mesh: &Mesh, host: &str, change: impl FnOnce(&mut Snapshot)) {
+    let mut snapshot = snapshot(mesh, host);
+    change(&mut snapshot);
+    let end = if host == "h1" { &mesh.h1 } else { &mesh.h2 };
+    let config = Config::build(snapshot).expect("a config");
+    end.shared().set_config(config).expect("in force");
 }
 
 async fn mesh() -> Mesh {
     let mesh = Mesh::new().await;
-    mesh.h1.shared().set_config(config(&mesh, "h1")).expect("in force");
-    mesh.h2.shared().set_config(config(&mesh, "h2")).expect("in force");
+    put(&mesh, "h1", |_| {});
+    put(&mesh, "h2", |_| {});
     mesh
 }
 
@@ -322,4 +332,52 @@ fn an_application_that_dies_of_a_request_is_a_502() {
         assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
         assert_eq!(response.headers()["x-hostmesh-error"], "reset");
     });
+}
+
+#[test]
+fn the_host_whose_policy_it_is_not_tells_that_the_other_side_ended_it() {
+    let may_call_nobody = |snapshot: &mut Snapshot| snapshot.units[0].outbound = Some(Vec::new());
+    let lets_nobody_in = |snapshot: &mut Snapshot| snapshot.units[0].allow.clear();
+    for (by, change, has_begun) in [
+        ("h1", may_call_nobody as fn(&mut Snapshot), false),
+        ("h1", may_call_nobody, true),
+        ("h2", lets_nobody_in, true),
+    ] {
+        run(async move {
+            let mut mesh = mesh().await;
+            let mut client = client(&mesh).await;
+            soon(client.ready()).await.expect("a connection");
+            let request = Request::builder().uri("/").header("host", "web");
+            let request = request.body(Full::new(Bytes::new()).boxed()).expect("a request");
+            let response = spawn_local(client.send_request(request));
+            let mut application = mesh.arrives().await;
+            soon(application.read(&mut [0; 1024])).await.expect("the request");
+            if has_begun {
+                let half = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf";
+                application.write_all(half).await.expect("sent");
+                let body = soon(response).await.expect("a task").expect("a head").into_body();
+                put(&mesh, by, change);
+                soon(body.collect()).await.expect_err("not made to look whole");
+            } else {
+                put(&mesh, by, change);
+                let answer = soon(response).await.expect("a task").expect("an answer");
+                assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+            }
+            let (ended, other) = if by == "h1" {
+                (&mut mesh.h1.events, &mut mesh.h2.events)
+            } else {
+                (&mut mesh.h2.events, &mut mesh.h1.events)
+            };
+            let (denied, told) = (
+                soon(ended.batch(1)).await.remove(0),
+                soon(other.batch(1)).await.remove(0),
+            );
+            let status = if has_begun { 200 } else { 0 };
+            assert_eq!((denied.kind, denied.status), ("denied", status));
+            assert_eq!(
+                (told.kind, told.status, &*told.message),
+                ("error", status, "refused by the other side's policy")
+            );
+        });
+    }
 }

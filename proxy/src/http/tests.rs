@@ -107,14 +107,13 @@ impl World {
 
     /// A connection from elsewhere to nginx.service.
     async fn caller(&self, who: inbound::Who) -> TcpStream {
+        self.caller_by(self.shared.config().expect("a config"), who).await
+    }
+
+    /// The same, accepted while this config was in force.
+    async fn caller_by(&self, config: Arc<Config>, who: inbound::Who) -> TcpStream {
         let (client, server) = pair().await;
-        let unit = self
-            .shared
-            .config()
-            .expect("a config")
-            .unit_by_number(1)
-            .expect("nginx")
-            .clone();
+        let unit = config.unit_by_number(1).expect("nginx").clone();
         let peer = match &who {
             inbound::Who::Identity(id) => id.clone(),
             inbound::Who::Plaintext { .. } => "plaintext".into(),
@@ -129,7 +128,8 @@ impl World {
             protocol: "http",
             client: LOCALHOST,
         };
-        spawn_local(inbound::serve(self.worker.clone(), about, who, Stream::Tcp(server)));
+        let (worker, stream) = (self.worker.clone(), Stream::Tcp(server));
+        spawn_local(inbound::serve(worker, config, about, who, stream));
         client
     }
 

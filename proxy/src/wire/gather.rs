@@ -225,3 +225,32 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathering<S> {
         Pin::new(&mut inner.below).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_spare_block_outlives_a_socket_that_had_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut ends = Vec::new();
+        for _ in 0..2 {
+            let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+            ends.push((
+                client.expect("a client"),
+                LargeReads::new(accepted.expect("a server").0),
+            ));
+        }
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let (writer, reader) = &mut ends[0];
+        writer.write_all(b"block").await.expect("sent");
+        reader.read_exact(&mut [0; 5]).await.expect("there");
+        assert!(reader.fill(&mut cx).is_pending(), "what was read is used up");
+        assert!(ends[1].1.fill(&mut cx).is_pending(), "nothing came here");
+        assert!(SPARE.take().capacity() > 0);
+    }
+}

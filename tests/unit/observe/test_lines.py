@@ -37,6 +37,15 @@ def changed(**values: object) -> Event:
             f"denied: to db on port 5432, by {FILE}:no-outbound",
         ),
         (
+            changed(
+                direction="outbound",
+                peer="passthrough",
+                service="",
+                message="a.service may not call 192.0.2.9 on port 9",
+            ),
+            f"denied: a.service may not call 192.0.2.9 on port 9, by {FILE}:14",
+        ),
+        (
             changed(method="", path="", duration_us=2_345_678),
             f"denied: web (spiffe://mesh.test/unit/web) on port 8080, by {FILE}:14; "
             "it was open for 2.346 s and is ended",

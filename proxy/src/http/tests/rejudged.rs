@@ -1,5 +1,7 @@
 //! Policy turns against requests that are under way, and against what became a tunnel.
 
+use tokio::time::{Instant, sleep};
+
 use super::*;
 
 const STREAM: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n";
@@ -8,6 +10,11 @@ const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\
 
 fn nobody(snapshot: &mut Snapshot) {
     snapshot.units[0].allow.clear();
+}
+
+/// /a is let in, and no path that has no one meaning.
+fn paths_only(snapshot: &mut Snapshot) {
+    snapshot.units[0].allow[0].paths = vec!["/a".into()];
 }
 
 fn by_other_line(snapshot: &mut Snapshot) {
@@ -35,6 +42,108 @@ impl World {
         }
         assert_eq!(self.stats().denied[rule], 1);
     }
+
+    /// A client and the application, after a first request: of a unit of this host, or from elsewhere.
+    async fn acquainted(&self, called_here: bool) -> (Peer, Peer) {
+        let stream = if called_here {
+            self.client().await
+        } else {
+            self.caller(identity()).await
+        };
+        let mut client = Peer(stream, Vec::new());
+        client.send(GET).await;
+        let mut application = self.accept().await;
+        application.head().await;
+        application.send(OK).await;
+        client.until("ok").await;
+        (client, application)
+    }
+}
+
+async fn upgrade(client: &mut Peer, application: &mut Peer) {
+    client.send(UPGRADE).await;
+    application.head().await;
+    application.send(SWITCHED).await;
+    client.head().await;
+}
+
+#[test]
+fn what_is_in_force_holds_whatever_was_when_the_connection_came() {
+    run(async {
+        let world = World::new(|_| {}).await;
+        let before = world.shared.config().expect("a config");
+        world.put(nobody);
+        let mut client = Peer(world.caller_by(before, identity()).await, Vec::new());
+        client.send(GET).await;
+        assert!(client.head().await.starts_with("HTTP/1.1 403 "));
+    });
+}
+
+#[test]
+fn a_unit_that_is_gone_lets_no_request_in_or_out() {
+    run(async {
+        for (called_here, unit) in [(false, "nginx.service"), (true, "orders.service")] {
+            let world = World::new(|_| {}).await;
+            let (mut client, _application) = world.acquainted(called_here).await;
+            world.put(|snapshot| {
+                snapshot
+                    .services
+                    .retain(|service| called_here && service.name == "nginx");
+                snapshot.units.retain(|known| known.unit != unit);
+            });
+            for count in 1..=2 {
+                client.send(GET).await;
+                let answer = client.until("denied by policy\n").await;
+                assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+                assert_eq!(world.stats().denied["builtin:unknown-unit"], count);
+            }
+            let told = async {
+                loop {
+                    let event = world.event_of(unit).await;
+                    if event.kind == "denied" {
+                        break event.rule;
+                    }
+                }
+            };
+            assert_eq!(told.await, "builtin:unknown-unit");
+        }
+    });
+}
+
+#[test]
+fn a_port_that_speaks_http_no_more_ends_the_connection_and_is_told() {
+    run(async {
+        for (called_here, unit) in [(false, "nginx.service"), (true, "orders.service")] {
+            let world = World::new(|_| {}).await;
+            let (mut client, _application) = world.acquainted(called_here).await;
+            world.put(|snapshot| {
+                snapshot
+                    .services
+                    .retain(|service| called_here && service.name == "nginx");
+                for service in &mut snapshot.services {
+                    service.ports[0].protocol = "tcp".into();
+                }
+                snapshot.units[0].ports[0].protocol = "tcp".into();
+            });
+            client.send(GET).await;
+            client.rest().await.expect_err("reset");
+            let told = async {
+                loop {
+                    let event = world.event_of(unit).await;
+                    if event.kind == "error" {
+                        break event.message;
+                    }
+                }
+            };
+            let (told, port) = (told.await, world.snapshot.units[0].ports[0].port);
+            let wanted = if called_here {
+                "there is no more HTTP at 240.240.0.12:80".to_owned()
+            } else {
+                format!("port {port} speaks HTTP no more")
+            };
+            assert_eq!(told, wanted);
+        }
+    });
 }
 
 #[test]
@@ -160,5 +269,82 @@ fn a_tunnel_is_judged_by_the_request_that_opened_it() {
             application.rest().await.expect_err("reset");
         }
         assert_eq!(world.stats().denied["nginx.service.toml:no-allow"], 2);
+    });
+}
+
+#[test]
+fn a_caller_of_this_host_reads_what_it_was_answered() {
+    run(async {
+        let cases = [
+            (nobody as fn(&mut Snapshot), "/a", 403, "denied"),
+            (paths_only, "/b/../a", 400, "bad-path"),
+        ];
+        for (change, path, status, word) in cases {
+            for has_begun in [false, true] {
+                let world = World::new(|_| {}).await;
+                let mut client = Peer(world.client().await, Vec::new());
+                client
+                    .send(&format!("GET {path} HTTP/1.1\r\nHost: nginx\r\n\r\n"))
+                    .await;
+                let mut application = world.accept().await;
+                application.head().await;
+                if has_begun {
+                    application.send(STREAM).await;
+                    client.until("first\r\n").await;
+                }
+                world.put(change);
+                let (wanted, class) = if has_begun {
+                    client.rest().await.expect_err("broken off");
+                    ((200, "error", "refused by the other side's policy"), "2xx")
+                } else {
+                    let head = client.head().await;
+                    assert_eq!(field(&head, "x-hostmesh-error"), Some(word), "{head}");
+                    ((status, "request", ""), "4xx")
+                };
+                let told = world.event_of("orders.service").await;
+                assert_eq!((told.status, told.kind, &*told.message), wanted, "{path}");
+                let traffic = world.stats().traffic;
+                let row = traffic.iter().find(|row| &*row.unit == "orders.service");
+                assert_eq!(row.expect("a row").code_class, class, "{path}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_tunnel_that_audit_would_end_is_told() {
+    run(async {
+        for called_here in [false, true] {
+            let world = World::new(|_| {}).await;
+            let (mut client, mut application) = world.acquainted(called_here).await;
+            upgrade(&mut client, &mut application).await;
+            world.put(audit_nobody);
+            let rule = "nginx.service.toml:no-allow";
+            world.told("nginx.service", "audit-deny", rule).await;
+            client.send("hello").await;
+            application.until("hello").await;
+        }
+    });
+}
+
+#[test]
+fn a_tunnel_lasts_since_its_own_request() {
+    run(async {
+        for (called_here, unit) in [(false, "nginx.service"), (true, "orders.service")] {
+            let world = World::new(|_| {}).await;
+            let (mut client, mut application) = world.acquainted(called_here).await;
+            sleep(Duration::from_millis(300)).await; // is none of the tunnel's time
+            let begun = Instant::now();
+            upgrade(&mut client, &mut application).await;
+            drop(client);
+            application.rest().await.expect("an orderly end");
+            let lasted = loop {
+                let event = world.event_of(unit).await;
+                if event.kind == "connection" {
+                    break Duration::from_micros(event.duration_us);
+                }
+            };
+            assert!(lasted <= begun.elapsed(), "{lasted:?} of {:?}", begun.elapsed());
+        }
     });
 }

@@ -1,5 +1,7 @@
 //! Messages pass as they came, and a connection outlives them or ends as it must.
 
+use tokio::time::{Instant, sleep};
+
 use super::*;
 
 #[test]
@@ -237,6 +239,26 @@ fn a_client_that_waits_for_100_gets_it() {
             client.rest().await.expect("an end").contains("connection: close"),
             "the body will not come"
         );
+    });
+}
+
+#[test]
+fn a_client_that_waits_for_100_is_not_slow_until_it_has_it() {
+    run(async {
+        let stall = Duration::from_millis(200);
+        let world = World::new(|snapshot| snapshot.timeouts.stall_ms = 200).await;
+        let mut client = Peer(world.client().await, Vec::new());
+        client
+            .send("POST /a HTTP/1.1\r\nHost: nginx\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+            .await;
+        let mut application = world.accept().await;
+        application.head().await;
+        sleep(stall * 3).await;
+        let asked = Instant::now();
+        application.send("HTTP/1.1 100 Continue\r\n\r\n").await;
+        assert_eq!(client.head().await, "HTTP/1.1 100 Continue\r\n\r\n");
+        assert!(client.rest().await.expect("an answer").starts_with("HTTP/1.1 408 "));
+        assert!(asked.elapsed() >= stall, "{:?}", asked.elapsed());
     });
 }
 
