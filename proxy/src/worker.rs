@@ -290,11 +290,8 @@ impl About {
     /// Records what `mode = "audit"` let pass.
     pub fn audited(&self, worker: &Worker, rule: &str) {
         worker.stats.denied(rule);
-        let message = format!("{} would be refused (audit)", self.peer);
-        worker
-            .shared
-            .events
-            .emit(self.event("denied", "audit-deny", rule, message));
+        let event = self.event("denied", "audit-deny", rule, String::new());
+        worker.shared.events.emit(event);
     }
 
     /// Counts and records a connection that came to nothing.

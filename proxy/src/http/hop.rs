@@ -24,7 +24,7 @@ impl Parties {
     }
 
     /// Policy has turned against it: told by the side whose policy it is, as it is at the beginning. The caller of a unit
-    /// that denies it has the answer to that, or half of another.
+    /// that denies it has the answer to that, or half of another; who is called has the half of a request.
     pub fn denied(&self, worker: &Worker, entry: &Entry<'_>, denial: &Denial) {
         let decision = &denial.decision;
         match &self.callee {
@@ -41,7 +41,11 @@ impl Parties {
                     },
                 );
             }
-            _ => self.caller.denied(worker, entry, decision),
+            _ => {
+                self.caller.denied(worker, entry, decision);
+                let error = DENIED_THERE;
+                self.callee_ended(worker, &Entry { error, ..*entry });
+            }
         }
     }
 

@@ -85,26 +85,17 @@ impl Account {
 
     /// Policy refused, or would have.
     pub fn denied(&self, worker: &Worker, entry: &Entry<'_>, decision: &Decision) {
-        let about = &self.about;
         worker.stats.denied(&decision.rule);
-        let what = format!("{} {}", entry.request.method(), entry.request.path());
-        let (verdict, message) = match decision.verdict {
+        let verdict = match decision.verdict {
             Verdict::Allow => return,
-            Verdict::AuditDeny => ("audit-deny", format!("{} would be refused {what} (audit)", about.peer)),
-            Verdict::BadPath => (
-                "deny",
-                format!("{}: {what}: the path is ambiguous and a path rule applies", about.peer),
-            ),
-            Verdict::Deny => (
-                "deny",
-                format!("{} may not {what} at {}:{}", about.peer, about.service, about.port),
-            ),
+            Verdict::AuditDeny => "audit-deny",
+            Verdict::Deny | Verdict::BadPath => "deny",
         };
         if !decision.verdict.passes() {
             self.row
                 .record(CodeClass::Denied, micros(entry.begun), entry.sent, entry.received, 0);
         }
-        let event = self.event(entry, "denied", verdict, message);
+        let event = self.event(entry, "denied", verdict, String::new());
         // What was passed on already was open: for so long.
         let is_late = !decision.verdict.passes() && entry.sent > 0;
         worker.shared.events.emit(Event {

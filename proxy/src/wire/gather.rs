@@ -250,7 +250,10 @@ mod tests {
         writer.write_all(b"block").await.expect("sent");
         reader.read_exact(&mut [0; 5]).await.expect("there");
         assert!(reader.fill(&mut cx).is_pending(), "what was read is used up");
-        assert!(ends[1].1.fill(&mut cx).is_pending(), "nothing came here");
+        for _ in 0..2 {
+            // The first call finds out, the second knows.
+            assert!(ends[1].1.fill(&mut cx).is_pending(), "nothing came here");
+        }
         assert!(SPARE.take().capacity() > 0);
     }
 }

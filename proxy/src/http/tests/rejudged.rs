@@ -219,13 +219,15 @@ fn audit_tells_once_and_enforcing_it_breaks_off() {
 fn on_one_host_each_side_tells_its_own() {
     run(async {
         let no_outbound = |snapshot: &mut Snapshot| snapshot.units[1].outbound = Some(Vec::new());
-        for (change, unit, rule) in [
+        let (nginx, orders) = ("nginx.service", "orders.service");
+        for (change, unit, rule, other) in [
             (
                 nobody as fn(&mut Snapshot),
-                "nginx.service",
+                nginx,
                 "nginx.service.toml:no-allow",
+                orders,
             ),
-            (no_outbound, "orders.service", "orders.service.toml:no-outbound"),
+            (no_outbound, orders, "orders.service.toml:no-outbound", nginx),
         ] {
             let world = World::new(|_| {}).await;
             let mut client = Peer(world.client().await, Vec::new());
@@ -238,6 +240,11 @@ fn on_one_host_each_side_tells_its_own() {
             client.rest().await.expect_err("broken off");
             application.rest().await.expect_err("reset");
             world.told(unit, "deny", rule).await;
+            let event = world.event_of(other).await;
+            assert_eq!(
+                (event.kind, event.status, &*event.message),
+                ("error", 200, "refused by the other side's policy")
+            );
         }
     });
 }
