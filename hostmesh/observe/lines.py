@@ -119,7 +119,7 @@ def sentence(event: Event) -> str:
     if event.kind == "denied":
         lead = "would be denied, let pass (audit)" if event.verdict == "audit-deny" else "denied"
         late = f"; it was open for {event.duration_us / 1e6:.3f} s and is ended" if event.duration_us else ""
-        return f"{lead}: {_flow(event, what) if event.service else event.message}, by {event.rule}{late}"
+        return f"{lead}: {event.message or _flow(event, what)}, by {event.rule}{late}"
     if event.verdict == "audit-deny":
         return f"would be denied, let pass (audit): {_flow(event, what)}, by {event.rule}"
     outcome = str(event.status) if event.status else "connection" if event.kind == "connection" else ""
