@@ -86,16 +86,22 @@ impl Account {
     /// Policy refused, or would have.
     pub fn denied(&self, worker: &Worker, entry: &Entry<'_>, decision: &Decision) {
         worker.stats.denied(&decision.rule);
-        let verdict = match decision.verdict {
+        // Words only where the line would not say why.
+        let (verdict, message) = match decision.verdict {
             Verdict::Allow => return,
-            Verdict::AuditDeny => "audit-deny",
-            Verdict::Deny | Verdict::BadPath => "deny",
+            Verdict::AuditDeny => ("audit-deny", String::new()),
+            Verdict::Deny => ("deny", String::new()),
+            Verdict::BadPath => {
+                let (peer, method, path) = (&self.about.peer, entry.request.method(), entry.request.path());
+                let why = "the path is ambiguous and a path rule applies";
+                ("deny", format!("{peer} {method} {path}: {why}"))
+            }
         };
         if !decision.verdict.passes() {
             self.row
                 .record(CodeClass::Denied, micros(entry.begun), entry.sent, entry.received, 0);
         }
-        let event = self.event(entry, "denied", verdict, String::new());
+        let event = self.event(entry, "denied", verdict, message);
         // What was passed on already was open: for so long.
         let is_late = !decision.verdict.passes() && entry.sent > 0;
         worker.shared.events.emit(Event {

@@ -32,6 +32,7 @@ fn both_policies_judge_every_request() {
                 "nginx.service.toml:8"
             };
             assert_eq!(denied.rule, rule);
+            assert_eq!(denied.message.contains("the path is ambiguous"), word == "bad-path");
             let told = world.event().await;
             assert_eq!(
                 (told.kind, &*told.unit, told.status.to_string()),
