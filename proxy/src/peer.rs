@@ -77,15 +77,8 @@ impl Reason {
 
     /// Of what went wrong with a TLS connection.
     pub fn of(error: &io::Error) -> Self {
-        let mut source = error.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static));
-        while let Some(inner) = source {
-            if let Some(tls) = inner.downcast_ref::<Error>() {
-                return Self::of_tls(tls);
-            }
-            source = inner
-                .downcast_ref::<io::Error>()
-                .and_then(|error| error.get_ref())
-                .map(|inner| inner as &(dyn std::error::Error + 'static));
+        if let Some(tls) = tls_error(error) {
+            return Self::of_tls(tls);
         }
         match error.kind() {
             io::ErrorKind::TimedOut => Self::TimedOut,
@@ -118,12 +111,36 @@ impl Reason {
             Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. } => Self::WrongUsage,
             Bad::UnsupportedSignatureAlgorithmContext { .. }
             | Bad::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => Self::WeakKey,
-            Bad::Other(OtherError(other)) => other
-                .downcast_ref::<WrongPeer>()
-                .map_or(Self::Other, |wrong| wrong.reason),
+            Bad::Other(other) => WrongPeer::of(other).map_or(Self::Other, |wrong| wrong.reason),
             _ => Self::Other,
         }
     }
+}
+
+/// What TLS said, where it was TLS.
+fn tls_error(error: &io::Error) -> Option<&Error> {
+    let mut source = error.get_ref();
+    while let Some(inner) = source {
+        if let Some(tls) = inner.downcast_ref::<Error>() {
+            return Some(tls);
+        }
+        source = inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    }
+    None
+}
+
+/// Why a connection came to nothing, for a person.
+pub fn why(error: &io::Error) -> String {
+    tls_error(error).map_or_else(|| error.to_string(), why_tls)
+}
+
+/// The same of what TLS says: our own reasons in our own words, which rustls would show as it shows them to programmers.
+pub fn why_tls(error: &Error) -> String {
+    let wrong = match error {
+        Error::InvalidCertificate(CertificateError::Other(other)) => WrongPeer::of(other),
+        _ => None,
+    };
+    wrong.map_or_else(|| error.to_string(), WrongPeer::to_string)
 }
 
 /// A peer that is not whom it must be, and why.
@@ -141,6 +158,10 @@ impl WrongPeer {
             reason,
             text: text.into(),
         }
+    }
+
+    fn of(error: &OtherError) -> Option<&Self> {
+        error.0.downcast_ref()
     }
 }
 
@@ -268,7 +289,10 @@ fn check_usage(leaf: &X509Certificate<'_>) -> Result<(), WrongPeer> {
         .iter_extensions()
         .find(|extension| extension.critical && unknown(extension.parsed_extension()))
     {
-        let why = format!("has a critical extension that nobody here knows: {}", extension.oid);
+        let why = format!(
+            "has a critical extension that nobody here knows: {}",
+            shown(&extension.oid.to_string())
+        );
         return bad(Reason::UnknownExtension, &why);
     }
     let key = &leaf.public_key().algorithm;
@@ -347,6 +371,7 @@ impl Claim {
     }
 }
 
-fn shown(text: &str) -> String {
+/// As much of what a stranger says as is repeated.
+pub fn shown(text: &str) -> String {
     text.chars().filter(char::is_ascii_graphic).take(MOST_SAID).collect()
 }

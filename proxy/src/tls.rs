@@ -21,7 +21,7 @@ use rustls::{
     SignatureScheme,
 };
 
-use crate::peer::{Claim, Peer, Reason, Seen, WrongPeer, check_size, read_leaf};
+use crate::peer::{Claim, Peer, Reason, Seen, WrongPeer, check_size, read_leaf, shown};
 use crate::shared::{Shared, Svid};
 
 /// The wire's only application protocol (RFC 7301).
@@ -139,7 +139,7 @@ impl Trust {
         match path {
             Some(path) if path.starts_with('/') => Ok((peer, leaf, rest)),
             _ => {
-                let text = format!("{} is not of trust domain {}", peer.spiffe_id, self.domain);
+                let text = format!("{} is not of trust domain {}", shown(&peer.spiffe_id), self.domain);
                 Err(WrongPeer::new(Reason::WrongTrustDomain, text).into())
             }
         }

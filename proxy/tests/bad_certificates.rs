@@ -84,6 +84,10 @@ fn table() -> Vec<Bad> {
             let id = who.id.replace("mesh.example", "mesh.example.org");
             ca.with_ids(who.unit, who.sni, &[&id], who.host)
         }),
+        bad("wrong-trust-domain", "not of trust domain mesh.example", |ca, who| {
+            let id = format!("spiffe://mesh.example.org/{}", "a".repeat(8000));
+            ca.with_ids(who.unit, who.sni, &[&id], who.host)
+        }),
         bad("wrong-identity", "2 URI names", |ca, who| {
             ca.with_ids(
                 who.unit,
@@ -123,6 +127,12 @@ fn table() -> Vec<Bad> {
                 params.custom_extensions.push(unknown);
             },
         ),
+        shaped("unknown-extension", "nobody here knows: 1.3.6.1", |params| {
+            let oid: Vec<u64> = [1, 3, 6, 1].into_iter().chain([99999; 2000]).collect();
+            let mut unknown = CustomExtension::from_oid_content(&oid, vec![5, 0]);
+            unknown.set_criticality(true);
+            params.custom_extensions.push(unknown);
+        }),
         bad("weak-key", "not ECDSA P-256", |ca, who| {
             let small = SubjectPublicKeyInfo::from_pem(SMALL_RSA).expect("a public key");
             let leaf = ca.leaf(&[who.id], who.host, &small, |_| {});
@@ -148,6 +158,12 @@ fn table() -> Vec<Bad> {
             with_chain(who.unit, who.sni, who.id, &key, vec![leaf, three.der, two.der, one.der])
         }),
     ]
+}
+
+/// In our own words, and no more of a stranger's than a line of the journal bears.
+fn assert_readable(message: &str) {
+    assert!(!message.contains("WrongPeer"), "{message}");
+    assert!(message.len() < 1000, "{} bytes: {message}", message.len());
 }
 
 async fn refused(mesh: &Mesh) -> String {
@@ -182,6 +198,7 @@ fn of_a_client() {
                 event.message
             );
             assert!(event.message.contains(told), "{reason}: {}", event.message);
+            assert_readable(&event.message);
             assert_eq!(mesh.h2.tls_failures("server", reason), 1, "{reason}");
             assert_eq!(mesh.h2.gauge("tls_handshakes"), 0, "{reason}");
             let event = mesh.h1.event().await;
@@ -207,6 +224,8 @@ fn of_a_server() {
                 ("wire", "deny", &*format!("builtin:{reason}"), "orders.service", WEB)
             );
             assert!(event.message.contains(told), "{reason}: {}", event.message);
+            assert_readable(&event.message);
+            assert_readable(&error);
             until(|| mesh.h2.tls_failures("server", "refused-by-peer") == 1).await;
         });
     }

@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 
 use super::gather::{Gathering, LargeReads};
 use super::{CONNECTION_WINDOW, FRAME, HANDSHAKE, HEAD, Link, SEND_BUFFER, STREAM_WINDOW, USER_TIMEOUT, drive};
-use crate::peer::{Peer, Reason, read_leaf};
+use crate::peer::{Peer, Reason, read_leaf, why, why_tls};
 use crate::sockopt;
 use crate::stats::{Gauge, Held, WorkerStats};
 use crate::tls::{ALPN, Expected, Trust, within_life};
@@ -82,7 +82,7 @@ impl ClientLink {
         let judged = trust.server(&self.chain, within_life(&self.peer));
         let error = judged.and_then(|peer| Ok(self.expected.check(&peer)?)).err()?;
         let by = trust.revoked_by(&self.peer).map(|by| format!("revoked, {by}"));
-        Some((Reason::of_tls(&error), by.unwrap_or_else(|| error.to_string())))
+        Some((Reason::of_tls(&error), by.unwrap_or_else(|| why_tls(&error))))
     }
 }
 
@@ -136,7 +136,7 @@ pub async fn dial(
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|error| Failed {
             kind: error.kind(),
-            why: format!("TLS with {whom}: {error}"),
+            why: format!("TLS with {whom}: {}", why(&error)),
             reason: Some(Reason::of(&error)),
         })
 }

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::events::Event;
 use crate::inbound;
-use crate::peer::{Peer, Reason, Seen, read_leaf};
+use crate::peer::{self, Peer, Reason, Seen, read_leaf, why_tls};
 use crate::sockopt;
 use crate::stats::Gauge;
 use crate::stream::WireStream;
@@ -81,7 +81,7 @@ impl ServerLink {
             Err(error) => {
                 let by = trust
                     .revoked_by(&self.peer)
-                    .map_or_else(|| error.to_string(), |by| format!("revoked, {by}"));
+                    .map_or_else(|| why_tls(&error), |by| format!("revoked, {by}"));
                 (Reason::of_tls(&error), format!("connection ended: {by}"))
             }
         };
@@ -174,7 +174,7 @@ fn refused(worker: &Worker, seen: &Seen, client: IpAddr, error: &io::Error) {
     let why = if unknown {
         format!("no unit with a certificate has the name {sni:?}")
     } else {
-        error.to_string()
+        peer::why(error)
     };
     let unit = worker
         .shared
