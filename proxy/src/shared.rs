@@ -216,6 +216,11 @@ impl Shared {
         self.draining.send_replace(true);
     }
 
+    /// Was everybody told so?
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
     /// All that this process counted since its start.
     pub fn counts(&self) -> Collected {
         let mut all = self.stats.collect();

@@ -151,8 +151,19 @@ impl Worker {
         }
     }
 
+    /// A connection is there, judged by `trust`. What changed while it was made is taken into account.
+    pub fn keep(&self, link: &Rc<ServerLink>, trust: &Arc<Trust>) {
+        self.links.borrow_mut().push(Rc::downgrade(link));
+        if !Arc::ptr_eq(trust, &self.shared.trust()) {
+            self.judge(link);
+        }
+        if self.shared.is_retired() || self.shared.is_draining() {
+            link.retire();
+        }
+    }
+
     /// Ends the connection if it would not be let in now.
-    pub fn judge(&self, link: &ServerLink) {
+    fn judge(&self, link: &ServerLink) {
         let Some(config) = self.shared.config() else { return };
         if let Some((reason, event)) = link.recheck(&self.shared.trust(), &config) {
             self.stats.tls_failure("server", reason);

@@ -5,12 +5,13 @@ mod ends;
 
 use std::sync::Arc;
 
-use ends::{Authority, End, Mesh, ORDERS, WEB, WEB_SNI, WEB_UNIT, config, run, soon, until};
-use hostmesh_proxy::shared::Svids;
+use ends::{Authority, End, Mesh, ORDERS, WEB, WEB_SNI, WEB_UNIT, config, ours, run, soon, tls_on, until};
+use hostmesh_proxy::shared::{Shared, Svids};
 use hostmesh_proxy::stream::{Stream, WireStream};
 use hostmesh_proxy::wire::client::OpenError;
 use hostmesh_proxy::wire::idle::Key;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 async fn open(mesh: &Mesh) -> Result<Stream, OpenError> {
     let opened = soon(
@@ -298,6 +299,30 @@ fn goaway_moves_new_streams_and_lets_old_ones_end() {
         soon(application.read_to_end(&mut seen)).await.expect("the end");
         assert_eq!(seen, b"bye");
     });
+}
+
+/// Makes a TLS connection of it that has no streams: GOAWAY ends it, and nothing else.
+async fn ends_by_goaway(mesh: &Mesh, tcp: TcpStream) {
+    let stream = tls_on(tcp, ours(mesh, &mesh.ca.orders()), WEB_SNI).await.expect("TLS");
+    let (_requests, connection) = soon(h2::client::handshake(stream)).await.expect("h2");
+    soon(connection).await.expect("an orderly end");
+}
+
+#[test]
+fn a_connection_that_is_still_being_made_when_the_process_is_to_end_hears_it_too() {
+    for is_to_end in [Shared::retire, Shared::drain] {
+        run(async {
+            let mesh = Mesh::new().await;
+            let knock = || async { TcpStream::connect(mesh.wire).await.expect("connected") };
+            let (made, late) = (knock().await, knock().await);
+            let told = async {
+                until(|| mesh.h2.gauge("tls_handshakes") == 1 && mesh.accepted.get() == 2).await;
+                is_to_end(mesh.h2.shared());
+            };
+            tokio::join!(ends_by_goaway(&mesh, made), told);
+            ends_by_goaway(&mesh, late).await;
+        });
+    }
 }
 
 #[test]

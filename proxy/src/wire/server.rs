@@ -109,10 +109,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         Ok((tls, link)) => {
             worker.stats.add(Gauge::TlsHandshakes, 1);
             let link = Rc::new(link);
-            worker.links.borrow_mut().push(Rc::downgrade(&link));
-            if !Arc::ptr_eq(&trust, &worker.shared.trust()) {
-                worker.judge(&link); // the handshake may have been judged by what was in force before
-            }
+            worker.keep(&link, &trust);
             if let Err(error) = run(&worker, Gathering::new(tls), &link).await {
                 broke_off(&worker, &link, &error);
             }

@@ -314,6 +314,11 @@ impl Mesh {
 /// A client of the wire that is no proxy of ours.
 pub async fn tls(mesh: &Mesh, config: ClientConfig, sni: &str) -> std::io::Result<TlsStream<TcpStream>> {
     let tcp = TcpStream::connect(mesh.wire).await.expect("connected");
+    tls_on(tcp, config, sni).await
+}
+
+/// The same on a connection that is there.
+pub async fn tls_on(tcp: TcpStream, config: ClientConfig, sni: &str) -> std::io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(sni.to_owned()).expect("a name");
     soon(TlsConnector::from(Arc::new(config)).connect(name, tcp)).await
 }
