@@ -77,9 +77,12 @@ impl Connector {
     fn see_again(&self, endpoint: Arc<Endpoint>) {
         let (worker, unit) = (self.worker.clone(), self.unit.unit.clone());
         tokio::task::spawn_local(async move {
-            if worker.pool.reach(&unit, &endpoint).await.is_err() {
-                let now = Instant::now().into_std();
-                worker.loads.borrow_mut().unreachable(endpoint.id, now);
+            let reached = worker.pool.reach(&unit, &endpoint).await;
+            let mut loads = worker.loads.borrow_mut();
+            // A dial that failed was told by the pool; a connection that was there by nobody.
+            match reached {
+                Ok(()) => loads.reached(endpoint.id),
+                Err(_) => loads.not_tried(endpoint.id),
             }
         });
     }

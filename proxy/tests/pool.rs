@@ -5,12 +5,17 @@ mod ends;
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use ends::{End, Mesh, config, run, soon};
+use ends::{End, Mesh, config, run, soon, until};
+use hostmesh_proxy::connect::Connector;
+use hostmesh_proxy::shared::Svids;
 use hostmesh_proxy::wire::client::OpenError;
+use hostmesh_proxy_core::config::{Endpoint, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 const ROUND_TRIP: Duration = Duration::from_millis(200);
@@ -146,5 +151,127 @@ fn an_endpoint_that_is_called_by_an_address_is_dialed_there_only() {
         let (called, _application) = tokio::join!(open(&its_own), mesh.arrives());
         called.expect("a stream");
         assert_eq!(mesh.accepted.get(), 2, "a connection of its own");
+    });
+}
+
+#[test]
+fn a_connection_that_is_made_while_the_certificate_is_replaced_opens_nothing_more() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let far = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (wire, near) = (far.local_addr().expect("an address").port(), mesh.wire);
+        let (dialed, passes) = (Rc::new(Cell::new(0)), Rc::new(Semaphore::new(1)));
+        let (count, pass) = (dialed.clone(), passes.clone());
+        tokio::task::spawn_local(async move {
+            while let Ok((mut tcp, _)) = far.accept().await {
+                count.set(count.get() + 1);
+                pass.acquire().await.expect("open").forget();
+                let mut on = TcpStream::connect(near).await.expect("connected");
+                // Ends when either side does.
+                tokio::task::spawn_local(async move { tokio::io::copy_bidirectional(&mut tcp, &mut on).await });
+            }
+        });
+        let h1 = End::new(config("h1", &[&mesh.ca], wire, mesh.ports), [mesh.ca.orders()]);
+        let endpoint = h1.shared().config().expect("a config").services[0].endpoints[0].clone();
+        let unit = "orders.service".into();
+        let open = async |endpoint: &Endpoint| {
+            let (opened, _application) = tokio::join!(
+                soon(h1.worker.pool.open(&unit, endpoint, mesh.ports[0])),
+                mesh.arrives()
+            );
+            opened.expect("a stream");
+        };
+        open(&endpoint).await;
+        assert_eq!(h1.gauge("pooled"), 1);
+        let other = endpoint.at("127.0.0.1".parse().expect("an address"));
+        let replaced = async {
+            until(|| dialed.get() == 2).await;
+            h1.shared().set_svids(Svids::new([mesh.ca.orders()]));
+            until(|| h1.gauge("pooled") == 0).await; // those that were there are seen to
+            passes.add_permits(2);
+        };
+        tokio::join!(open(&other), replaced);
+        open(&other).await;
+        assert_eq!(dialed.get(), 3, "with the old certificate");
+    });
+}
+
+/// Calls the service that h1 knows, beside whose endpoint there is another that may be taken.
+struct Caller {
+    connector: Connector,
+    service: Service,
+}
+
+impl Caller {
+    fn new(mesh: &Mesh) -> Self {
+        let config = mesh.h1.shared().config().expect("a config");
+        let (known, endpoint) = (&config.services[0], mesh.endpoint());
+        let other = Endpoint {
+            id: endpoint.id + 1,
+            ..(*endpoint).clone()
+        };
+        let service = Service {
+            name: known.name.clone(),
+            vips: known.vips.clone(),
+            ports: known.ports.clone(),
+            traffic: known.traffic.clone(),
+            endpoints: vec![endpoint, Arc::new(other)],
+        };
+        let connector = Connector {
+            worker: mesh.h1.worker.clone(),
+            unit: config.unit_by_name("orders.service").expect("the unit").clone(),
+            config,
+            client: "127.0.0.1".parse().expect("an address"),
+        };
+        Self { connector, service }
+    }
+
+    /// The endpoint could not be reached, so long ago that it is to be tried again.
+    fn missed(&self) {
+        let before = Instant::now().checked_sub(Duration::from_secs(2)).expect("a time");
+        let mut loads = self.connector.worker.loads.borrow_mut();
+        loads.unreachable(self.service.endpoints[0].id, before);
+    }
+
+    /// Is it among those that a request takes?
+    fn takes_it(&self) -> bool {
+        let mut loads = self.connector.worker.loads.borrow_mut();
+        (0..64).any(|turn| {
+            let picked = loads.pick(&self.service, &[], turn << 32);
+            picked.expect("an endpoint").id == self.service.endpoints[0].id
+        })
+    }
+}
+
+#[test]
+fn an_endpoint_to_which_a_connection_is_open_is_found_again_though_nobody_dials() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let caller = Caller::new(&mesh);
+        let pool = &mesh.h1.worker.pool;
+        soon(pool.reach(&"orders.service".into(), &mesh.endpoint()))
+            .await
+            .expect("a connection");
+        caller.missed();
+        assert!(!caller.takes_it(), "it is away");
+        caller.connector.pick(&caller.service, &[]).expect("an endpoint");
+        until(|| caller.takes_it()).await;
+        assert_eq!(mesh.accepted.get(), 1, "nothing was dialed");
+    });
+}
+
+#[test]
+fn a_caller_without_a_certificate_says_nothing_of_an_endpoint() {
+    run(async {
+        let mesh = Mesh::new().await;
+        let caller = Caller::new(&mesh);
+        mesh.h1.shared().set_svids(Svids::default());
+        caller.missed();
+        let begun = Instant::now();
+        caller.connector.pick(&caller.service, &[]).expect("an endpoint");
+        let due = || mesh.h1.worker.loads.borrow_mut().due(&caller.service, begun).is_some();
+        assert!(!due(), "somebody tries");
+        until(due).await;
+        assert_eq!(mesh.accepted.get(), 0);
     });
 }

@@ -86,6 +86,13 @@ impl Loads {
         self.away.remove(&id);
     }
 
+    /// Who was to try it found out nothing: the next one may.
+    pub fn not_tried(&mut self, id: u64) {
+        if let Some(away) = self.away.get_mut(&id) {
+            away.tried = false;
+        }
+    }
+
     /// An endpoint of the service that was left alone long enough: the caller tries it, and says what came of it.
     pub fn due<'a>(&mut self, service: &'a Service, now: Instant) -> Option<&'a Arc<Endpoint>> {
         if self.away.is_empty() {

@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 use super::dial::{self, ClientLink, Connection, Failed, Prepared};
 use crate::events::Event;
 use crate::peer::Reason;
-use crate::shared::Shared;
+use crate::shared::{Shared, Svids};
 use crate::stats::WorkerStats;
 use crate::stream::WireStream;
 use crate::tls::{Expected, Trust, client_config};
@@ -240,6 +240,9 @@ impl Pool {
         if !Arc::ptr_eq(&trust, &link.trust) {
             self.judge(pair, link, &trust);
         }
+        if is_replaced(pair, link, &self.shared.svids(), &trust) {
+            link.link.retire();
+        }
     }
 
     fn pooled(&self, pair: &Pair) -> Option<Rc<Connection>> {
@@ -301,14 +304,12 @@ impl Pool {
         let svids = self.shared.svids();
         let before = self.trust.replace(trust.clone());
         let trust_changed = !Arc::ptr_eq(&trust, &before);
-        let bundle_changed = !trust.has_bundle_of(&before);
         for (pair, link) in self.links.borrow().iter() {
             let Some(secured) = link.upgrade() else { continue };
             if trust_changed {
                 self.judge(pair, &secured, &trust);
             }
-            let svid = svids.by_unit(&pair.unit);
-            if bundle_changed || svid.is_none_or(|svid| svid.serial != secured.serial) {
+            if is_replaced(pair, &secured, &svids, &trust) {
                 secured.link.retire();
             }
         }
@@ -362,6 +363,12 @@ impl Pair {
 /// said anything? No byte of an application was sent, so nothing can happen twice.
 fn unprocessed(error: &h2::Error) -> bool {
     error.is_io() || error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM)
+}
+
+/// Was the SVID or the bundle that it was made with replaced?
+fn is_replaced(pair: &Pair, secured: &ClientLink, svids: &Svids, trust: &Trust) -> bool {
+    let svid = svids.by_unit(&pair.unit);
+    svid.is_none_or(|svid| svid.serial != secured.serial) || !trust.has_bundle_of(&secured.trust)
 }
 
 fn learn(loads: &RefCell<Loads>, id: Option<u64>, is_reached: bool) {
