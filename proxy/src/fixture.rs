@@ -8,7 +8,7 @@ use hostmesh_proxy_core::config::Config;
 use hostmesh_proxy_core::snapshot::Snapshot;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, ExtendedKeyUsagePurpose,
-    IsCa, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
+    IsCa, KeyPair, KeyUsagePurpose, SanType, SerialNumber, date_time_ymd,
 };
 
 use crate::events::{EventSource, queue};
@@ -27,6 +27,8 @@ pub struct Wrong {
     pub host: Option<&'static str>,
     /// Over for years.
     pub expired: bool,
+    /// This serial number, big-endian, in place of one by chance.
+    pub serial: Option<&'static [u8]>,
 }
 
 impl Authority {
@@ -47,6 +49,7 @@ impl Authority {
         let params = &mut request.params;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.serial_number = wrong.serial.map(SerialNumber::from_slice);
         if wrong.expired {
             (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 1, 2));
         }

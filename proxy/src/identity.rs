@@ -18,6 +18,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::fdstore::{self, Inherited, Named};
+use crate::peer::why_tls;
 use crate::sealed::{self, Sealed};
 use crate::shared::{Shared, Svid, Svids};
 use crate::told::Level;
@@ -253,12 +254,9 @@ impl SvidStore {
         let name = &unit.unit;
         let at = |why: &dyn fmt::Display| refused(format!("{name}: {why}"));
         let chain: Vec<CertificateDer<'static>> = chain.into_iter().map(CertificateDer::from).collect();
-        let leaf = chain.first().ok_or_else(|| at(&"the chain is empty"))?;
-        let (_, facts) = X509Certificate::from_der(leaf).map_err(|error| at(&error))?;
-        let (serial, validity) = (facts.tbs_certificate.raw_serial().to_vec(), facts.validity().clone());
         let (now, trust) = (UnixTime::now(), self.shared.trust());
-        let peer = trust.server(&chain, now).map_err(|error| at(&error))?;
-        trust.client(&chain, now).map_err(|error| at(&error))?;
+        let peer = trust.server(&chain, now).map_err(|error| at(&why_tls(&error)))?;
+        trust.client(&chain, now).map_err(|error| at(&why_tls(&error)))?;
         if *peer.spiffe_id != *unit.spiffe_id {
             return Err(at(&format!(
                 "the leaf is {}, expected {}",
@@ -280,9 +278,9 @@ impl SvidStore {
             unit: name.to_string(),
             spiffe_id: unit.spiffe_id.to_string(),
             sni: unit.sni.to_string(),
-            serial: hex(serial.strip_prefix(&[0]).unwrap_or(&serial)),
-            not_before: u64::try_from(validity.not_before.timestamp()).unwrap_or(0),
-            not_after: u64::try_from(validity.not_after.timestamp()).unwrap_or(0),
+            serial: peer.serial,
+            not_before: peer.not_before,
+            not_after: peer.not_after,
             key: Arc::new(certified),
         })
     }

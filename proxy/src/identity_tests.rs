@@ -75,6 +75,23 @@ fn a_good_chain_is_in_force_for_unit_and_server_name() {
     assert!(store.pending.is_empty());
 }
 
+/// As the agent, the journal and the entries of what is revoked write it.
+#[test]
+fn a_serial_number_is_told_without_leading_zeros() {
+    let authority = Authority::new();
+    let (shared, mut store) = store(&authority);
+    let csr = store.request(UNIT).expect("a request");
+    let told = [(&[0x0a, 0x1b, 0x2c][..], "a1b2c"), (&[0, 0xa1, 0xb2], "a1b2")];
+    for (serial, said) in told {
+        let wrong = Wrong {
+            serial: Some(serial),
+            ..Wrong::default()
+        };
+        store.set(UNIT, vec![authority.sign(&csr, &wrong)]).expect("in force");
+        assert_eq!(shared.svids().by_unit(UNIT).expect("in force").serial, said);
+    }
+}
+
 #[test]
 fn a_wrong_chain_is_refused_with_its_reason_and_changes_nothing() {
     let authority = Authority::new();

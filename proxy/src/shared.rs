@@ -28,7 +28,7 @@ pub struct Svid {
     pub spiffe_id: String,
     /// The TLS server name by which peers ask for it ([`Svids::by_sni`]).
     pub sni: String,
-    /// The leaf's serial number in hex.
+    /// The leaf's serial number, lower-case hex without leading zeros.
     pub serial: String,
     /// Seconds since the epoch.
     pub not_before: u64,
