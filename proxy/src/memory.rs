@@ -22,16 +22,25 @@ pub fn watch(told: &Told) {
     if limit == RLIM_INFINITY {
         return;
     }
-    match used() {
+    match used(Field::Size) {
         Some(used) if used >= limit / 100 * SCARCE => told.trouble(ABOUT, shortage(limit)),
         _ => told.well(ABOUT),
     }
 }
 
-/// The address space in use (proc(5), statm).
-fn used() -> Option<u64> {
+/// A field of what the kernel counts (proc_pid_statm(5)).
+#[derive(Clone, Copy)]
+pub enum Field {
+    /// The address space.
+    Size,
+    /// What of it is in memory.
+    Resident,
+}
+
+/// Bytes of it that this process has in use; `None` where `/proc` does not say.
+pub fn used(field: Field) -> Option<u64> {
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split(' ').next()?.parse().ok()?;
+    let pages: u64 = statm.split(' ').nth(field as usize)?.parse().ok()?;
     let size = sysconf(SysconfVar::PAGE_SIZE).ok()??;
     Some(pages * u64::try_from(size).ok()?)
 }
@@ -42,4 +51,15 @@ fn shortage(limit: u64) -> String {
          connections break, and it begins anew. Raise LimitAS= of hostmesh-proxy.service",
         limit / MEGABYTE
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_memory_is_a_part_of_the_address_space() {
+        let (size, resident) = (used(Field::Size), used(Field::Resident));
+        assert!(resident > Some(MEGABYTE) && resident < size, "{resident:?} of {size:?}");
+    }
 }

@@ -12,7 +12,6 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use nix::unistd::{SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::UnixStream;
@@ -20,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::events::Event;
 use crate::lookups::Learned;
+use crate::memory;
 use crate::shared::Shared;
 
 pub mod channel;
@@ -148,13 +148,9 @@ async fn say_learned(socket: &Path, message: &Message) -> io::Result<()> {
     }
 }
 
-/// Resident memory of this process, bytes (proc_pid_statm(5)); 0 where `/proc` does not say.
+/// Resident memory of this process, bytes; 0 where `/proc` does not say.
 pub fn memory() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: Option<u64> = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
-    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
-    let page = page.and_then(|page| u64::try_from(page).ok());
-    pages.unwrap_or_default() * page.unwrap_or_default()
+    memory::used(memory::Field::Resident).unwrap_or_default()
 }
 
 #[cfg(test)]
