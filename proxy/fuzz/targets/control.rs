@@ -29,7 +29,7 @@ static SOCKET: LazyLock<PathBuf> = LazyLock::new(|| {
     let listener = listen(&socket).expect("listening");
     let (sink, source) = events::queue();
     let shared = Arc::new(Shared::new(sink, Stats::new(), 1));
-    let saver = Saver::start(Persist::new(&folder), shared.clone()).expect("a thread");
+    let saver = Saver::start(Persist::new(&folder), shared.clone(), None).expect("a thread");
     let generations = folder.join("generations.sock");
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
