@@ -9,6 +9,7 @@ of the others were cut off as well.
 
 import errno
 import json
+import resource
 import socket
 import sys
 import time
@@ -45,6 +46,8 @@ def stream(connection: socket.socket) -> Iterator[int]:
 def main() -> None:
     """Call until it ends."""
     host, port, what, *beside = sys.argv[1:]
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     address = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)[0][4]
     others = [socket.create_connection(address, 10) for _ in range(int(beside[0]) if beside else 0)]
     for other in others:
