@@ -33,29 +33,52 @@ fn identity() -> inbound::Who {
 impl World {
     /// The refusal that the journal of this unit tells, and its count.
     async fn told(&self, unit: &str, verdict: &str, rule: &str) {
-        loop {
-            let event = self.event_of(unit).await;
-            if event.kind == "denied" {
-                assert_eq!((event.verdict, &*event.rule), (verdict, rule));
-                break;
-            }
-        }
+        let event = self.event_of_kind(unit, "denied").await;
+        assert_eq!((event.verdict, &*event.rule), (verdict, rule));
         assert_eq!(self.stats().denied[rule], 1);
     }
 
-    /// A client and the application, after a first request: of a unit of this host, or from elsewhere.
-    async fn acquainted(&self, called_here: bool) -> (Peer, Peer) {
+    async fn event_of_kind(&self, unit: &str, kind: &str) -> Event {
+        loop {
+            let event = self.event_of(unit).await;
+            if event.kind == kind {
+                return event;
+            }
+        }
+    }
+
+    /// A unit of this host, or a caller from elsewhere.
+    async fn by(&self, called_here: bool) -> Peer {
         let stream = if called_here {
             self.client().await
         } else {
             self.caller(identity()).await
         };
-        let mut client = Peer(stream, Vec::new());
+        Peer(stream, Vec::new())
+    }
+
+    /// A client and the application, after a first request.
+    async fn acquainted(&self, called_here: bool) -> (Peer, Peer) {
+        let (mut client, mut application) = self.asked(called_here).await;
+        application.send(OK).await;
+        client.until("ok").await;
+        (client, application)
+    }
+
+    /// The same, while a response is under way.
+    async fn streaming(&self, called_here: bool) -> (Peer, Peer) {
+        let (mut client, mut application) = self.asked(called_here).await;
+        application.send(STREAM).await;
+        client.until("first\r\n").await;
+        (client, application)
+    }
+
+    /// The same, before there is a response.
+    async fn asked(&self, called_here: bool) -> (Peer, Peer) {
+        let mut client = self.by(called_here).await;
         client.send(GET).await;
         let mut application = self.accept().await;
         application.head().await;
-        application.send(OK).await;
-        client.until("ok").await;
         (client, application)
     }
 }
@@ -97,15 +120,7 @@ fn a_unit_that_is_gone_lets_no_request_in_or_out() {
                 assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
                 assert_eq!(world.stats().denied["builtin:unknown-unit"], count);
             }
-            let told = async {
-                loop {
-                    let event = world.event_of(unit).await;
-                    if event.kind == "denied" {
-                        break event.rule;
-                    }
-                }
-            };
-            assert_eq!(told.await, "builtin:unknown-unit");
+            assert_eq!(world.event_of_kind(unit, "denied").await.rule, "builtin:unknown-unit");
         }
     });
 }
@@ -127,15 +142,8 @@ fn a_port_that_speaks_http_no_more_ends_the_connection_and_is_told() {
             });
             client.send(GET).await;
             client.rest().await.expect_err("reset");
-            let told = async {
-                loop {
-                    let event = world.event_of(unit).await;
-                    if event.kind == "error" {
-                        break event.message;
-                    }
-                }
-            };
-            let (told, port) = (told.await, world.snapshot.units[0].ports[0].port);
+            let told = world.event_of_kind(unit, "error").await.message;
+            let port = world.snapshot.units[0].ports[0].port;
             let wanted = if called_here {
                 "there is no more HTTP at 240.240.0.12:80".to_owned()
             } else {
@@ -151,10 +159,7 @@ fn without_a_response_it_is_answered_as_at_the_beginning() {
     run(async {
         for change in [nobody as fn(&mut Snapshot), |snapshot| drop(snapshot.units.remove(0))] {
             let world = World::new(|snapshot| snapshot.services.clear()).await;
-            let mut client = Peer(world.caller(identity()).await, Vec::new());
-            client.send(GET).await;
-            let mut application = world.accept().await;
-            application.head().await;
+            let (mut client, application) = world.asked(false).await;
             world.put(|snapshot| {
                 snapshot.services.clear();
                 change(snapshot);
@@ -172,12 +177,7 @@ fn without_a_response_it_is_answered_as_at_the_beginning() {
 fn a_response_under_way_is_broken_off_and_told() {
     run(async {
         let world = World::new(|_| {}).await;
-        let mut client = Peer(world.caller(identity()).await, Vec::new());
-        client.send(GET).await;
-        let mut application = world.accept().await;
-        application.head().await;
-        application.send(STREAM).await;
-        client.until("first\r\n").await;
+        let (mut client, mut application) = world.streaming(false).await;
         world.put(by_other_line);
         application.send("4\r\nmore\r\n").await;
         client.until("more\r\n").await;
@@ -192,12 +192,7 @@ fn a_response_under_way_is_broken_off_and_told() {
 fn audit_tells_once_and_enforcing_it_breaks_off() {
     run(async {
         let world = World::new(|_| {}).await;
-        let mut client = Peer(world.caller(identity()).await, Vec::new());
-        client.send(GET).await;
-        let mut application = world.accept().await;
-        application.head().await;
-        application.send(STREAM).await;
-        client.until("first\r\n").await;
+        let (mut client, mut application) = world.streaming(false).await;
         world.put(audit_nobody);
         world
             .told("nginx.service", "audit-deny", "nginx.service.toml:no-allow")
@@ -230,12 +225,7 @@ fn on_one_host_each_side_tells_its_own() {
             (no_outbound, orders, "orders.service.toml:no-outbound", nginx),
         ] {
             let world = World::new(|_| {}).await;
-            let mut client = Peer(world.client().await, Vec::new());
-            client.send(GET).await;
-            let mut application = world.accept().await;
-            application.head().await;
-            application.send(STREAM).await;
-            client.until("first\r\n").await;
+            let (client, application) = world.streaming(true).await;
             world.put(change);
             client.rest().await.expect_err("broken off");
             application.rest().await.expect_err("reset");
@@ -257,12 +247,7 @@ fn a_tunnel_is_judged_by_the_request_that_opened_it() {
         let world = World::new(paths("/a")).await;
         for called_here in [false, true] {
             world.put(paths("/a"));
-            let stream = if called_here {
-                world.client().await
-            } else {
-                world.caller(identity()).await
-            };
-            let mut client = Peer(stream, Vec::new());
+            let mut client = world.by(called_here).await;
             client.send(UPGRADE).await;
             let mut application = world.accept().await;
             application.head().await;
