@@ -88,10 +88,8 @@ class Authority:
         if spiffe_id.trust_domain != self.trust_domain:
             raise BadCertificate(f"{spiffe_id} is not of the trust domain {self.trust_domain}")
         issuer = self.active.intermediate
-        begins, ends = (
-            issuer.not_valid_before_utc,
-            min(issuer.not_valid_after_utc, self.active.root.not_valid_after_utc),
-        )
+        begins = issuer.not_valid_before_utc
+        ends = min(issuer.not_valid_after_utc, self.active.root.not_valid_after_utc)
         if not begins <= now < ends:
             raise CannotSign(
                 "the intermediate certificate is not valid now",

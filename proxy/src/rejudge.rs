@@ -36,8 +36,20 @@ pub enum Asked {
 pub struct Question {
     about: About,
     asked: Asked,
-    /// Audit let it pass, and that is told.
-    audited: Cell<bool>,
+    audited: Audited,
+}
+
+/// What audit lets pass is told once, each time that it comes to it.
+#[derive(Default)]
+pub struct Audited(Cell<bool>);
+
+impl Audited {
+    /// Takes a verdict; does audit let it pass by this one, and not by the one before?
+    pub fn begins(&self, verdict: Verdict) -> bool {
+        let is_audited = verdict == Verdict::AuditDeny;
+        let was_audited = self.0.replace(is_audited);
+        is_audited && !was_audited
+    }
 }
 
 /// A policy has turned against what it had let pass.
@@ -104,11 +116,9 @@ impl Question {
 
     /// Why it is denied, if it is. What audit lets pass is told once.
     fn weigh(&self, worker: &Worker, decision: Decision) -> Option<Denial> {
-        let is_audited = decision.verdict == Verdict::AuditDeny;
-        if is_audited && !self.audited.get() {
+        if self.audited.begins(decision.verdict) {
             self.about.audited(worker, &decision.rule);
         }
-        self.audited.set(is_audited);
         (!decision.verdict.passes()).then(|| match &self.asked {
             Asked::Call { address, .. } if self.about.service.is_empty() => Denial {
                 message: format!(
@@ -148,7 +158,7 @@ impl Opened {
         let question = Question {
             about,
             asked,
-            audited: Cell::new(false),
+            audited: Audited::default(),
         };
         let decision = question.decide(&self.worker, config);
         let rule = decision.rule.clone();

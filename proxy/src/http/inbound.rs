@@ -21,7 +21,7 @@ use super::exchange::{Ended, Exchange, Tally, Upload};
 use super::observe::{Account, Entry, broken, count_slow, span};
 use super::session::{self, Handler, Next, asked, refuse, reply};
 use crate::deliver;
-use crate::rejudge::{self, Denial};
+use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
 use crate::tcp::Relayed;
 use crate::worker::{About, Worker};
@@ -68,7 +68,7 @@ pub async fn serve(worker: Rc<Worker>, config: Arc<Config>, about: About, who: W
         who,
         kept: None,
         tunnel: None,
-        audited: Cell::new(false),
+        audited: Audited::default(),
         config,
         begun: Instant::now(),
         worker: worker.clone(),
@@ -85,8 +85,8 @@ struct Serving {
     kept: Option<Conn>,
     /// The request that became a tunnel.
     tunnel: Option<Box<(RequestHead, Span)>>,
-    /// Audit lets the request pass that is under way, and that is told.
-    audited: Cell<bool>,
+    /// Of the request that is under way.
+    audited: Audited,
     /// When the last request began.
     begun: Instant,
 }
@@ -107,7 +107,7 @@ impl Handler for Serving {
             rejudge::unknown_unit()
         };
         let span = span(&self.worker, &request, unit.trace);
-        self.audited.set(decision.verdict == Verdict::AuditDeny);
+        self.audited.begins(decision.verdict);
         if decision.verdict != Verdict::Allow {
             let entry = entry(&request, &decision.rule, span, begun);
             self.account.denied(&self.worker, &entry, &decision);
@@ -192,12 +192,10 @@ impl Serving {
             let decision = rejudge::by_unit(config, about, |unit| {
                 authorize::request(unit, &self.who.caller(), about.port, &asked)
             });
-            let is_audited = decision.verdict == Verdict::AuditDeny;
-            if is_audited && !self.audited.get() {
+            if self.audited.begins(decision.verdict) {
                 let entry = entry(request, &decision.rule, span, self.begun);
                 self.account.denied(&self.worker, &entry, &decision);
             }
-            self.audited.set(is_audited);
             (!decision.verdict.passes()).then(|| Denial::new(about.clone(), decision))
         })
         .await

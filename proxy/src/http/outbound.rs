@@ -26,7 +26,7 @@ use super::observe::{Account, Entry, broken, count_slow, span};
 use super::route::{Route, To};
 use super::session::{self, Handler, Next, refuse, reply};
 use crate::connect::ConnectError;
-use crate::rejudge::{self, Denial};
+use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
 use crate::tcp::Relayed;
 use crate::wire::idle::Key;
@@ -48,7 +48,7 @@ pub async fn serve(worker: Rc<Worker>, unit: Arc<Unit>, called: SocketAddr, clie
         accounts: Vec::new(),
         kept: None,
         tunnel: None,
-        audited: Cell::new(false),
+        audited: Audited::default(),
         begun: Instant::now(),
     };
     session::serve(stream, draining, &mut calling).await;
@@ -66,8 +66,8 @@ struct Calling {
     kept: Option<(Arc<str>, u16, Conn)>,
     /// The request that became a tunnel, and the unit of this host to which it leads.
     tunnel: Option<Box<(RequestHead, Option<Rc<Account>>)>>,
-    /// Audit lets the request pass that is under way, and that is told.
-    audited: Cell<bool>,
+    /// Of the request that is under way.
+    audited: Audited,
     /// When the last request began.
     begun: Instant,
 }

@@ -29,7 +29,7 @@ impl Calling {
         let (request, id) = (call.request, self.route.connector.unit.spiffe_id.clone());
         let caller = self.account(unit.spiffe_id.clone(), "outbound");
         let decision = authorize::request(unit, &Caller::Identity(&id), port.port, &asked(request));
-        self.audited.set(decision.verdict == Verdict::AuditDeny);
+        self.audited.begins(decision.verdict);
         let about = About {
             unit: unit.clone(),
             direction: "local",
@@ -71,11 +71,9 @@ impl Calling {
             let decision = rejudge::by_unit(config, about, |unit| {
                 authorize::request(unit, &caller, about.port, &asked(request))
             });
-            let is_audited = decision.verdict == Verdict::AuditDeny;
-            if is_audited && !self.audited.get() {
+            if self.audited.begins(decision.verdict) {
                 callee.inspect(|callee| audited(callee, &decision));
             }
-            self.audited.set(is_audited);
             (!decision.verdict.passes()).then(|| Denial::new(about.clone(), decision))
         })
         .await
