@@ -21,11 +21,11 @@ from hostmesh.policy.model import (
     Policy,
     Port,
     Protocol,
-    Retries,
     Traffic,
 )
 from hostmesh.policy.read import Reader
 from hostmesh.policy.source import Node, parse
+from hostmesh.policy.traffic import traffic
 from hostmesh.policy.words import caller, destination, header, method, path, plaintext_source
 
 Tables = dict[str, Node]
@@ -101,7 +101,7 @@ class _Reading:
             allow=self._inbound_rules(inbound.get("allow"), schema.ALLOW, declared),
             deny=self._inbound_rules(inbound.get("deny"), schema.DENY, declared),
             plaintext=self._plaintext_rules(inbound.get("plaintext"), declared),
-            traffic=self._traffic(top.get("traffic")),
+            traffic=traffic(self.read, top.get("traffic")),
             outbound=self._outbound(top.get("outbound")),
             observe=self._observe(top.get("observe")),
         )
@@ -250,33 +250,6 @@ class _Reading:
             )
         return tuple(rules)
 
-    def _traffic(self, node: Node | None) -> Traffic:
-        table = self.read.table(node, schema.TRAFFIC)
-        retries = table.get("retries")
-        timeout = self.read.duration_ms(table.get("timeout"), 0)
-        read = self._retries(retries) if retries is not None else None
-        if read and timeout and read.per_try_timeout_ms > timeout and retries is not None:
-            place = retries.table["per_try_timeout"].place
-            message = "per_try_timeout is longer than timeout"
-            self.findings.add(Code.BAD_VALUE, place, message, "it would never be reached")
-        later = ("round-robin", "ewma", "consistent-hash")
-        balance = self.read.choice(table.get("balance"), "least-request", ["least-request"], later)
-        return Traffic(timeout, read, balance, node.place if node else None)
-
-    def _retries(self, node: Node) -> Retries:
-        table = self.read.table(node, schema.RETRIES)
-        default = Retries(node.place)
-        words = ("5xx", "gateway-error", "connect-failure", "reset")
-        on = tuple(self.read.choice(item, "", words) for item, _ in self.read.strings(table.get("on")))
-        return Retries(
-            node.place,
-            self.read.integer(table.get("attempts"), default.attempts, 1, 10),
-            self.read.duration_ms(table.get("per_try_timeout"), default.per_try_timeout_ms),
-            on if "on" in table else default.on,
-            self.read.ratio(table.get("budget"), default.budget),
-            self.read.boolean(table.get("non_idempotent"), default.non_idempotent),
-        )
-
     def _outbound(self, node: Node | None) -> tuple[OutboundRule, ...] | None:
         if node is None:
             return None
@@ -324,7 +297,7 @@ def _check_together(policies: list[Policy], findings: Findings) -> None:
             findings.add(Code.DUPLICATE, policy.traffic.place or policy.place, message, hint)
 
 
-def _behaviour(traffic: Traffic) -> Traffic:
+def _behaviour(said: Traffic) -> Traffic:
     """All of it but the places."""
-    retries = traffic.retries and replace(traffic.retries, place=Place(""))
-    return replace(traffic, retries=retries, place=None)
+    retries = said.retries and replace(said.retries, place=Place(""))
+    return replace(said, retries=retries, place=None)
