@@ -59,6 +59,8 @@ def event_fields(event: Event) -> Fields:
         "HOSTMESH_DURATION_US": event.duration_us or "",
         "HOSTMESH_BYTES_IN": event.bytes_in or "",
         "HOSTMESH_BYTES_OUT": event.bytes_out or "",
+        "HOSTMESH_ROUTE": event.route,
+        "HOSTMESH_FLAG": event.flag,
         "TRACE_ID": event.trace_id,
         "SPAN_ID": event.span_id,
         "SYSLOG_TIMESTAMP_NS": event.time_ns,

@@ -144,6 +144,7 @@ class Event(Struct):
 
     kind: request | connection | denied | retry | error | wire. verdict: allow | deny | audit-deny. direction: inbound |
     outbound | local. ``status`` 0 when there is none; times: ns since the epoch, durations us. ``tries`` counts from 1.
+    ``route``: the route of the service that it took; ``flag``: what was done to it, in one word. Empty: none, nothing.
     """
 
     time_ns: int
@@ -167,6 +168,8 @@ class Event(Struct):
     bytes_out: int = 0
     trace_id: str = ""
     span_id: str = ""
+    route: str = ""
+    flag: str = ""
 
 
 class Events(Struct, tag_field="type", tag="events"):

@@ -66,6 +66,12 @@ pub struct Event {
     pub trace_id: String,
     /// W3C span id in hex.
     pub span_id: String,
+    /// The route of the service that it took; empty: none fitted.
+    #[serde(default)]
+    pub route: String,
+    /// What was done to it, in one word; empty: nothing.
+    #[serde(default, deserialize_with = "words::known")]
+    pub flag: Word,
 }
 
 impl Event {

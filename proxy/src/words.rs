@@ -5,8 +5,8 @@ use serde::{Deserialize, Deserializer};
 /// One of [`KNOWN`].
 pub type Word = &'static str;
 
-/// Kinds, verdicts, directions, protocols and code classes.
-const KNOWN: [Word; 27] = [
+/// Kinds, verdicts, directions, protocols, code classes and flags.
+const KNOWN: &[Word] = &[
     "request",
     "connection",
     "denied",
@@ -33,6 +33,21 @@ const KNOWN: [Word; 27] = [
     "5xx",
     "ok",
     "closed",
+    "bad-path",
+    "bad-request",
+    "bad-response",
+    "connect-failure",
+    "denied",
+    "fault",
+    "gone",
+    "no-endpoint",
+    "no-route",
+    "not-ready",
+    "redirected",
+    "reset",
+    "responded",
+    "slow-request",
+    "timeout",
     "",
 ];
 

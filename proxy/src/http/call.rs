@@ -83,6 +83,8 @@ impl Call<'_> {
             sent: self.tally.sent.get(),
             received: self.tally.received.get(),
             error,
+            route: "",
+            flag: "",
         }
     }
 

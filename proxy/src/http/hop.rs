@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::config::{Endpoint, Port, Unit};
+use hostmesh_proxy_core::error::Fault;
 
 use super::observe::{Account, Entry};
 use crate::rejudge::Denial;
@@ -32,11 +33,13 @@ impl Parties {
                 callee.denied(worker, entry, decision);
                 let answered = decision.verdict.fault().filter(|_| entry.status == 0);
                 let (status, error) = answered.map_or((entry.status, DENIED_THERE), |fault| (fault.status(), ""));
+                let flag = answered.map_or("", Fault::word);
                 self.caller.ended(
                     worker,
                     &Entry {
                         status,
                         error,
+                        flag,
                         ..*entry
                     },
                 );

@@ -160,6 +160,8 @@ fn entry<'a>(request: &'a RequestHead, rule: &'a str, span: Span, begun: Instant
         sent: 0,
         received: 0,
         error: "",
+        route: "",
+        flag: "",
     }
 }
 
@@ -245,6 +247,7 @@ impl Serving {
                                 Entry {
                                     status: 503,
                                     error: &message,
+                                    flag: Fault::Connect.word(),
                                     ..entry
                                 },
                                 &upload,
@@ -302,6 +305,7 @@ impl Serving {
                         Entry {
                             status: fault.status(),
                             error: &message,
+                            flag: fault.word(),
                             ..entry
                         },
                         &upload,

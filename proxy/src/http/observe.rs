@@ -13,6 +13,7 @@ use super::exchange::Breaker;
 use crate::events::Event;
 use crate::stats::{CodeClass, Gauge, Row};
 use crate::stream::DENIED_THERE;
+use crate::words::Word;
 use crate::worker::{About, Worker, micros};
 
 /// Requests of one kind: from whom to whom.
@@ -35,6 +36,10 @@ pub struct Entry<'a> {
     pub received: u64,
     /// What went wrong, for a person; empty if nothing did.
     pub error: &'a str,
+    /// The route that it took; empty if none fitted.
+    pub route: &'a str,
+    /// What was done to it, in one word (`x-hostmesh-error`'s, where it was answered by a proxy); empty if nothing was.
+    pub flag: Word,
 }
 
 impl Account {
@@ -106,6 +111,7 @@ impl Account {
         let is_late = !decision.verdict.passes() && entry.sent > 0;
         worker.shared.events.emit(Event {
             rule: decision.rule.to_string(),
+            flag: decision.verdict.fault().map_or("", Fault::word),
             duration_us: if is_late { micros(entry.begun) } else { 0 },
             ..event
         });
@@ -121,6 +127,8 @@ impl Account {
             bytes_out: entry.received,
             trace_id: entry.span.trace_hex(),
             span_id: entry.span.span_hex(),
+            route: entry.route.to_owned(),
+            flag: entry.flag,
             ..self.about.event(kind, verdict, entry.rule, message)
         }
     }

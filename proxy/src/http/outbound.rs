@@ -388,7 +388,10 @@ impl Calling {
         fault: Fault,
         message: &str,
     ) -> Next {
-        let entry = call.entry(fault.status(), message);
+        let entry = Entry {
+            flag: fault.word(),
+            ..call.entry(fault.status(), message)
+        };
         match parties {
             Some(parties) => parties.ended(&self.worker, &entry),
             None => self.account("".into(), "outbound").ended(&self.worker, &entry),

@@ -111,3 +111,9 @@ def test_limit_is_per_unit_and_tells_what_it_held_back() -> None:
     assert limit.due(11.0) == []
     assert limit.admit("a", "request", 11.0)
     assert limit.total_suppressed == 2
+
+
+def test_an_entry_has_its_route_and_flag_only_where_there_are_any() -> None:
+    told = event_fields(changed(route="canary", flag="redirected"))
+    assert (told["HOSTMESH_ROUTE"], told["HOSTMESH_FLAG"]) == ("canary", "redirected")
+    assert not {"HOSTMESH_ROUTE", "HOSTMESH_FLAG"} & event_fields(DENIED).keys()

@@ -7,7 +7,7 @@ use super::Calling;
 use crate::http::call::Call;
 use crate::http::conn::Conn;
 use crate::http::hop::{Hop, Parties};
-use crate::http::observe::Account;
+use crate::http::observe::{Account, Entry};
 use crate::http::session::{Next, asked, reply};
 use crate::rejudge::{self, Denial};
 use crate::worker::About;
@@ -47,7 +47,14 @@ impl Calling {
                 callee: Some((callee, decision.rule)),
             });
         };
-        caller.ended(&self.worker, &call.entry(fault.status(), ""));
+        let flag = fault.word();
+        caller.ended(
+            &self.worker,
+            &Entry {
+                flag,
+                ..call.entry(fault.status(), "")
+            },
+        );
         Err(reply(down, request, fault, &fault.to_string(), call.last).await)
     }
 

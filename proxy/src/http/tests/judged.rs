@@ -31,12 +31,12 @@ fn both_policies_judge_every_request() {
             } else {
                 "nginx.service.toml:8"
             };
-            assert_eq!(denied.rule, rule);
+            assert_eq!((&*denied.rule, denied.flag), (rule, word));
             assert_eq!(denied.message.contains("the path is ambiguous"), word == "bad-path");
             let told = world.event().await;
             assert_eq!(
-                (told.kind, &*told.unit, told.status.to_string()),
-                ("request", "orders.service", status.to_owned())
+                (told.kind, &*told.unit, told.status.to_string(), told.flag),
+                ("request", "orders.service", status.to_owned(), word)
             );
         }
         client.send(GET).await;
