@@ -51,6 +51,7 @@ impl From<OpenError> for ConnectError {
 }
 
 /// Connects for one connection of a unit of this host.
+#[derive(Clone)]
 pub struct Connector {
     /// Whose pools.
     pub worker: Rc<Worker>,

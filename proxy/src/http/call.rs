@@ -1,21 +1,21 @@
 //! One request of a unit under way: what is known of it, how its tries can end, and may there be another.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hostmesh_proxy_core::config::{Endpoint, Service};
 use hostmesh_proxy_core::error::Fault;
-use hostmesh_proxy_core::http1::{RequestHead, ResponseHead};
 use hostmesh_proxy_core::retry::{self, Failure};
 use hostmesh_proxy_core::trace::Span;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::exchange::Tally;
+use super::down::{Answer, Arrived};
 use super::observe::{Account, Entry};
+use super::route::Route;
 use super::session::Next;
 use crate::connect::ConnectError;
+use crate::rejudge::Audited;
 use crate::worker::Worker;
 
 /// Counts a request to an endpoint while it is under way.
@@ -40,20 +40,18 @@ impl Drop for InFlight {
 
 /// What is known of a request under way.
 pub struct Call<'a> {
-    pub request: &'a RequestHead,
+    pub arrived: Arrived<'a>,
+    /// By the config in force when it began.
+    pub route: Rc<Route>,
     pub service: Option<Arc<Service>>,
-    pub rule: Arc<str>,
     pub span: Span,
-    pub begun: Instant,
     /// When there must be a response's head.
     pub deadline: Option<Instant>,
     pub tries: u32,
     pub tried: Vec<u64>,
-    pub replayable: &'a Cell<bool>,
-    pub tally: &'a Tally,
-    pub last: bool,
     /// Who is called by this try, where it is a unit of this host.
     pub callee: Option<Rc<Account>>,
+    pub audited: Audited,
 }
 
 /// What comes of one try.
@@ -74,14 +72,11 @@ pub enum Tried {
 impl Call<'_> {
     pub fn entry<'a>(&'a self, status: u16, error: &'a str) -> Entry<'a> {
         Entry {
-            request: self.request,
-            rule: &self.rule,
+            arrived: self.arrived,
+            rule: &self.route.decision.rule,
             span: self.span,
-            begun: self.begun,
             tries: self.tries,
             status,
-            sent: self.tally.sent.get(),
-            received: self.tally.received.get(),
             error,
             route: "",
             flag: "",
@@ -108,8 +103,9 @@ impl Call<'_> {
         let Some(policy) = &service.traffic.retries else {
             return false;
         };
-        let method = self.request.method();
-        !self.is_late() && retry::may_retry(policy, failure, self.tries, method, self.replayable.get()) && {
+        let Arrived { asked, progress, .. } = self.arrived;
+        let (method, is_replayable) = (asked.method, progress.is_replayable.get());
+        !self.is_late() && retry::may_retry(policy, failure, self.tries, method, is_replayable) && {
             let mut loads = worker.loads.borrow_mut();
             let now = loads.clock(Instant::now().into_std());
             loads.budget(&service.name).take(policy.budget, now)
@@ -118,14 +114,14 @@ impl Call<'_> {
 }
 
 /// Is this a response that another try might better? Of another proxy it is known when nothing reached the application.
-pub fn failure_of(response: &ResponseHead, from_application: bool) -> Option<Failure> {
-    if response.status < 500 {
+pub fn failure_of(answer: &dyn Answer, from_application: bool) -> Option<Failure> {
+    if answer.status() < 500 {
         return None;
     }
-    let word = response.single("x-hostmesh-error").filter(|_| !from_application);
+    let word = answer.single("x-hostmesh-error").filter(|_| !from_application);
     Some(match word {
         Some(b"connect-failure") => Failure::Connect,
-        _ => Failure::Status(response.status),
+        _ => Failure::Status(answer.status()),
     })
 }
 

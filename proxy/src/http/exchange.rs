@@ -2,31 +2,20 @@
 
 use std::cell::Cell;
 use std::future::{Future, pending};
-use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hostmesh_proxy_core::config::Timeouts;
 use hostmesh_proxy_core::error::Fault;
-use hostmesh_proxy_core::http1::{Body, BodyError, Framing, RequestEdits, RequestHead, ResponseEdits, ResponseHead};
+use hostmesh_proxy_core::http1::{Body, BodyError, Framing, RequestHead, ResponseEdits, ResponseHead};
 use hostmesh_proxy_core::retry::Failure;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
+use super::call::until;
 use super::conn::{Conn, NoHead, Sink, Source};
+use super::down::{Answer, BrokenBy, Ended, Manner, Progress, add};
 use super::{COALESCE, HALF_CLOSED, REPLAY};
 use crate::rejudge::Denial;
-
-/// Bytes of request heads, and of responses, in all tries.
-#[derive(Debug, Default)]
-pub struct Tally {
-    pub sent: Cell<u64>,
-    pub received: Cell<u64>,
-}
-
-fn add(count: &Cell<u64>, bytes: usize) {
-    count.set(count.get() + bytes as u64);
-}
 
 /// A request's body on its way, with what went out already as long as that is little.
 pub struct Upload<'a> {
@@ -34,15 +23,14 @@ pub struct Upload<'a> {
     /// A copy: parts of what was received would keep whole blocks alive, a single byte each.
     sent: BytesMut,
     length: usize,
-    /// All that went out is still here.
-    replayable: &'a Cell<bool>,
+    progress: &'a Progress,
     /// More of it must come within this.
     stall: Duration,
 }
 
 enum Stopped {
     /// The client broke off, or policy ended it on that side.
-    Downstream(Breaker),
+    Downstream(BrokenBy),
     /// The client has ended its side after its request: it may have gone, or wait for the answer.
     HalfClosed,
     BadBody(BodyError),
@@ -53,13 +41,12 @@ enum Stopped {
 }
 
 impl<'a> Upload<'a> {
-    pub fn new(request: &RequestHead, replayable: &'a Cell<bool>, stall: Duration) -> Self {
-        replayable.set(true);
+    pub fn new(request: &RequestHead, progress: &'a Progress, stall: Duration) -> Self {
         Self {
             body: Body::new(request.framing),
             sent: BytesMut::new(),
             length: 0,
-            replayable,
+            progress,
             stall,
         }
     }
@@ -67,11 +54,6 @@ impl<'a> Upload<'a> {
     /// Has the client sent all of it?
     pub fn is_done(&self) -> bool {
         self.body.is_done()
-    }
-
-    /// Bytes of the body that the client has sent.
-    pub fn length(&self) -> usize {
-        self.length
     }
 
     fn is_untouched(&self) -> bool {
@@ -86,8 +68,9 @@ impl<'a> Upload<'a> {
             source.put_back(bytes);
         }
         self.length += body.len();
+        add(&self.progress.sent, body.len());
         if self.length > REPLAY {
-            self.replayable.set(false);
+            self.progress.is_replayable.set(false);
             self.sent = BytesMut::new();
         } else {
             self.sent.extend_from_slice(&body);
@@ -127,7 +110,7 @@ impl<'a> Upload<'a> {
                 }
                 continue;
             };
-            let received = received.map_err(|error| Stopped::Downstream(Breaker::of_lost_client(&error)))?;
+            let received = received.map_err(|error| Stopped::Downstream(BrokenBy::of_lost_client(&error)))?;
             let Some(bytes) = received else {
                 return Err(Stopped::BadBody(BodyError::Truncated));
             };
@@ -152,7 +135,7 @@ impl<'a> Upload<'a> {
             Ok(()) => {
                 uploaded.set(Some(true));
                 match source.recv().await {
-                    Err(error) => return Stopped::Downstream(Breaker::of_lost_client(&error)),
+                    Err(error) => return Stopped::Downstream(BrokenBy::of_lost_client(&error)),
                     Ok(None) => return Stopped::HalfClosed,
                     // The next request, come early.
                     Ok(Some(bytes)) => source.put_back(bytes),
@@ -163,89 +146,25 @@ impl<'a> Upload<'a> {
     }
 }
 
-/// What of a request is the same in every try, and what this try sets.
-pub struct Exchange<'a> {
-    pub request: &'a RequestHead,
-    pub edits: RequestEdits<'a>,
-    /// When there must be a response's head.
-    pub deadline: Option<Instant>,
-    /// The response comes from an application, not from another proxy.
-    pub from_application: bool,
-    /// The client's connection ends after this response, whatever the client wants.
-    pub last: bool,
-    pub timeouts: Timeouts,
-    pub tally: &'a Tally,
-}
-
-/// How a try ended.
-pub enum Ended {
-    /// A response was passed on whole.
-    Answered {
-        status: u16,
-        /// The upstream may serve another request.
-        upstream_clean: bool,
-        /// So may the client's connection.
-        downstream_clean: bool,
-    },
-    /// 101 was passed on: both connections are a tunnel now.
-    Upgraded,
-    /// A response's head came that is to be tried again; nothing of it was passed on.
-    Refused(Failure),
-    /// No response; nothing was passed on.
-    Failed(Fault),
-    /// It was broken off. Status 0: before the response began.
-    Broken { status: u16, by: Breaker },
-    /// Policy has turned against it. Status 0: nothing was passed on.
-    Denied { status: u16, denial: Denial },
-}
-
-/// Who broke off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Breaker {
-    Client,
-    /// The client is there, and took nothing, or sent no more of its request, for too long.
-    SlowClient,
-    Upstream,
-    /// The other side's policy.
-    Policy,
-}
-
 /// The client is there no more, and has no response.
 const GONE: Ended = Ended::Broken {
     status: 0,
-    by: Breaker::Client,
+    by: BrokenBy::Client,
 };
 
 /// Where a response is on its way, if not passed on whole.
 enum Stop {
-    Broken(Breaker),
+    Broken(BrokenBy),
     Denied(Denial),
 }
 
-impl Breaker {
-    /// Whose doing it is that nothing more comes from the client.
-    fn of_lost_client(error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::PermissionDenied => Self::Policy,
-            _ => Self::Client,
-        }
-    }
-
-    /// Whose doing it is that the client takes nothing more.
-    fn of_client(error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::TimedOut => Self::SlowClient,
-            _ => Self::of_lost_client(error),
-        }
-    }
-
-    /// Whose doing it is that nothing more comes from the upstream.
-    fn of_upstream(received: &io::Result<Option<Bytes>>) -> Self {
-        match received {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Self::Policy,
-            _ => Self::Upstream,
-        }
-    }
+/// One try of a request.
+pub struct Exchange<'a> {
+    pub request: &'a RequestHead,
+    pub manner: &'a Manner<'a>,
+    /// The client's connection ends after this response, whatever the client wants.
+    pub last: bool,
+    pub progress: &'a Progress,
 }
 
 impl Exchange<'_> {
@@ -256,7 +175,7 @@ impl Exchange<'_> {
         down: &mut Conn,
         up: &mut Conn,
         upload: &mut Upload<'_>,
-        again: impl Fn(&ResponseHead) -> Option<Failure>,
+        again: impl Fn(&dyn Answer) -> Option<Failure>,
         denied: impl Future<Output = Denial>,
     ) -> Ended {
         let mut denied = pin!(denied);
@@ -264,8 +183,8 @@ impl Exchange<'_> {
         let (mut down_source, mut down_sink) = down.split();
         let (mut up_source, mut up_sink) = up.split();
         let mut head = BytesMut::new();
-        self.request.write(&self.edits, &mut head);
-        add(&self.tally.sent, head.len());
+        self.request.write(&self.manner.edits, &mut head);
+        add(&self.progress.sent, head.len());
         let continued = Cell::new(!untouched);
         let uploaded = Cell::new(None);
         let mut half_closed = false;
@@ -275,7 +194,7 @@ impl Exchange<'_> {
             let mut pump = pin!(watched);
             let found = {
                 let mut answer = pin!(self.answer(&mut up_source, &mut down_sink, &continued));
-                let mut late = pin!(until(self.deadline));
+                let mut late = pin!(until(self.manner.deadline));
                 let mut gone = pin!(until(None));
                 loop {
                     tokio::select! {
@@ -315,9 +234,9 @@ impl Exchange<'_> {
                     denial = &mut denied => break Err(Stop::Denied(denial)),
                     stopped = &mut pump, if !half_closed => match stopped {
                         Stopped::HalfClosed => half_closed = true,
-                        Stopped::Slow => break Err(Stop::Broken(Breaker::SlowClient)),
+                        Stopped::Slow => break Err(Stop::Broken(BrokenBy::SlowClient)),
                         Stopped::Downstream(by) => break Err(Stop::Broken(by)),
-                        _ => break Err(Stop::Broken(Breaker::Client)),
+                        _ => break Err(Stop::Broken(BrokenBy::Client)),
                     },
                     passed = &mut pass => break passed.map_err(Stop::Broken),
                 }
@@ -345,12 +264,12 @@ impl Exchange<'_> {
         continued: &Cell<bool>,
     ) -> Result<ResponseHead, Fault> {
         loop {
-            let bytes = match source.head(self.timeouts.head).await {
+            let bytes = match source.head(self.manner.timeouts.head).await {
                 Ok(bytes) => bytes,
                 Err(NoHead::End | NoHead::Broken | NoHead::Late) => return Err(Fault::Reset),
                 Err(NoHead::Refused(refused)) => return Err(Fault::BadResponse(refused)),
             };
-            add(&self.tally.received, bytes.len());
+            add(&self.progress.received, bytes.len());
             let response = ResponseHead::parse(bytes, self.request).map_err(Fault::BadResponse)?;
             if !response.is_interim() {
                 return Ok(response);
@@ -367,7 +286,7 @@ impl Exchange<'_> {
     fn response_edits(&self, close: bool) -> ResponseEdits {
         ResponseEdits {
             close,
-            from_application: self.from_application,
+            from_application: self.manner.from_application,
         }
     }
 
@@ -378,14 +297,14 @@ impl Exchange<'_> {
         close: bool,
         source: &mut Source<'_>,
         sink: &mut Sink<'_>,
-    ) -> Result<(), Breaker> {
+    ) -> Result<(), BrokenBy> {
         let mut out = BytesMut::new();
         response.write(&self.response_edits(close), &mut out);
         let mut body = Body::new(response.framing);
         let mut large = Bytes::new();
         if !body.is_done() {
             let first = self.take(&mut body, source.buffered(), source);
-            let first = first.map_err(|_| Breaker::Upstream)?;
+            let first = first.map_err(|_| BrokenBy::Upstream)?;
             if first.len() <= COALESCE {
                 out.extend_from_slice(&first);
             } else {
@@ -394,17 +313,17 @@ impl Exchange<'_> {
         }
         for bytes in [out.freeze(), large] {
             if !bytes.is_empty() {
-                sink.send(bytes).await.map_err(|error| Breaker::of_client(&error))?;
+                sink.send(bytes).await.map_err(|error| BrokenBy::of_client(&error))?;
             }
         }
         while !body.is_done() {
             match source.recv().await {
                 Ok(Some(bytes)) => {
-                    let bytes = self.take(&mut body, bytes, source).map_err(|_| Breaker::Upstream)?;
-                    sink.send(bytes).await.map_err(|error| Breaker::of_client(&error))?;
+                    let bytes = self.take(&mut body, bytes, source).map_err(|_| BrokenBy::Upstream)?;
+                    sink.send(bytes).await.map_err(|error| BrokenBy::of_client(&error))?;
                 }
                 Ok(None) if body.end().is_ok() => break,
-                other => return Err(Breaker::of_upstream(&other)),
+                other => return Err(BrokenBy::of_upstream(&other)),
             }
         }
         Ok(())
@@ -416,14 +335,7 @@ impl Exchange<'_> {
         if !bytes.is_empty() {
             source.put_back(bytes);
         }
-        add(&self.tally.received, part.len());
+        add(&self.progress.received, part.len());
         Ok(part)
-    }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => pending().await,
     }
 }

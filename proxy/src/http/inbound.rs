@@ -2,28 +2,30 @@
 //!
 //! Every request is judged by the policy in force when it comes, however long its connection has been open.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::future::pending;
+use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hostmesh_proxy_core::authorize::{self, Caller, Decision, Verdict};
+use hostmesh_proxy_core::authorize::{self, Caller, Verdict};
 use hostmesh_proxy_core::config::{Config, Port, Protocol, Timeouts};
 use hostmesh_proxy_core::error::Fault;
-use hostmesh_proxy_core::http1::{RequestEdits, RequestHead};
+use hostmesh_proxy_core::http1::RequestEdits;
 use hostmesh_proxy_core::retry::is_idempotent;
 use hostmesh_proxy_core::trace::Span;
 use tokio::time::Instant;
 
 use super::conn::Conn;
-use super::exchange::{Ended, Exchange, Tally, Upload};
+use super::down::{Arrived, Downstream, Ended, Manner};
 use super::observe::{Account, Entry, broken, count_slow, span};
-use super::session::{self, Handler, Next, asked, refuse, reply};
+use super::session::{self, Handler, Next};
 use crate::deliver;
 use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
 use crate::tcp::Relayed;
+use crate::words::Word;
 use crate::worker::{About, Worker};
 
 /// Who calls.
@@ -63,237 +65,223 @@ impl Who {
 /// Serves a connection to an HTTP port of a unit of this host: `about.unit`, `about.port`, by the config in which the
 /// caller has found them. Nothing of it was judged yet that a request could change.
 pub async fn serve(worker: Rc<Worker>, config: Arc<Config>, about: About, who: Who, stream: Stream) {
-    let mut serving = Serving {
-        account: Account::new(&worker, about),
+    let account = Rc::new(Account::new(&worker, about));
+    let draining = worker.shared.draining();
+    let serving = Serving {
+        worker,
         who,
-        kept: None,
-        tunnel: None,
-        audited: Audited::default(),
-        config,
-        begun: Instant::now(),
-        worker: worker.clone(),
+        served: RefCell::new(Served { config, account }),
+        kept: RefCell::default(),
+        tunnel: RefCell::default(),
     };
-    session::serve(stream, worker.shared.draining(), &mut serving).await;
+    session::serve(stream, draining, &serving).await;
 }
 
+/// A connection to a unit, and what its requests share.
 struct Serving {
     worker: Rc<Worker>,
-    config: Arc<Config>,
-    account: Account,
     who: Who,
-    /// The connection to the application, between requests.
-    kept: Option<Conn>,
-    /// The request that became a tunnel.
-    tunnel: Option<Box<(RequestHead, Span)>>,
-    /// Of the request that is under way.
-    audited: Audited,
-    /// When the last request began.
-    begun: Instant,
+    served: RefCell<Served>,
+    /// Connections to the application, between requests.
+    kept: RefCell<Vec<Conn>>,
+    /// By what the request was let in that became a tunnel.
+    tunnel: RefCell<Option<(Served, Span)>>,
+}
+
+/// The unit as it is by one config.
+#[derive(Clone)]
+struct Served {
+    config: Arc<Config>,
+    account: Rc<Account>,
 }
 
 impl Handler for Serving {
     fn timeouts(&self) -> Timeouts {
-        self.config.timeouts
+        self.served.borrow().config.timeouts
     }
 
-    async fn request(&mut self, down: &mut Conn, request: RequestHead, last: bool) -> Next {
-        let begun = Instant::now();
-        self.begun = begun;
+    async fn request(&self, down: &mut impl Downstream, arrived: Arrived<'_>) -> Next {
         let is_there = self.refresh();
-        let About { unit, port, .. } = &self.account.about;
+        let served = self.served.borrow().clone();
+        let About { unit, port, .. } = &served.account.about;
         let decision = if is_there {
-            authorize::request(unit, &self.who.caller(), *port, &asked(&request))
+            authorize::request(unit, &self.who.caller(), *port, &arrived.asked)
         } else {
             rejudge::unknown_unit()
         };
-        let span = span(&self.worker, &request, unit.trace);
-        self.audited.begins(decision.verdict);
+        let audited = Audited::default();
+        audited.begins(decision.verdict);
+        let entry = Entry {
+            arrived,
+            rule: &decision.rule,
+            span: span(&self.worker, arrived.asked.headers, unit.trace),
+            tries: 1,
+            status: 0,
+            error: "",
+            route: "",
+            flag: "",
+        };
         if decision.verdict != Verdict::Allow {
-            let entry = entry(&request, &decision.rule, span, begun);
-            self.account.denied(&self.worker, &entry, &decision);
+            served.account.denied(&self.worker, &entry, &decision);
         }
         if let Some(fault) = decision.verdict.fault() {
-            return reply(down, &request, fault, &fault.to_string(), last).await;
+            return down.reply(fault, &fault.to_string()).await;
         }
         let Some(port) = unit.port(*port).filter(|port| port.protocol == Protocol::Http).copied() else {
             let message = format!("port {port} speaks HTTP no more");
-            self.account.about.failed(&self.worker, begun, message);
+            served.account.about.failed(&self.worker, arrived.begun, message);
             return Next::Abort;
         };
-        let next = self.carry(down, &request, port, &decision, span, begun, last).await;
+        let next = self.carry(down, &served, port, entry, &audited).await;
         if matches!(next, Next::Tunnel(_)) {
-            self.tunnel = Some(Box::new((request, span)));
+            self.tunnel.replace(Some((served.clone(), entry.span)));
         }
         next
     }
 
-    fn unreadable(&mut self, fault: Fault) {
+    fn unreadable(&self, fault: Fault) {
         count_slow(&self.worker, fault);
-        self.account
-            .about
-            .failed(&self.worker, Instant::now(), fault.to_string());
+        let about = &self.served.borrow().account.about;
+        about.failed(&self.worker, Instant::now(), fault.to_string());
     }
 
-    async fn denied(&self) -> Denial {
-        match self.tunnel.as_deref() {
-            Some((request, span)) => self.turned(request, *span).await,
+    async fn denied(&self, arrived: Arrived<'_>) -> Denial {
+        let tunnel = self.tunnel.borrow().clone();
+        match tunnel {
+            Some((served, span)) => self.turned(&served, arrived, span, &Audited::default()).await,
             None => pending().await,
         }
     }
 
-    fn tunnelled(&mut self, relayed: &Relayed) {
+    fn tunnelled(&self, begun: Instant, relayed: &Relayed) {
         match &relayed.denied {
-            Some(denial) => denial.tell(&self.worker, self.begun, relayed.sent, relayed.received),
-            None => self.account.about.relayed(&self.worker, self.begun, "", relayed),
+            Some(denial) => denial.tell(&self.worker, begun, relayed.sent, relayed.received),
+            None => self
+                .served
+                .borrow()
+                .account
+                .about
+                .relayed(&self.worker, begun, "", relayed),
         }
-    }
-}
-
-fn entry<'a>(request: &'a RequestHead, rule: &'a str, span: Span, begun: Instant) -> Entry<'a> {
-    Entry {
-        request,
-        rule,
-        span,
-        begun,
-        tries: 1,
-        status: 0,
-        sent: 0,
-        received: 0,
-        error: "",
-        route: "",
-        flag: "",
     }
 }
 
 impl Serving {
     /// Takes the unit as it is by the config in force. `false`: it is not there any more.
-    fn refresh(&mut self) -> bool {
-        if !self.worker.shared.is_in_force(&self.config)
+    fn refresh(&self) -> bool {
+        let mut served = self.served.borrow_mut();
+        if !self.worker.shared.is_in_force(&served.config)
             && let Some(config) = self.worker.shared.config()
         {
-            let Some(unit) = config.unit_by_name(&self.account.about.unit.unit).cloned() else {
+            let about = served.account.about.clone();
+            let Some(unit) = config.unit_by_name(&about.unit.unit).cloned() else {
                 return false;
             };
-            self.account = Account::new(
-                &self.worker,
-                About {
-                    unit,
-                    ..self.account.about.clone()
-                },
-            );
-            self.config = config;
+            let account = Rc::new(Account::new(&self.worker, About { unit, ..about }));
+            *served = Served { config, account };
         }
         true
     }
 
     /// Waits until the policy denies this request, which it had let pass.
-    async fn turned(&self, request: &RequestHead, span: Span) -> Denial {
-        let about = &self.account.about;
-        let asked = asked(request);
-        rejudge::turned(&self.worker, self.config.policies, |config| {
+    async fn turned(&self, served: &Served, arrived: Arrived<'_>, span: Span, audited: &Audited) -> Denial {
+        let about = &served.account.about;
+        rejudge::turned(&self.worker, served.config.policies, |config| {
             let decision = rejudge::by_unit(config, about, |unit| {
-                authorize::request(unit, &self.who.caller(), about.port, &asked)
+                authorize::request(unit, &self.who.caller(), about.port, &arrived.asked)
             });
-            if self.audited.begins(decision.verdict) {
-                let entry = entry(request, &decision.rule, span, self.begun);
-                self.account.denied(&self.worker, &entry, &decision);
+            if audited.begins(decision.verdict) {
+                let entry = Entry {
+                    arrived,
+                    rule: &decision.rule,
+                    span,
+                    tries: 1,
+                    status: 0,
+                    error: "",
+                    route: "",
+                    flag: "",
+                };
+                served.account.denied(&self.worker, &entry, &decision);
             }
             (!decision.verdict.passes()).then(|| Denial::new(about.clone(), decision))
         })
         .await
     }
 
-    #[allow(clippy::too_many_arguments)] // one request's circumstances
     async fn carry(
-        &mut self,
-        down: &mut Conn,
-        request: &RequestHead,
+        &self,
+        down: &mut impl Downstream,
+        served: &Served,
         port: Port,
-        decision: &Decision,
-        span: Span,
-        begun: Instant,
-        last: bool,
+        entry: Entry<'_>,
+        audited: &Audited,
     ) -> Next {
-        let (replayable, tally) = (Cell::new(true), Tally::default());
-        let mut upload = Upload::new(request, &replayable, self.config.timeouts.stall);
-        let traceparent = span.to_string();
-        let edits = RequestEdits {
-            traceparent: Some(&traceparent),
-            peer: self.who.identity(),
-        };
-        let exchange = Exchange {
-            request,
-            edits,
+        let arrived = entry.arrived;
+        let traceparent = entry.span.to_string();
+        let manner = Manner {
+            edits: RequestEdits {
+                traceparent: Some(&traceparent),
+                peer: self.who.identity(),
+            },
             deadline: None,
             from_application: true,
-            last,
-            timeouts: self.config.timeouts,
-            tally: &tally,
+            timeouts: served.config.timeouts,
         };
-        let mut entry = entry(request, &decision.rule, span, begun);
+        let record = |status: u16, error: &str, flag: Word| {
+            let entry = Entry {
+                status,
+                error,
+                flag,
+                ..entry
+            };
+            served.account.ended(&self.worker, &entry);
+        };
         loop {
-            let used = self.kept.take().and_then(Conn::if_clean);
+            let used = self.kept.borrow_mut().pop().and_then(Conn::if_clean);
             let is_used = used.is_some();
             let mut up = match used {
                 Some(up) => up,
-                None => {
-                    match deliver::connect(&self.config, &self.account.about.unit, &port, self.account.about.client)
-                        .await
-                    {
-                        Ok(application) => Conn::new(Stream::Tcp(application)),
-                        Err(error) => {
-                            let message = error.to_string();
-                            self.record(
-                                Entry {
-                                    status: 503,
-                                    error: &message,
-                                    flag: Fault::Connect.word(),
-                                    ..entry
-                                },
-                                &upload,
-                                &tally,
-                            );
-                            return reply(down, request, Fault::Connect, &Fault::Connect.to_string(), last).await;
-                        }
+                None => match self.deliver(served, &port).await {
+                    Ok(up) => up,
+                    Err(error) => {
+                        record(503, &error.to_string(), Fault::Connect.word());
+                        return down.reply(Fault::Connect, &Fault::Connect.to_string()).await;
                     }
-                }
+                },
             };
-            let denied = self.turned(request, span);
-            match exchange.run(down, &mut up, &mut upload, |_| None, denied).await {
+            let denied = self.turned(served, arrived, entry.span, audited);
+            match down.exchange(&mut up, &manner, |_| None, denied).await {
                 // The application had closed it just now: that is nobody's failure, if nothing can happen twice.
-                Ended::Failed(Fault::Reset) if is_used && replayable.get() && is_idempotent(request.method()) => {
-                    continue;
-                }
+                Ended::Failed(Fault::Reset)
+                    if is_used && arrived.progress.is_replayable.get() && is_idempotent(arrived.asked.method) => {}
                 Ended::Answered {
                     status,
                     upstream_clean,
                     downstream_clean,
                 } => {
-                    entry.status = status;
-                    self.kept = Some(up).filter(|_| upstream_clean);
-                    self.record(entry, &upload, &tally);
+                    if upstream_clean {
+                        self.kept.borrow_mut().push(up);
+                    }
+                    record(status, "", "");
                     return if downstream_clean { Next::Keep } else { Next::Close };
                 }
                 Ended::Upgraded => {
-                    self.record(Entry { status: 101, ..entry }, &upload, &tally);
+                    record(101, "", "");
                     return Next::Tunnel(up);
                 }
                 Ended::Denied { status, denial } => {
                     up.abort();
-                    let (sent, received) = (tally.sent.get() + upload.length() as u64, tally.received.get());
-                    entry = Entry {
-                        status,
-                        rule: &denial.decision.rule,
-                        sent,
-                        received,
-                        ..entry
-                    };
-                    self.account.denied(&self.worker, &entry, &denial.decision);
-                    return refuse(down, request, &denial.decision, status, last).await;
+                    let rule = &denial.decision.rule;
+                    let entry = Entry { status, rule, ..entry };
+                    served.account.denied(&self.worker, &entry, &denial.decision);
+                    return down.refuse(&denial.decision, status).await;
                 }
                 Ended::Broken { status, by } => {
-                    let error = broken(&self.worker, by, "the application broke off its response");
-                    self.record(Entry { status, error, ..entry }, &upload, &tally);
+                    record(
+                        status,
+                        broken(&self.worker, by, "the application broke off its response"),
+                        "",
+                    );
                     up.abort();
                     return Next::Abort;
                 }
@@ -301,17 +289,8 @@ impl Serving {
                     up.abort();
                     count_slow(&self.worker, fault);
                     let message = fault.to_string();
-                    self.record(
-                        Entry {
-                            status: fault.status(),
-                            error: &message,
-                            flag: fault.word(),
-                            ..entry
-                        },
-                        &upload,
-                        &tally,
-                    );
-                    return reply(down, request, fault, &message, last).await;
+                    record(fault.status(), &message, fault.word());
+                    return down.reply(fault, &message).await;
                 }
                 // Nothing here asks for another try.
                 Ended::Refused(_) => return Next::Abort,
@@ -319,15 +298,10 @@ impl Serving {
         }
     }
 
-    fn record(&self, entry: Entry<'_>, upload: &Upload<'_>, tally: &Tally) {
-        let sent = tally.sent.get() + upload.length() as u64;
-        self.account.ended(
-            &self.worker,
-            &Entry {
-                sent,
-                received: tally.received.get(),
-                ..entry
-            },
-        );
+    /// A new connection to the application.
+    async fn deliver(&self, served: &Served, port: &Port) -> io::Result<Conn> {
+        let About { unit, client, .. } = &served.account.about;
+        let application = deliver::connect(&served.config, unit, port, *client).await?;
+        Ok(Conn::new(Stream::Tcp(application)))
     }
 }

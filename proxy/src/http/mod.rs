@@ -5,6 +5,7 @@
 
 mod call;
 mod conn;
+mod down;
 mod exchange;
 mod hop;
 pub mod inbound;

@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use hostmesh_proxy_core::authorize::{Decision, Verdict};
+use hostmesh_proxy_core::authorize::{Decision, Headers, Verdict};
 use hostmesh_proxy_core::config::AccessLog;
 use hostmesh_proxy_core::error::Fault;
-use hostmesh_proxy_core::http1::RequestHead;
 use hostmesh_proxy_core::trace::Span;
-use tokio::time::Instant;
 
-use super::exchange::Breaker;
+use super::down::{Arrived, BrokenBy};
 use crate::events::Event;
 use crate::stats::{CodeClass, Gauge, Row};
 use crate::stream::DENIED_THERE;
@@ -25,21 +23,28 @@ pub struct Account {
 /// One request, as far as it is known.
 #[derive(Clone, Copy)]
 pub struct Entry<'a> {
-    pub request: &'a RequestHead,
+    pub arrived: Arrived<'a>,
     pub rule: &'a str,
     pub span: Span,
-    pub begun: Instant,
     pub tries: u32,
     /// 0: the client got none.
     pub status: u16,
-    pub sent: u64,
-    pub received: u64,
     /// What went wrong, for a person; empty if nothing did.
     pub error: &'a str,
     /// The route that it took; empty if none fitted.
     pub route: &'a str,
     /// What was done to it, in one word (`x-hostmesh-error`'s, where it was answered by a proxy); empty if nothing was.
     pub flag: Word,
+}
+
+impl Entry<'_> {
+    fn sent(&self) -> u64 {
+        self.arrived.progress.sent.get()
+    }
+
+    fn received(&self) -> u64 {
+        self.arrived.progress.received.get()
+    }
 }
 
 impl Account {
@@ -52,13 +57,13 @@ impl Account {
 
     /// The request is over.
     pub fn ended(&self, worker: &Worker, entry: &Entry<'_>) {
-        let duration = micros(entry.begun);
+        let duration = micros(entry.arrived.begun);
         let retries = u64::from(entry.tries.saturating_sub(1));
         self.row.record(
             CodeClass::of_status(entry.status),
             duration,
-            entry.sent,
-            entry.received,
+            entry.sent(),
+            entry.received(),
             retries,
         );
         let is_error = entry.status == 0 || entry.status >= 500 || !entry.error.is_empty();
@@ -82,7 +87,7 @@ impl Account {
         if self.about.unit.access_log != AccessLog::None {
             let event = self.event(entry, "retry", "allow", entry.error.to_owned());
             worker.shared.events.emit(Event {
-                duration_us: micros(entry.begun),
+                duration_us: micros(entry.arrived.begun),
                 ..event
             });
         }
@@ -97,34 +102,39 @@ impl Account {
             Verdict::AuditDeny => ("audit-deny", String::new()),
             Verdict::Deny => ("deny", String::new()),
             Verdict::BadPath => {
-                let (peer, method, path) = (&self.about.peer, entry.request.method(), entry.request.path());
+                let (peer, method, path) = (&self.about.peer, entry.arrived.asked.method, entry.arrived.asked.path);
                 let why = "the path is ambiguous and a path rule applies";
                 ("deny", format!("{peer} {method} {path}: {why}"))
             }
         };
         if !decision.verdict.passes() {
-            self.row
-                .record(CodeClass::Denied, micros(entry.begun), entry.sent, entry.received, 0);
+            self.row.record(
+                CodeClass::Denied,
+                micros(entry.arrived.begun),
+                entry.sent(),
+                entry.received(),
+                0,
+            );
         }
         let event = self.event(entry, "denied", verdict, message);
         // What was passed on already was open: for so long.
-        let is_late = !decision.verdict.passes() && entry.sent > 0;
+        let is_late = !decision.verdict.passes() && entry.sent() > 0;
         worker.shared.events.emit(Event {
             rule: decision.rule.to_string(),
             flag: decision.verdict.fault().map_or("", Fault::word),
-            duration_us: if is_late { micros(entry.begun) } else { 0 },
+            duration_us: if is_late { micros(entry.arrived.begun) } else { 0 },
             ..event
         });
     }
 
     fn event(&self, entry: &Entry<'_>, kind: &'static str, verdict: &'static str, message: String) -> Event {
         Event {
-            method: entry.request.method().to_owned(),
-            path: entry.request.path().to_owned(),
+            method: entry.arrived.asked.method.to_owned(),
+            path: entry.arrived.asked.path.to_owned(),
             status: entry.status,
             tries: entry.tries,
-            bytes_in: entry.sent,
-            bytes_out: entry.received,
+            bytes_in: entry.sent(),
+            bytes_out: entry.received(),
             trace_id: entry.span.trace_hex(),
             span_id: entry.span.span_hex(),
             route: entry.route.to_owned(),
@@ -135,15 +145,15 @@ impl Account {
 }
 
 /// Why a response did not arrive whole, for a person.
-pub fn broken(worker: &Worker, by: Breaker, by_upstream: &'static str) -> &'static str {
+pub fn broken(worker: &Worker, by: BrokenBy, by_upstream: &'static str) -> &'static str {
     match by {
-        Breaker::Client => "the client broke off",
-        Breaker::SlowClient => {
+        BrokenBy::Client => "the client broke off",
+        BrokenBy::SlowClient => {
             worker.stats.add(Gauge::SlowClients, 1);
             "the client was too slow: cut off"
         }
-        Breaker::Upstream => by_upstream,
-        Breaker::Policy => DENIED_THERE,
+        BrokenBy::Upstream => by_upstream,
+        BrokenBy::Policy => DENIED_THERE,
     }
 }
 
@@ -155,8 +165,12 @@ pub fn count_slow(worker: &Worker, fault: Fault) {
 }
 
 /// The span of a request that arrived: below its caller's, or the root of a trace that begins here.
-pub fn span(worker: &Worker, request: &RequestHead, share: f64) -> Span {
-    match request.single("traceparent").and_then(Span::parse) {
+pub fn span(worker: &Worker, headers: &dyn Headers, share: f64) -> Span {
+    let (mut callers, mut lines) = (None, 0);
+    headers.each("traceparent", &mut |value| {
+        (callers, lines) = (Span::parse(value), lines + 1);
+    });
+    match callers.filter(|_| lines == 1) {
         Some(caller) => caller.child(worker.random()),
         None => Span::root((worker.random(), worker.random()), worker.random(), share),
     }

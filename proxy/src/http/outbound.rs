@@ -5,26 +5,26 @@
 
 mod judge;
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::Decision;
-use hostmesh_proxy_core::config::{Timeouts, Unit};
+use hostmesh_proxy_core::config::{Port, Timeouts, Unit};
 use hostmesh_proxy_core::error::Fault;
-use hostmesh_proxy_core::http1::{RequestEdits, RequestHead, ResponseHead};
+use hostmesh_proxy_core::http1::RequestEdits;
 use hostmesh_proxy_core::retry::{self, is_idempotent};
 use tokio::time::Instant;
 
 use super::call::{Call, InFlight, Tried, describe, failed_connect, failure_of, pause, status, timed_out, until};
 use super::conn::Conn;
-use super::exchange::{Ended, Exchange, Tally, Upload};
+use super::down::{Answer, Arrived, Downstream, Ended, Manner};
 use super::hop::{Hop, Parties};
 use super::observe::{Account, Entry, broken, count_slow, span};
 use super::route::{Route, To};
-use super::session::{self, Handler, Next, refuse, reply};
+use super::session::{self, Handler, Next};
 use crate::connect::ConnectError;
 use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
@@ -39,146 +39,142 @@ pub async fn serve(worker: Rc<Worker>, unit: Arc<Unit>, called: SocketAddr, clie
     };
     let draining = worker.shared.draining();
     let number = unit.number;
-    let mut calling = Calling {
+    let calling = Calling {
         worker,
         number,
         called,
         client,
-        route,
-        accounts: Vec::new(),
-        kept: None,
-        tunnel: None,
-        audited: Audited::default(),
-        begun: Instant::now(),
+        route: RefCell::new(Rc::new(route)),
+        accounts: RefCell::default(),
+        kept: RefCell::default(),
+        tunnel: RefCell::default(),
     };
-    session::serve(stream, draining, &mut calling).await;
+    session::serve(stream, draining, &calling).await;
 }
 
+/// A connection of a unit, and what its requests share.
 struct Calling {
     worker: Rc<Worker>,
     number: u32,
     called: SocketAddr,
     client: IpAddr,
-    route: Route,
+    route: RefCell<Rc<Route>>,
     /// One for each pair of unit and peer.
-    accounts: Vec<Rc<Account>>,
-    /// The connection to an application of this host, between requests.
-    kept: Option<(Arc<str>, u16, Conn)>,
-    /// The request that became a tunnel, and the unit of this host to which it leads.
-    tunnel: Option<Box<(RequestHead, Option<Rc<Account>>)>>,
-    /// Of the request that is under way.
-    audited: Audited,
-    /// When the last request began.
-    begun: Instant,
+    accounts: RefCell<Vec<Rc<Account>>>,
+    /// Connections to applications of this host, between requests.
+    kept: RefCell<Vec<(Arc<str>, u16, Conn)>>,
+    /// Where the request that became a tunnel went by.
+    tunnel: RefCell<Option<Tunnel>>,
 }
+
+/// A request that became a tunnel: its route, and the unit of this host to which it leads.
+type Tunnel = (Rc<Route>, Option<Rc<Account>>);
 
 impl Handler for Calling {
     fn timeouts(&self) -> Timeouts {
-        self.route.connector.config.timeouts
+        self.route.borrow().connector.config.timeouts
     }
 
-    async fn request(&mut self, down: &mut Conn, request: RequestHead, last: bool) -> Next {
-        let begun = Instant::now();
-        self.begun = begun;
-        if self.refresh().is_none() {
+    async fn request(&self, down: &mut impl Downstream, arrived: Arrived<'_>) -> Next {
+        let Arrived { asked, begun, .. } = arrived;
+        let Some(route) = self.refresh() else {
             let message = format!("there is no more HTTP at {}", self.called);
-            self.about("".into()).failed(&self.worker, begun, message);
+            let about = self.about(&self.route.borrow(), "".into());
+            about.failed(&self.worker, begun, message);
             return Next::Abort;
-        }
-        let (replayable, tally) = (Cell::new(true), Tally::default());
-        let service = self.route.to.service().cloned();
+        };
+        let service = route.to.service().cloned();
         let deadline = service
             .as_ref()
             .and_then(|service| service.traffic.timeout)
             .map(|timeout| begun + timeout);
         let mut call = Call {
-            request: &request,
+            arrived,
             service,
-            rule: self.route.decision.rule.clone(),
-            span: span(&self.worker, &request, self.route.connector.unit.trace),
-            begun,
+            span: span(&self.worker, asked.headers, route.connector.unit.trace),
+            route,
             deadline,
             tries: 0,
             tried: Vec::new(),
-            replayable: &replayable,
-            tally: &tally,
-            last,
             callee: None,
+            audited: Audited::default(),
         };
-        if !self.route.decision.verdict.passes() {
-            self.account("".into(), "outbound")
-                .denied(&self.worker, &call.entry(0, ""), &self.route.decision);
-            return reply(down, &request, Fault::Denied, &Fault::Denied.to_string(), last).await;
+        if !call.route.decision.verdict.passes() {
+            self.account(&call.route, "".into(), "outbound").denied(
+                &self.worker,
+                &call.entry(0, ""),
+                &call.route.decision,
+            );
+            return down.reply(Fault::Denied, &Fault::Denied.to_string()).await;
         }
         let next = self.carry(down, &mut call).await;
         if matches!(next, Next::Tunnel(_)) {
-            let callee = call.callee.take();
-            self.tunnel = Some(Box::new((request, callee)));
+            self.tunnel.replace(Some((call.route.clone(), call.callee.take())));
         }
         next
     }
 
-    fn unreadable(&mut self, fault: Fault) {
+    fn unreadable(&self, fault: Fault) {
         count_slow(&self.worker, fault);
-        self.account("".into(), "outbound")
-            .about
+        self.about(&self.route.borrow(), "".into())
             .failed(&self.worker, Instant::now(), fault.to_string());
     }
 
-    async fn denied(&self) -> Denial {
-        match self.tunnel.as_deref() {
-            Some((request, callee)) => {
-                let audited =
-                    |callee: &Account, decision: &Decision| callee.about.audited(&self.worker, &decision.rule);
-                self.turned(request, callee.as_deref(), audited).await
+    async fn denied(&self, arrived: Arrived<'_>) -> Denial {
+        let tunnel = self.tunnel.borrow().clone();
+        match tunnel {
+            Some((route, callee)) => {
+                let tell = |callee: &Account, decision: &Decision| callee.about.audited(&self.worker, &decision.rule);
+                let audited = Audited::default();
+                self.turned(&route, arrived.asked, callee.as_deref(), &audited, tell)
+                    .await
             }
             None => pending().await,
         }
     }
 
-    fn tunnelled(&mut self, relayed: &Relayed) {
+    fn tunnelled(&self, begun: Instant, relayed: &Relayed) {
         if let Some(denial) = &relayed.denied {
-            denial.tell(&self.worker, self.begun, relayed.sent, relayed.received);
+            denial.tell(&self.worker, begun, relayed.sent, relayed.received);
             if denial.about.direction == "outbound" {
                 return;
             }
         }
-        self.account("".into(), "outbound")
-            .about
-            .relayed(&self.worker, self.begun, &self.route.decision.rule, relayed);
+        let route = self.route.borrow().clone();
+        self.about(&route, "".into())
+            .relayed(&self.worker, begun, &route.decision.rule, relayed);
     }
 }
 
 impl Calling {
-    /// Finds the route again when another config is in force; a unit that is not there any more may call nobody. `None`:
+    /// The route; found again when another config is in force. A unit that is not there any more may call nobody. `None`:
     /// there is no more HTTP where it led.
-    fn refresh(&mut self) -> Option<()> {
+    fn refresh(&self) -> Option<Rc<Route>> {
         let shared = &self.worker.shared;
-        if !shared.is_in_force(&self.route.connector.config) {
+        let mut route = self.route.borrow_mut();
+        if !shared.is_in_force(&route.connector.config) {
             if shared.config()?.unit_by_number(self.number).is_none() {
-                self.route.decision = rejudge::unknown_unit();
-                return Some(());
+                Rc::make_mut(&mut route).decision = rejudge::unknown_unit();
+                return Some(route.clone());
             }
-            self.route = Route::find(&self.worker, self.number, self.called, self.client)?;
-            self.accounts.clear();
-            self.kept = None;
+            *route = Rc::new(Route::find(&self.worker, self.number, self.called, self.client)?);
+            self.accounts.borrow_mut().clear();
+            self.kept.borrow_mut().clear();
         }
-        Some(())
+        Some(route.clone())
     }
 
-    async fn carry(&mut self, down: &mut Conn, call: &mut Call<'_>) -> Next {
+    async fn carry(&self, down: &mut impl Downstream, call: &mut Call<'_>) -> Next {
         if let Some(service) = &call.service {
             let mut loads = self.worker.loads.borrow_mut();
-            let now = loads.clock(call.begun.into_std());
+            let now = loads.clock(call.arrived.begun.into_std());
             loads.budget(&service.name).request(now);
         }
-        let mut upload = Upload::new(call.request, call.replayable, self.timeouts().stall);
         let mut fresh = false;
         loop {
-            let Some(hop) = self.pick(&call.tried) else {
-                return self
-                    .give_up(down, call, None, Fault::NoEndpoint, &Fault::NoEndpoint.to_string())
-                    .await;
+            let Some(hop) = pick(&call.route, &call.tried) else {
+                let fault = Fault::NoEndpoint;
+                return self.give_up(down, call, None, fault, &fault.to_string()).await;
             };
             if !fresh {
                 call.tries += 1;
@@ -190,7 +186,7 @@ impl Calling {
             call.callee = parties.callee.as_ref().map(|(callee, _)| callee.clone());
             let _in_flight = InFlight::begin(&self.worker, hop.endpoint.as_ref());
             call.span.span_id = call.span.child(self.worker.random()).span_id;
-            let failure = match self.attempt(down, call, &hop, &parties, &mut upload, fresh).await {
+            let failure = match self.attempt(down, call, &hop, &parties, fresh).await {
                 Tried::Over(next) => return next,
                 Tried::Stale => {
                     fresh = true;
@@ -213,45 +209,20 @@ impl Calling {
         }
     }
 
-    fn pick(&self, tried: &[u64]) -> Option<Hop> {
-        match &self.route.to {
-            To::Unit { unit, port, .. } => Some(Hop {
-                endpoint: None,
-                local: Some((unit.clone(), *port)),
-                target: port.port,
-            }),
-            To::Service { service, port, only } => {
-                let endpoint = match only {
-                    Some(endpoint) => endpoint.clone(),
-                    None => self.route.connector.pick(service, tried)?,
-                };
-                let local = endpoint
-                    .local
-                    .as_ref()
-                    .and_then(|unit| Some((unit.clone(), *unit.port(port.target)?)));
-                Some(Hop {
-                    endpoint: Some(endpoint),
-                    local,
-                    target: port.target,
-                })
-            }
-        }
-    }
-
     /// One try, to its end.
     async fn attempt(
-        &mut self,
-        down: &mut Conn,
+        &self,
+        down: &mut impl Downstream,
         call: &Call<'_>,
         hop: &Hop,
         parties: &Parties,
-        upload: &mut Upload<'_>,
         fresh: bool,
     ) -> Tried {
         let deadline = call.try_deadline();
+        let connector = &call.route.connector;
         let (mut up, is_used) = tokio::select! {
             biased;
-            connected = self.connect(hop, fresh) => match connected {
+            connected = self.connect(&call.route, hop, fresh) => match connected {
                 Ok(connected) => connected,
                 Err(error) => return failed_connect(&error),
             },
@@ -259,31 +230,32 @@ impl Calling {
         };
         let traceparent = call.span.to_string();
         let is_local = hop.local.is_some();
-        let peer = is_local.then_some(&*self.route.connector.unit.spiffe_id);
-        let exchange = Exchange {
-            request: call.request,
+        let manner = Manner {
             edits: RequestEdits {
                 traceparent: Some(&traceparent),
-                peer,
+                peer: is_local.then_some(&*connector.unit.spiffe_id),
             },
             deadline,
             from_application: is_local,
-            last: call.last,
-            timeouts: self.timeouts(),
-            tally: call.tally,
+            timeouts: connector.config.timeouts,
         };
-        let again = |response: &ResponseHead| {
-            let failure = failure_of(response, is_local)?;
+        let again = |answer: &dyn Answer| {
+            let failure = failure_of(answer, is_local)?;
             call.may_retry(&self.worker, failure).then_some(failure)
         };
-        let denied = self.turned(call.request, call.callee.as_deref(), |callee, decision| {
+        let tell = |callee: &Account, decision: &Decision| {
             callee.denied(&self.worker, &call.entry(0, ""), decision);
-        });
-        let ended = exchange.run(down, &mut up, upload, again, denied).await;
+        };
+        let denied = self.turned(
+            &call.route,
+            call.arrived.asked,
+            call.callee.as_deref(),
+            &call.audited,
+            tell,
+        );
+        let ended = down.exchange(&mut up, &manner, again, denied).await;
         let entry = |status: u16, error| {
-            let entry = call.entry(status, error);
-            let sent = entry.sent + upload.length() as u64;
-            parties.ended(&self.worker, &Entry { sent, ..entry });
+            parties.ended(&self.worker, &call.entry(status, error));
         };
         match ended {
             Ended::Answered {
@@ -293,7 +265,7 @@ impl Calling {
             } => {
                 entry(status, "");
                 if upstream_clean {
-                    self.keep(hop, up);
+                    self.keep(&call.route, hop, up);
                 }
                 Tried::Over(if downstream_clean { Next::Keep } else { Next::Close })
             }
@@ -307,10 +279,8 @@ impl Calling {
             }
             Ended::Denied { status, denial } => {
                 up.deny();
-                let entry = call.entry(status, "");
-                let (sent, decision) = (entry.sent + upload.length() as u64, &denial.decision);
-                parties.denied(&self.worker, &Entry { sent, ..entry }, &denial);
-                Tried::Over(refuse(down, call.request, decision, status, call.last).await)
+                parties.denied(&self.worker, &call.entry(status, ""), &denial);
+                Tried::Over(down.refuse(&denial.decision, status).await)
             }
             Ended::Broken { status, by } => {
                 entry(status, broken(&self.worker, by, "the service broke off its response"));
@@ -320,8 +290,8 @@ impl Calling {
             Ended::Failed(fault) => {
                 up.abort();
                 count_slow(&self.worker, fault);
-                let idempotent = is_idempotent(call.request.method());
-                if fault == Fault::Reset && is_used && call.replayable.get() && idempotent {
+                let may_repeat = call.arrived.progress.is_replayable.get() && is_idempotent(call.arrived.asked.method);
+                if fault == Fault::Reset && is_used && may_repeat {
                     return Tried::Stale;
                 }
                 match fault.failure() {
@@ -337,14 +307,11 @@ impl Calling {
     }
 
     /// A connection for one request, and whether it has served others.
-    async fn connect(&mut self, hop: &Hop, fresh: bool) -> Result<(Conn, bool), ConnectError> {
-        let connector = &self.route.connector;
+    async fn connect(&self, route: &Route, hop: &Hop, fresh: bool) -> Result<(Conn, bool), ConnectError> {
+        let connector = &route.connector;
         if let Some((unit, port)) = &hop.local {
-            let kept = self
-                .kept
-                .take()
-                .filter(|(kept, at, _)| *kept == unit.unit && *at == port.port && !fresh);
-            if let Some(conn) = kept.and_then(|(_, _, conn)| conn.if_clean()) {
+            let kept = self.kept(unit, port).filter(|_| !fresh);
+            if let Some(conn) = kept.and_then(Conn::if_clean) {
                 return Ok((conn, true));
             }
             let delivered = connector.deliver(unit, port).await;
@@ -367,22 +334,32 @@ impl Calling {
         Ok((Conn::new(connector.connect(endpoint, hop.target, true).await?), false))
     }
 
+    /// A connection to this port of a unit of this host that waits for a request.
+    fn kept(&self, unit: &Unit, port: &Port) -> Option<Conn> {
+        let mut kept = self.kept.borrow_mut();
+        let fits = |(at, number, _): &(Arc<str>, u16, Conn)| *at == unit.unit && *number == port.port;
+        let index = kept.iter().position(fits)?;
+        Some(kept.swap_remove(index).2)
+    }
+
     /// The response has ended: the connection waits for the next request.
-    fn keep(&mut self, hop: &Hop, up: Conn) {
+    fn keep(&self, route: &Rc<Route>, hop: &Hop, up: Conn) {
         match (&hop.local, &hop.endpoint) {
-            (Some((unit, port)), _) => self.kept = Some((unit.unit.clone(), port.port, up)),
+            (Some((unit, port)), _) if Rc::ptr_eq(route, &self.route.borrow()) => {
+                self.kept.borrow_mut().push((unit.unit.clone(), port.port, up));
+            }
             (None, Some(endpoint)) => {
                 if let Some(up) = up.if_clean() {
-                    self.route.connector.release(endpoint, hop.target, up.into_parts().0);
+                    route.connector.release(endpoint, hop.target, up.into_parts().0);
                 }
             }
-            (None, None) => {}
+            _ => {}
         }
     }
 
     async fn give_up(
-        &mut self,
-        down: &mut Conn,
+        &self,
+        down: &mut impl Downstream,
         call: &Call<'_>,
         parties: Option<&Parties>,
         fault: Fault,
@@ -394,41 +371,70 @@ impl Calling {
         };
         match parties {
             Some(parties) => parties.ended(&self.worker, &entry),
-            None => self.account("".into(), "outbound").ended(&self.worker, &entry),
+            None => self
+                .account(&call.route, "".into(), "outbound")
+                .ended(&self.worker, &entry),
         }
-        reply(down, call.request, fault, &fault.to_string(), call.last).await
+        down.reply(fault, &fault.to_string()).await
     }
 
     /// The caller's account with a peer.
-    fn account(&mut self, peer: Arc<str>, direction: &'static str) -> Rc<Account> {
+    fn account(&self, route: &Route, peer: Arc<str>, direction: &'static str) -> Rc<Account> {
         self.account_like(About {
             direction,
-            ..self.about(peer)
+            ..self.about(route, peer)
         })
     }
 
-    fn about(&self, peer: Arc<str>) -> About {
+    fn about(&self, route: &Route, peer: Arc<str>) -> About {
         About {
-            unit: self.route.connector.unit.clone(),
+            unit: route.connector.unit.clone(),
             direction: "outbound",
             peer,
-            service: self.route.to.service_name().clone(),
-            port: self.route.to.port(),
+            service: route.to.service_name().clone(),
+            port: route.to.port(),
             protocol: "http",
             client: self.client,
         }
     }
 
-    fn account_like(&mut self, about: About) -> Rc<Account> {
+    fn account_like(&self, about: About) -> Rc<Account> {
         let is_same = |known: &&Rc<Account>| {
             let known = &known.about;
             Arc::ptr_eq(&known.unit, &about.unit) && known.peer == about.peer && known.direction == about.direction
         };
-        if let Some(known) = self.accounts.iter().find(is_same) {
+        let mut accounts = self.accounts.borrow_mut();
+        if let Some(known) = accounts.iter().find(is_same) {
             return known.clone();
         }
         let account = Rc::new(Account::new(&self.worker, about));
-        self.accounts.push(account.clone());
+        accounts.push(account.clone());
         account
+    }
+}
+
+/// Where the next try goes. `tried`: ids that failed already.
+fn pick(route: &Route, tried: &[u64]) -> Option<Hop> {
+    match &route.to {
+        To::Unit { unit, port, .. } => Some(Hop {
+            endpoint: None,
+            local: Some((unit.clone(), *port)),
+            target: port.port,
+        }),
+        To::Service { service, port, only } => {
+            let endpoint = match only {
+                Some(endpoint) => endpoint.clone(),
+                None => route.connector.pick(service, tried)?,
+            };
+            let local = endpoint
+                .local
+                .as_ref()
+                .and_then(|unit| Some((unit.clone(), *unit.port(port.target)?)));
+            Some(Hop {
+                endpoint: Some(endpoint),
+                local,
+                target: port.target,
+            })
+        }
     }
 }

@@ -11,12 +11,14 @@ use crate::connect::Connector;
 use crate::worker::Worker;
 
 /// What was called, and may the unit call it.
+#[derive(Clone)]
 pub struct Route {
     pub connector: Connector,
     pub to: To,
     pub decision: Decision,
 }
 
+#[derive(Clone)]
 pub enum To {
     /// A service; `only`: by the address of this endpoint.
     Service {

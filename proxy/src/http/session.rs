@@ -5,14 +5,15 @@ use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hostmesh_proxy_core::authorize::{Decision, Request};
+use hostmesh_proxy_core::authorize::Request;
 use hostmesh_proxy_core::config::Timeouts;
 use hostmesh_proxy_core::error::Fault;
-use hostmesh_proxy_core::http1::{Framing, RequestHead, local_reply};
+use hostmesh_proxy_core::http1::{RequestHead, local_reply};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::conn::{Conn, NoHead};
+use super::down::{Arrived, Downstream, Http1, Progress};
 use crate::rejudge::Denial;
 use crate::stream::Stream;
 use crate::tcp::{self, Relayed};
@@ -36,21 +37,21 @@ pub trait Handler {
     /// How long the client is waited for.
     fn timeouts(&self) -> Timeouts;
 
-    /// Carries one request and its response. `last`: the connection ends after it in any case.
-    async fn request(&mut self, down: &mut Conn, request: RequestHead, last: bool) -> Next;
+    /// Carries one request and its response.
+    async fn request(&self, down: &mut impl Downstream, arrived: Arrived<'_>) -> Next;
 
     /// A head could not be read; the client is told so.
-    fn unreadable(&mut self, fault: Fault);
+    fn unreadable(&self, fault: Fault);
 
     /// Waits until policy denies the request that opened the tunnel.
-    async fn denied(&self) -> Denial;
+    async fn denied(&self, arrived: Arrived<'_>) -> Denial;
 
-    /// A tunnel has ended.
-    fn tunnelled(&mut self, relayed: &Relayed);
+    /// A tunnel has ended that began then.
+    fn tunnelled(&self, begun: Instant, relayed: &Relayed);
 }
 
 /// Serves the connection to its end, or, when the process drains, to the end of its request.
-pub async fn serve(stream: Stream, draining: watch::Receiver<bool>, handler: &mut impl Handler) {
+pub async fn serve(stream: Stream, draining: watch::Receiver<bool>, handler: &impl Handler) {
     let mut down = Conn::of_client(stream, handler.timeouts().stall);
     let mut quiet = pin!(sleep(handler.timeouts().idle));
     // One wait for the whole connection: to begin and end one for each request takes a lock that workers share.
@@ -82,19 +83,45 @@ pub async fn serve(stream: Stream, draining: watch::Receiver<bool>, handler: &mu
             }
         };
         let last = down.is_retired() || *draining.borrow();
+        let begun = Instant::now();
         // Boxed: most connections wait most of the time, and a request is larger than its connection.
-        match Box::pin(handler.request(&mut down, request, last)).await {
+        let (request, next) = Box::pin(carry(handler, &mut down, request, begun, last)).await;
+        match next {
             Next::Keep => {}
             Next::Close => return down.linger().await,
             Next::Abort => return down.abort(),
             Next::Deny => return down.deny(),
             Next::Tunnel(up) => {
+                let arrived = Arrived {
+                    asked: asked(&request),
+                    progress: &Progress::default(),
+                    begun,
+                };
                 // Boxed too: few connections become one.
-                let relayed = Box::pin(tunnel(down, up, handler.denied())).await;
-                return handler.tunnelled(&relayed);
+                let relayed = Box::pin(tunnel(down, up, handler.denied(arrived))).await;
+                return handler.tunnelled(begun, &relayed);
             }
         }
     }
+}
+
+/// `last`: the connection ends after this request in any case.
+async fn carry(
+    handler: &impl Handler,
+    down: &mut Conn,
+    request: RequestHead,
+    begun: Instant,
+    last: bool,
+) -> (RequestHead, Next) {
+    let progress = Progress::default();
+    let mut down = Http1::new(down, &request, &progress, handler.timeouts(), last);
+    let arrived = Arrived {
+        asked: asked(&request),
+        progress: &progress,
+        begun,
+    };
+    let next = handler.request(&mut down, arrived).await;
+    (request, next)
 }
 
 async fn head(down: &mut Conn, limit: Duration) -> Result<RequestHead, Option<Fault>> {
@@ -108,31 +135,11 @@ async fn head(down: &mut Conn, limit: Duration) -> Result<RequestHead, Option<Fa
 }
 
 /// What rules may ask of the request.
-pub fn asked(request: &RequestHead) -> Request<'_> {
+fn asked(request: &RequestHead) -> Request<'_> {
     Request {
         method: request.method(),
         path: request.path(),
         headers: request.headers(),
-    }
-}
-
-/// Ends a request that policy has turned against: by an answer as at its beginning, or, where the response has begun
-/// (its `status` is not 0), by breaking it off.
-pub async fn refuse(down: &mut Conn, request: &RequestHead, decision: &Decision, status: u16, last: bool) -> Next {
-    match decision.verdict.fault() {
-        Some(fault) if status == 0 => reply(down, request, fault, &fault.to_string(), last).await,
-        _ => Next::Deny,
-    }
-}
-
-/// Answers in place of the application. A client that has a body under way loses its connection.
-pub async fn reply(down: &mut Conn, request: &RequestHead, fault: Fault, message: &str, last: bool) -> Next {
-    let close = last || !request.keep_alive || request.framing != Framing::Empty;
-    let reply = local_reply(fault.status(), fault.word(), message, close, request.method() == "HEAD");
-    match down.send(reply).await {
-        Err(_) => Next::Abort,
-        Ok(()) if close => Next::Close,
-        Ok(()) => Next::Keep,
     }
 }
 

@@ -88,7 +88,7 @@ impl Fields {
         (from as u32, (from + part.len()) as u32)
     }
 
-    fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         let fits = move |field: &&Field| self.name(field).eq_ignore_ascii_case(name.as_bytes());
         self.fields.iter().filter(fits).map(|field| self.value(field))
     }
@@ -276,7 +276,7 @@ impl RequestHead {
     }
 
     /// The only value of a field; `None` if it is missing or there are two.
-    pub fn single<'a>(&'a self, name: &'a str) -> Option<&'a [u8]> {
+    pub fn single(&self, name: &str) -> Option<&[u8]> {
         let mut all = self.fields.all(name);
         all.next().filter(|_| all.next().is_none())
     }
@@ -404,7 +404,7 @@ impl ResponseHead {
     }
 
     /// The only value of a field; `None` if it is missing or there are two.
-    pub fn single<'a>(&'a self, name: &'a str) -> Option<&'a [u8]> {
+    pub fn single(&self, name: &str) -> Option<&[u8]> {
         let mut all = self.fields.all(name);
         all.next().filter(|_| all.next().is_none())
     }

@@ -1,0 +1,222 @@
+//! Where requests come from and their answers go, whatever is spoken there: what the loop of tries needs to know of it.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+
+use bytes::Bytes;
+use hostmesh_proxy_core::authorize::{Decision, Request};
+use hostmesh_proxy_core::config::Timeouts;
+use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::http1::{Framing, RequestEdits, RequestHead, ResponseHead, local_reply};
+use hostmesh_proxy_core::retry::Failure;
+use tokio::time::Instant;
+
+use super::conn::Conn;
+use super::exchange::{Exchange, Upload};
+use super::session::Next;
+use crate::rejudge::Denial;
+
+/// How far a request has come, in all its tries.
+#[derive(Debug)]
+pub struct Progress {
+    /// Bytes of heads that went out, and of the body that the client has sent.
+    pub sent: Cell<u64>,
+    /// Bytes of responses.
+    pub received: Cell<u64>,
+    /// All that went out of the body is still here.
+    pub is_replayable: Cell<bool>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            sent: Cell::default(),
+            received: Cell::default(),
+            is_replayable: Cell::new(true),
+        }
+    }
+}
+
+/// A request that has come.
+#[derive(Clone, Copy)]
+pub struct Arrived<'a> {
+    pub asked: Request<'a>,
+    pub progress: &'a Progress,
+    pub begun: Instant,
+}
+
+/// Counts bytes.
+pub fn add(count: &Cell<u64>, bytes: usize) {
+    count.set(count.get() + bytes as u64);
+}
+
+/// How one try is to be made.
+pub struct Manner<'a> {
+    pub edits: RequestEdits<'a>,
+    /// When there must be a response's head.
+    pub deadline: Option<Instant>,
+    /// The response comes from an application, not from another proxy.
+    pub from_application: bool,
+    pub timeouts: Timeouts,
+}
+
+/// The head of a response, whatever it was written in.
+pub trait Answer {
+    /// 100..=999.
+    fn status(&self) -> u16;
+
+    /// The only value of a field; `None` if it is missing or there are two.
+    fn single(&self, name: &str) -> Option<&[u8]>;
+}
+
+/// How a try ended.
+pub enum Ended {
+    /// A response was passed on whole.
+    Answered {
+        status: u16,
+        /// The upstream may serve another request.
+        upstream_clean: bool,
+        /// So may the client's connection.
+        downstream_clean: bool,
+    },
+    /// 101 was passed on: both connections are a tunnel now.
+    Upgraded,
+    /// A response's head came that is to be tried again; nothing of it was passed on.
+    Refused(Failure),
+    /// No response; nothing was passed on.
+    Failed(Fault),
+    /// It was broken off. Status 0: before the response began.
+    Broken { status: u16, by: BrokenBy },
+    /// Policy has turned against it. Status 0: nothing was passed on.
+    Denied { status: u16, denial: Denial },
+}
+
+/// Who broke off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BrokenBy {
+    Client,
+    /// The client is there, and took nothing, or sent no more of its request, for too long.
+    SlowClient,
+    Upstream,
+    /// The other side's policy.
+    Policy,
+}
+
+impl BrokenBy {
+    /// Whose doing it is that nothing more comes from the client.
+    pub fn of_lost_client(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Self::Policy,
+            _ => Self::Client,
+        }
+    }
+
+    /// Whose doing it is that the client takes nothing more.
+    pub fn of_client(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::TimedOut => Self::SlowClient,
+            _ => Self::of_lost_client(error),
+        }
+    }
+
+    /// Whose doing it is that nothing more comes from the upstream.
+    pub fn of_upstream(received: &io::Result<Option<Bytes>>) -> Self {
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Self::Policy,
+            _ => Self::Upstream,
+        }
+    }
+}
+
+/// One request and the place of its answer.
+pub trait Downstream {
+    /// Makes one try by `up`, until it is `denied`. `again`: is a response of this head to be tried again?
+    async fn exchange(
+        &mut self,
+        up: &mut Conn,
+        manner: &Manner<'_>,
+        again: impl Fn(&dyn Answer) -> Option<Failure>,
+        denied: impl Future<Output = Denial>,
+    ) -> Ended;
+
+    /// Answers in place of the application.
+    async fn reply(&mut self, fault: Fault, message: &str) -> Next;
+
+    /// Ends a request that policy has turned against: by an answer as at its beginning, or, where the response has begun
+    /// (its `status` is not 0), by breaking it off.
+    async fn refuse(&mut self, decision: &Decision, status: u16) -> Next {
+        match decision.verdict.fault() {
+            Some(fault) if status == 0 => self.reply(fault, &fault.to_string()).await,
+            _ => Next::Deny,
+        }
+    }
+}
+
+/// A request of HTTP/1.1 on its client's connection.
+pub struct Http1<'a> {
+    conn: &'a mut Conn,
+    request: &'a RequestHead,
+    upload: Upload<'a>,
+    progress: &'a Progress,
+    /// The connection ends after the response in any case.
+    last: bool,
+}
+
+impl<'a> Http1<'a> {
+    pub fn new(
+        conn: &'a mut Conn,
+        request: &'a RequestHead,
+        progress: &'a Progress,
+        timeouts: Timeouts,
+        last: bool,
+    ) -> Self {
+        Self {
+            upload: Upload::new(request, progress, timeouts.stall),
+            conn,
+            request,
+            progress,
+            last,
+        }
+    }
+}
+
+impl Downstream for Http1<'_> {
+    async fn exchange(
+        &mut self,
+        up: &mut Conn,
+        manner: &Manner<'_>,
+        again: impl Fn(&dyn Answer) -> Option<Failure>,
+        denied: impl Future<Output = Denial>,
+    ) -> Ended {
+        let exchange = Exchange {
+            request: self.request,
+            manner,
+            last: self.last,
+            progress: self.progress,
+        };
+        exchange.run(self.conn, up, &mut self.upload, again, denied).await
+    }
+
+    /// A client that has a body under way loses its connection.
+    async fn reply(&mut self, fault: Fault, message: &str) -> Next {
+        let close = self.last || !self.request.keep_alive || self.request.framing != Framing::Empty;
+        let is_head = self.request.method() == "HEAD";
+        let reply = local_reply(fault.status(), fault.word(), message, close, is_head);
+        match self.conn.send(reply).await {
+            Err(_) => Next::Abort,
+            Ok(()) if close => Next::Close,
+            Ok(()) => Next::Keep,
+        }
+    }
+}
+
+impl Answer for ResponseHead {
+    fn status(&self) -> u16 {
+        self.status
+    }
+
+    fn single(&self, name: &str) -> Option<&[u8]> {
+        self.single(name)
+    }
+}
