@@ -124,6 +124,95 @@ class Retries(Struct):
     non_idempotent: bool
 
 
+class RouteMatch(Struct):
+    """All that is not empty must fit; ``*`` as a value: it is there. Names of headers in lower case.
+
+    path: ``/products/7``, ``/products/*`` or ``/products/{id}``, against the path's normal form.
+    """
+
+    path: str = ""
+    methods: list[str] = []
+    headers: list[tuple[str, str]] = []
+    query: list[tuple[str, str]] = []
+
+
+class Share(Struct):
+    """A service, and its weight among the others."""
+
+    service: str
+    weight: int
+
+
+class Mirror(Struct):
+    """A copy of ``percent`` of the requests goes to another service; its answer is thrown away."""
+
+    to: str
+    percent: float
+    max_pending: int
+
+
+class Redirect(Struct):
+    """Answered with another place to ask: a path, or an http URL with one, filled from the match."""
+
+    to: str
+    status: int
+
+
+class Rewrite(Struct):
+    """Asked for under another path, filled from the match, or host; empty: as it came."""
+
+    path: str = ""
+    host: str = ""
+
+
+class Respond(Struct):
+    """Answered by the proxy."""
+
+    status: int
+    body: str = ""
+    headers: list[tuple[str, str]] = []
+
+
+class Inject(Struct):
+    """Trouble on purpose: so many percent are held back, so many answered with ``abort``. 0: none."""
+
+    delay_ms: int = 0
+    delay_percent: float = 0
+    abort: int = 0
+    abort_percent: float = 0
+
+
+class HeaderEdits(Struct):
+    """What is done to a head's fields: taken out, put in place of all of the name, put behind them."""
+
+    set: list[tuple[str, str]] = []
+    add: list[tuple[str, str]] = []
+    remove: list[str] = []
+
+
+class Route(Struct):
+    """What some requests to a service meet; the first that fits. ``rule``: file:line.
+
+    to: none: the service itself. sticky: cookie:NAME | header:NAME | source. timeout 0, retries None: the service's.
+    Of redirect, respond and all else only one is there, beside ``fault``.
+    """
+
+    name: str
+    rule: str
+    match: RouteMatch = RouteMatch()
+    to: list[Share] = []
+    sticky: str = ""
+    mirror: Mirror | None = None
+    redirect: Redirect | None = None
+    rewrite: Rewrite | None = None
+    respond: Respond | None = None
+    fault: Inject | None = None
+    request_headers: HeaderEdits | None = None
+    response_headers: HeaderEdits | None = None
+    timeout_ms: int = 0
+    retries: Retries | None = None
+
+
 class Traffic(Struct):
     """How callers behave towards the service. timeout 0: none. ``rule``: file:line that says so, may be empty."""
 
@@ -131,6 +220,7 @@ class Traffic(Struct):
     retries: Retries | None
     balance: str
     rule: str
+    routes: list[Route] = []
 
 
 class ServicePort(Struct):

@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::glob::Glob;
 use crate::revoked::Revoked;
+use crate::route::Route;
 use crate::snapshot::{self, Listeners, Marks, SNAPSHOT_VERSION, Snapshot};
 
 /// Unit numbers live in the mark's low bits.
@@ -149,6 +150,11 @@ impl Config {
     /// Checks and compiles one unit by itself.
     pub fn unit(unit: snapshot::Unit) -> Result<Unit, ConfigError> {
         compile::unit(unit)
+    }
+
+    /// Checks and compiles the routes of one service by themselves.
+    pub fn routes(routes: &[snapshot::Route]) -> Result<Vec<Arc<Route>>, ConfigError> {
+        routes::compile("routes", routes)
     }
 
     /// Takes the place of `old`: with the same policies what was judged by it stands.
@@ -308,6 +314,8 @@ fn trust_bundle(texts: &[String]) -> Result<Vec<Vec<u8>>, ConfigError> {
 mod compile;
 #[path = "config_model.rs"]
 mod model;
+#[path = "config_routes.rs"]
+mod routes;
 
 pub use model::*;
 

@@ -11,7 +11,7 @@ fn word<T: Copy>(at: &str, text: &str, words: &[(&str, T)], expected: &'static s
         .ok_or_else(|| bad(at, text, expected))
 }
 
-fn not_empty(at: &str, text: String, expected: &'static str) -> Result<Arc<str>, ConfigError> {
+pub(super) fn not_empty(at: &str, text: String, expected: &'static str) -> Result<Arc<str>, ConfigError> {
     if text.is_empty() {
         return Err(bad(at, text, expected));
     }
@@ -196,7 +196,7 @@ fn outbound_rule(at: &str, rule: snapshot::OutboundRule) -> Result<OutboundRule,
     })
 }
 
-fn retries(at: &str, retries: &snapshot::Retries) -> Result<Retries, ConfigError> {
+pub(super) fn retries(at: &str, retries: &snapshot::Retries) -> Result<Retries, ConfigError> {
     if retries.attempts == 0 {
         return Err(bad(at, "0", "a number of attempts, the first included"));
     }
@@ -222,7 +222,7 @@ fn retries(at: &str, retries: &snapshot::Retries) -> Result<Retries, ConfigError
     })
 }
 
-fn duration(ms: u64) -> Option<Duration> {
+pub(super) fn duration(ms: u64) -> Option<Duration> {
     (ms > 0).then(|| Duration::from_millis(ms))
 }
 
@@ -290,6 +290,7 @@ pub(super) fn service(
                 "a balance (least-request, round-robin)",
             )?,
             rule: (&*traffic.rule).into(),
+            routes: routes::compile(&at, &traffic.routes)?,
         },
         endpoints: service
             .endpoints

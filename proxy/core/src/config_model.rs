@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{ConfigError, bad};
+use super::{ConfigError, Route, bad};
 use crate::glob::Glob;
 
 /// How long clients that speak HTTP are waited for.
@@ -248,6 +248,8 @@ pub struct Traffic {
     pub retries: Option<Retries>,
     pub balance: Balance,
     pub rule: Arc<str>,
+    /// The first that fits; none: the service itself.
+    pub routes: Vec<Arc<Route>>,
 }
 
 /// Callers of the VIP say `port`; it goes to the endpoints' `target` port.

@@ -303,6 +303,7 @@ fn responses_are_rewritten() {
     let from_application = ResponseEdits {
         from_application: true,
         close: true,
+        fields: None,
     };
     assert_eq!(
         write(&from_application),

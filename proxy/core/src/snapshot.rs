@@ -177,6 +177,8 @@ pub struct Retries {
     pub non_idempotent: bool,
 }
 
+pub use crate::snapshot_routes::{HeaderEdits, Inject, Mirror, Redirect, Respond, Rewrite, Route, RouteMatch, Share};
+
 /// How callers behave towards a service. `timeout_ms` 0: none.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -186,6 +188,8 @@ pub struct Traffic {
     pub retries: Option<Retries>,
     pub balance: String,
     pub rule: String,
+    #[serde(default)]
+    pub routes: Vec<Route>,
 }
 
 /// Callers of the VIP say `port`; it goes to the endpoints' `target` port.

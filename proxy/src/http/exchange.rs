@@ -283,10 +283,11 @@ impl Exchange<'_> {
         }
     }
 
-    fn response_edits(&self, close: bool) -> ResponseEdits {
+    fn response_edits(&self, close: bool) -> ResponseEdits<'_> {
         ResponseEdits {
             close,
             from_application: self.manner.from_application,
+            fields: None,
         }
     }
 

@@ -133,7 +133,7 @@ impl Headers for Fields {
 
 /// Would applications take these for the same field? Many get fields as variables in which `-` and `_` are one (CGI, RFC
 /// 3875, section 4.1.18; WSGI).
-pub(super) fn is_same_variable(name: &[u8], other: &[u8]) -> bool {
+pub(crate) fn is_same_variable(name: &[u8], other: &[u8]) -> bool {
     let plain = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
     name.len() == other.len() && name.iter().map(plain).eq(other.iter().map(plain))
 }

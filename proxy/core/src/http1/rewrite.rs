@@ -3,7 +3,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::head::{Fields, is_same_variable};
-use super::{RequestHead, ResponseHead};
+use super::{Refused, RequestHead, ResponseHead};
+use crate::fields::FieldEdits;
 
 /// What is set on a request on its way.
 #[derive(Debug, Clone, Copy, Default)]
@@ -14,17 +15,28 @@ pub struct RequestEdits<'a> {
     pub peer: Option<&'a str>,
 }
 
+/// What a route makes of a request before it is judged and sent: of another path, for another host, with other fields.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Changes<'a> {
+    pub target: Option<&'a str>,
+    pub host: Option<&'a str>,
+    pub fields: &'a FieldEdits,
+}
+
 /// What is set on a response on its way.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct ResponseEdits {
+pub struct ResponseEdits<'a> {
     /// The connection ends after this response.
     pub close: bool,
     /// Drop the fields that only proxies may set: the response comes from an application.
     pub from_application: bool,
+    /// What the request's route does to it.
+    pub fields: Option<&'a FieldEdits>,
 }
 
 /// Is this a field that only the mesh may set, or one that an application would take for it?
-pub(super) fn is_mesh_field(name: &[u8]) -> bool {
+pub(crate) fn is_mesh_field(name: &[u8]) -> bool {
     let mesh = b"x-hostmesh-";
     name.get(..mesh.len())
         .is_some_and(|start| is_same_variable(start, mesh))
@@ -63,6 +75,35 @@ fn put_field(out: &mut BytesMut, name: &[u8], value: &[u8]) {
 }
 
 impl RequestHead {
+    /// The request as a route changes it. Read again as if it had come so: what is judged and sent is one and the same.
+    pub fn changed(&self, changes: &Changes<'_>) -> Result<Self, Refused> {
+        let mut out = BytesMut::with_capacity(self.fields.bytes.len() + 256);
+        for part in [self.method(), " ", changes.target.unwrap_or(self.target())] {
+            out.put_slice(part.as_bytes());
+        }
+        out.put_slice(if self.is_http11 {
+            b" HTTP/1.1\r\n"
+        } else {
+            b" HTTP/1.0\r\n"
+        });
+        for field in &self.fields.fields {
+            let name = self.fields.name(field);
+            let is_host = changes.host.is_some() && name.eq_ignore_ascii_case(b"host");
+            if !is_host && !changes.fields.drops(name) {
+                put_field(&mut out, name, self.fields.value(field));
+            }
+        }
+        let host = changes.host.map(|host| ("host", host));
+        for (name, value) in host.into_iter().chain(changes.fields.puts()) {
+            put_field(&mut out, name.as_bytes(), value.as_bytes());
+        }
+        out.put_slice(b"\r\n");
+        if out.len() > super::MAX_HEAD {
+            return Err(Refused::TooLarge);
+        }
+        Self::parse(out.freeze())
+    }
+
     /// Writes the head for the next hop. The body's bytes follow as they came.
     pub fn write(&self, edits: &RequestEdits<'_>, out: &mut BytesMut) {
         out.reserve(self.fields.bytes.len() + 192);
@@ -104,7 +145,7 @@ impl RequestHead {
 
 impl ResponseHead {
     /// Writes the head for the next hop. The body's bytes follow as they came.
-    pub fn write(&self, edits: &ResponseEdits, out: &mut BytesMut) {
+    pub fn write(&self, edits: &ResponseEdits<'_>, out: &mut BytesMut) {
         out.reserve(self.fields.bytes.len() + 32);
         out.put_slice(b"HTTP/1.1 ");
         out.put_slice(self.status.to_string().as_bytes());
@@ -121,10 +162,14 @@ impl ResponseHead {
                 || (bodiless
                     && (name.eq_ignore_ascii_case(b"transfer-encoding")
                         || name.eq_ignore_ascii_case(b"content-length")))
-                || (self.names_hops && !upgrade && self.fields.names_hop(name));
+                || (self.names_hops && !upgrade && self.fields.names_hop(name))
+                || edits.fields.is_some_and(|fields| fields.drops(name));
             if !dropped {
                 put_field(out, name, self.fields.value(field));
             }
+        }
+        for (name, value) in edits.fields.into_iter().flat_map(FieldEdits::puts) {
+            put_field(out, name.as_bytes(), value.as_bytes());
         }
         if upgraded {
             out.put_slice(b"connection: upgrade\r\n");
@@ -142,24 +187,63 @@ pub fn continues() -> Bytes {
 
 /// An answer of the proxy's own: `x-hostmesh-error` names the reason, the body says it to a person. `bodiless` for HEAD.
 pub fn local_reply(status: u16, error: &str, message: &str, close: bool, bodiless: bool) -> Bytes {
-    let phrase = match status {
+    let fields = [
+        ("content-type", "text/plain; charset=utf-8"),
+        ("x-hostmesh-error", error),
+    ];
+    answer(status, fields, &format!("hostmesh: {message}\n"), close, bodiless)
+}
+
+/// Any answer of the proxy's own. `bodiless`: to a HEAD.
+pub fn answer<'f>(
+    status: u16,
+    fields: impl IntoIterator<Item = (&'f str, &'f str)>,
+    body: &str,
+    close: bool,
+    bodiless: bool,
+) -> Bytes {
+    let mut out = BytesMut::with_capacity(256 + body.len());
+    out.put_slice(format!("HTTP/1.1 {status} {}\r\n", phrase(status)).as_bytes());
+    // RFC 9110, sections 15.3.5 and 15.4.5.
+    let has_body = !matches!(status, 204 | 304);
+    for (name, value) in fields {
+        put_field(&mut out, name.as_bytes(), value.as_bytes());
+    }
+    if has_body {
+        put_field(&mut out, b"content-length", body.len().to_string().as_bytes());
+    }
+    if close {
+        out.put_slice(b"connection: close\r\n");
+    }
+    out.put_slice(b"\r\n");
+    if has_body && !bodiless {
+        out.put_slice(body.as_bytes());
+    }
+    out.freeze()
+}
+
+/// RFC 9110, section 15; it may be empty (RFC 9112, section 4).
+fn phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        204 => "No Content",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
         403 => "Forbidden",
+        404 => "Not Found",
         408 => "Request Timeout",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
         501 => "Not Implemented",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
-        _ => "Error",
-    };
-    let connection = if close { "connection: close\r\n" } else { "" };
-    let body = format!("hostmesh: {message}\n");
-    let length = body.len();
-    let head = format!(
-        "HTTP/1.1 {status} {phrase}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {length}\r\n\
-         x-hostmesh-error: {error}\r\n{connection}\r\n"
-    );
-    Bytes::from(if bodiless { head } else { head + &body })
+        _ => "",
+    }
 }
