@@ -45,6 +45,7 @@ TARGETS = (
     Target("stream", seeds.stream, least=50),  # two handshakes each, and connections that end in their own time
     Target("dns", seeds.dns),
     Target("snapshot", seeds.snapshot),
+    Target("route", seeds.route),
     Target("certificate", seeds.certificate),
     Target("control", seeds.control, talks=True),
     Target("policy", seeds.policy, python=True),

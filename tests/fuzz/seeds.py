@@ -97,6 +97,15 @@ def snapshot() -> Iterator[bytes]:
         yield json.dumps(json.loads(file.read_text()), separators=(",", ":")).encode()
 
 
+def route() -> Iterator[bytes]:
+    """Routes of the vectors, and a request to each."""
+    vectors = json.loads((TESTS / "vectors/routes.json").read_text())
+    for case in vectors["cases"]:
+        routes = json.dumps(vectors["routes"][case["routes"]], separators=(",", ":"))
+        fields = "".join(f"{name}: {value}\r\n" for name, value in case.get("headers", []))
+        yield f"{routes}\n{case['method']} {case['target']} HTTP/1.1\r\nHost: h\r\n{fields}\r\n".encode()
+
+
 def certificate() -> Iterator[bytes]:
     """A root, a chain, and what systemd would keep of a unit."""
     root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))

@@ -1,6 +1,8 @@
 //! What a policy does to the fields of a head, and which fields it may touch.
 
+use crate::authorize::{Headers, Request};
 use crate::http1::{is_mesh_field, is_same_variable};
+use crate::path;
 
 /// Fields that are taken out, put in place of all of their name, and put behind what is there. Names in lower case.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,11 +26,66 @@ impl FieldEdits {
     }
 
     /// What is put behind the rest.
-    pub fn puts(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub fn puts<'a>(&'a self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
         self.set
             .iter()
             .chain(&self.add)
             .map(|(name, value)| (&**name, &**value))
+    }
+}
+
+/// What a route makes of a request: asked for as something else, of another host, with other fields.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs)]
+pub struct Changes<'a> {
+    pub target: Option<&'a str>,
+    pub host: Option<&'a str>,
+    pub fields: &'a FieldEdits,
+}
+
+impl<'a> Changes<'a> {
+    /// Is a field of this name, in any case, taken out?
+    pub fn drops(&self, name: &[u8]) -> bool {
+        (self.host.is_some() && is_same_variable(name, b"host")) || self.fields.drops(name)
+    }
+
+    /// What is put behind the rest.
+    pub fn puts(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let host = self.host.map(|host| ("host", host));
+        host.into_iter().chain(self.fields.puts())
+    }
+}
+
+/// The headers of a request as they are once it is changed: what is judged is what is sent.
+pub struct Changed<'a> {
+    headers: &'a dyn Headers,
+    changes: &'a Changes<'a>,
+}
+
+impl<'a> Changed<'a> {
+    /// Of these, changed by that.
+    pub fn new(headers: &'a dyn Headers, changes: &'a Changes<'a>) -> Self {
+        Self { headers, changes }
+    }
+
+    /// The changed request, as rules see it. `self` is of the headers of `asked`.
+    pub fn request(&'a self, asked: Request<'a>) -> Request<'a> {
+        Request {
+            path: self.changes.target.map_or(asked.path, path::of_target),
+            headers: self,
+            ..asked
+        }
+    }
+}
+
+impl Headers for Changed<'_> {
+    fn each(&self, name: &str, see: &mut dyn FnMut(&[u8])) {
+        if !self.changes.drops(name.as_bytes()) {
+            self.headers.each(name, see);
+        }
+        let puts = self.changes.puts();
+        let fits = |(put, _): &(&str, &str)| is_same_variable(put.as_bytes(), name.as_bytes());
+        puts.filter(fits).for_each(|(_, value)| see(value.as_bytes()));
     }
 }
 
@@ -66,7 +123,10 @@ pub fn is_value(value: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use bytes::BytesMut;
+
     use super::*;
+    use crate::http1::{RequestEdits, RequestHead};
 
     #[test]
     fn what_a_policy_may_not_touch() {
@@ -92,6 +152,58 @@ mod tests {
         }
         for name in ["x-a", "cookie", "authorization", "server", "x-hostmeshed"] {
             assert!(is_editable(name), "{name}");
+        }
+    }
+
+    /// What is judged, and what is read of what is sent.
+    #[test]
+    fn judged_as_sent() {
+        let pair = |name: &str, value: &str| (Box::from(name), Box::from(value));
+        let fields = FieldEdits {
+            set: vec![pair("x-a", "new"), pair("x-n", "1")],
+            add: vec![pair("x-b", "2"), pair("x-c", "4")],
+            remove: vec!["x-d".into()],
+        };
+        let changes = Changes {
+            target: Some("/v2/7?q=1"),
+            host: Some("other"),
+            fields: &fields,
+        };
+        let text =
+            "GET http://h/p/7?q=1 HTTP/1.1\r\nHost: h\r\nX-A: old\r\nX_A: older\r\nx-b: 1\r\nX_D: 9\r\nx-e: 5\r\n\r\n";
+        let head = RequestHead::parse(text.into()).expect("a head");
+        let mut out = BytesMut::new();
+        let edits = RequestEdits {
+            changes: Some(&changes),
+            ..RequestEdits::default()
+        };
+        head.write(&edits, &mut out);
+        let sent = RequestHead::parse(out.freeze()).expect("what is sent can be read");
+        assert_eq!((sent.target(), sent.host()), ("/v2/7?q=1", Some("other")));
+        let asked = Request {
+            method: head.method(),
+            path: head.path(),
+            headers: head.headers(),
+        };
+        let changed = Changed::new(head.headers(), &changes);
+        let judged = changed.request(asked);
+        assert_eq!((judged.method, judged.path), (sent.method(), sent.path()));
+        let lines = |headers: &dyn Headers, name: &str| {
+            let mut lines = Vec::new();
+            headers.each(name, &mut |line| lines.push(String::from_utf8_lossy(line).into_owned()));
+            lines
+        };
+        for (name, expect) in [
+            ("x-a", &["new"][..]),
+            ("x-b", &["1", "2"]),
+            ("x-c", &["4"]),
+            ("x-d", &[]),
+            ("x-e", &["5"]),
+            ("x-n", &["1"]),
+            ("host", &["other"]),
+        ] {
+            assert_eq!(lines(judged.headers, name), expect, "{name}");
+            assert_eq!(lines(sent.headers(), name), expect, "{name}");
         }
     }
 

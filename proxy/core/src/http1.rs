@@ -13,7 +13,7 @@ pub use body::{Body, BodyError, Framing};
 pub(crate) use head::is_same_variable;
 pub use head::{Field, HeadScanner, RequestHead, ResponseHead};
 pub(crate) use rewrite::is_mesh_field;
-pub use rewrite::{Changes, RequestEdits, ResponseEdits, answer, continues, local_reply};
+pub use rewrite::{RequestEdits, ResponseEdits, answer, continues, local_reply};
 
 /// A head may have so many bytes. nginx and HAProxy stop at 32 KiB and 16 KiB; cookies and tokens grow.
 pub const MAX_HEAD: usize = 64 * 1024;

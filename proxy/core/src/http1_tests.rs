@@ -139,6 +139,7 @@ fn heads_are_rewritten() {
     let edits = RequestEdits {
         traceparent: Some("new"),
         peer: Some("spiffe://mesh.local/unit/orders"),
+        ..RequestEdits::default()
     };
     assert_eq!(
         written(&head, &edits),

@@ -222,6 +222,7 @@ impl Serving {
             edits: RequestEdits {
                 traceparent: Some(&traceparent),
                 peer: self.who.identity(),
+                ..RequestEdits::default()
             },
             deadline: None,
             from_application: true,

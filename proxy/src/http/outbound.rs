@@ -234,6 +234,7 @@ impl Calling {
             edits: RequestEdits {
                 traceparent: Some(&traceparent),
                 peer: is_local.then_some(&*connector.unit.spiffe_id),
+                ..RequestEdits::default()
             },
             deadline,
             from_application: is_local,

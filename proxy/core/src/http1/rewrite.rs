@@ -3,8 +3,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::head::{Fields, is_same_variable};
-use super::{Refused, RequestHead, ResponseHead};
-use crate::fields::FieldEdits;
+use super::{RequestHead, ResponseHead};
+use crate::fields::{Changes, FieldEdits};
 
 /// What is set on a request on its way.
 #[derive(Debug, Clone, Copy, Default)]
@@ -13,15 +13,10 @@ pub struct RequestEdits<'a> {
     pub traceparent: Option<&'a str>,
     /// `x-hostmesh-peer`: the SPIFFE ID of the caller, for the application.
     pub peer: Option<&'a str>,
-}
-
-/// What a route makes of a request before it is judged and sent: of another path, for another host, with other fields.
-#[derive(Debug, Clone, Copy)]
-#[allow(missing_docs)]
-pub struct Changes<'a> {
-    pub target: Option<&'a str>,
-    pub host: Option<&'a str>,
-    pub fields: &'a FieldEdits,
+    /// What its route makes of it.
+    pub changes: Option<&'a Changes<'a>>,
+    /// It is a copy that goes out whole, on a connection that ends after it.
+    pub alone: bool,
 }
 
 /// What is set on a response on its way.
@@ -75,41 +70,14 @@ fn put_field(out: &mut BytesMut, name: &[u8], value: &[u8]) {
 }
 
 impl RequestHead {
-    /// The request as a route changes it. Read again as if it had come so: what is judged and sent is one and the same.
-    pub fn changed(&self, changes: &Changes<'_>) -> Result<Self, Refused> {
-        let mut out = BytesMut::with_capacity(self.fields.bytes.len() + 256);
-        for part in [self.method(), " ", changes.target.unwrap_or(self.target())] {
-            out.put_slice(part.as_bytes());
-        }
-        out.put_slice(if self.is_http11 {
-            b" HTTP/1.1\r\n"
-        } else {
-            b" HTTP/1.0\r\n"
-        });
-        for field in &self.fields.fields {
-            let name = self.fields.name(field);
-            let is_host = changes.host.is_some() && name.eq_ignore_ascii_case(b"host");
-            if !is_host && !changes.fields.drops(name) {
-                put_field(&mut out, name, self.fields.value(field));
-            }
-        }
-        let host = changes.host.map(|host| ("host", host));
-        for (name, value) in host.into_iter().chain(changes.fields.puts()) {
-            put_field(&mut out, name.as_bytes(), value.as_bytes());
-        }
-        out.put_slice(b"\r\n");
-        if out.len() > super::MAX_HEAD {
-            return Err(Refused::TooLarge);
-        }
-        Self::parse(out.freeze())
-    }
-
     /// Writes the head for the next hop. The body's bytes follow as they came.
     pub fn write(&self, edits: &RequestEdits<'_>, out: &mut BytesMut) {
         out.reserve(self.fields.bytes.len() + 192);
         out.put_slice(self.method().as_bytes());
         out.put_u8(b' ');
-        out.put_slice(self.target().as_bytes());
+        let changes = edits.changes;
+        let target = changes.and_then(|changes| changes.target);
+        out.put_slice(target.unwrap_or(self.target()).as_bytes());
         // An HTTP/1.0 client could not read the chunks that an application sends to 1.1.
         out.put_slice(if self.is_http11 {
             b" HTTP/1.1\r\n"
@@ -125,12 +93,19 @@ impl RequestHead {
                 || dropped
                 || is_mesh_field(name)
                 || (self.names_hops && !upgrade && self.fields.names_hop(name))
+                || changes.is_some_and(|changes| changes.drops(name))
+                || (edits.alone && name.eq_ignore_ascii_case(b"expect"))
             {
                 continue;
             }
             put_field(out, name, self.fields.value(field));
         }
-        if self.upgrade {
+        for (name, value) in changes.into_iter().flat_map(Changes::puts) {
+            put_field(out, name.as_bytes(), value.as_bytes());
+        }
+        if edits.alone {
+            out.put_slice(b"connection: close\r\n");
+        } else if self.upgrade {
             out.put_slice(b"connection: upgrade\r\n");
         }
         if let Some(traceparent) = edits.traceparent {
