@@ -24,6 +24,7 @@ fuzz_target!(|bytes: &[u8]| {
         let edits = ResponseEdits {
             close: false,
             from_application: true,
+            fields: None,
         };
         let passed = written(&head, &edits);
         assert_eq!(
@@ -47,7 +48,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-fn written(head: &ResponseHead, edits: &ResponseEdits) -> Bytes {
+fn written(head: &ResponseHead, edits: &ResponseEdits<'_>) -> Bytes {
     let mut out = BytesMut::new();
     head.write(edits, &mut out);
     out.freeze()
