@@ -135,6 +135,13 @@ def check_service_name(name: str) -> str:
     return name
 
 
+def check_zone_name(name: str) -> str:
+    """A zone is one DNS label in lower case, too."""
+    if not _LABEL.match(name):
+        raise BadName(f"{name!r} is not a zone", "lower-case letters, digits and dashes, at most 63")
+    return name
+
+
 def check_trust_domain(name: str) -> str:
     """A trust domain: lower-case letters, digits, dots, dashes, underscores (SPIFFE-ID, section 2.1)."""
     if not _TRUST_DOMAIN.match(name):

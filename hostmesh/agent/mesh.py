@@ -94,7 +94,7 @@ class Mesh:
 
     def say(self, addresses: tuple[str, ...], workloads: list[Workload]) -> None:
         """What is declared here, ready or not; the controller hears of it when it is another word than before."""
-        word = PublishRequest(list(addresses), self._settings.ports.wire, workloads)
+        word = PublishRequest(list(addresses), self._settings.ports.wire, workloads, self._settings.zone)
         if word != self._word:
             self._word = word
             self._to_say.set()

@@ -106,4 +106,5 @@ def _endpoint(settings: Settings, workload: Workload, facts: HostFacts) -> Endpo
         sni=sni_of(identity),
         addresses=list(facts.addresses),
         wire_port=settings.ports.wire,
+        zone=settings.zone,
     )

@@ -58,23 +58,25 @@ class Feed:
         """What is revoked."""
         return self._revoked
 
-    def publish(self, name: str, addresses: tuple[str, ...], wire_port: int, offers: list[Offer]) -> None:
+    def publish(
+        self, name: str, addresses: tuple[str, ...], wire_port: int, offers: list[Offer], zone: str = ""
+    ) -> None:
         """A host's word. The same word again only shows that it is alive."""
         for attempt in range(3):
             self.refresh()
             try:
-                self._publish(name, addresses, wire_port, offers)
+                self._publish(name, addresses, wire_port, offers, zone)
                 break
             except StaleError:
                 if attempt == 2:
                     raise
         self._heard[name] = self._clock()
 
-    def _publish(self, name: str, addresses: tuple[str, ...], wire_port: int, offers: list[Offer]) -> None:
+    def _publish(self, name: str, addresses: tuple[str, ...], wire_port: int, offers: list[Offer], zone: str) -> None:
         known = self._catalog.hosts.get(name)
         revision = self._revision + 1
         offers = self._counting(name, offers)
-        host = Host(name, addresses, wire_port, stamp(known, offers, revision), revision)
+        host = Host(name, addresses, wire_port, stamp(known, offers, revision), revision, zone)
         if known and name not in self._catalog.silent and _same(known, host):
             return
         claims = claims_for(self._catalog, offers)
@@ -195,4 +197,4 @@ class Feed:
 
 
 def _same(known: Host, host: Host) -> bool:
-    return (known.addresses, known.wire_port, known.workloads) == (host.addresses, host.wire_port, host.workloads)
+    return replace(known, revision=host.revision) == host

@@ -7,15 +7,15 @@ stolen host speaks here as well: what a policy file could not say, it can't eith
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
-from hostmesh.names import BadName, UnitName, check_service_name
+from hostmesh.names import BadName, UnitName, check_service_name, check_zone_name
+from hostmesh.policy.traffic import BALANCES, CONSISTENT_HASH, MOST_BOUND, PREFER, RETRY_ON
+from hostmesh.policy.words import hash_on
 from hostmesh.registry.catalog import Catalog
 from hostmesh.registry.events import Offer
 from hostmesh.wire.controller import Workload
 from hostmesh.wire.snapshot import Retries, Traffic
 
 _PROTOCOLS = ("http", "http2", "grpc", "tcp", "tls")
-_BALANCES = ("least-request", "round-robin")
-_RETRY_ON = ("5xx", "gateway-error", "connect-failure", "reset")
 _DAY_MS = 86_400_000
 _MOST_ATTEMPTS = 10
 _MOST_PORTS = 256
@@ -39,6 +39,12 @@ def check_port(number: int) -> None:
     """Raises `BadName` for a number that is no port."""
     if not 0 < number < 65536:
         raise BadName(f"{number} is not a port", "1 to 65535")
+
+
+def check_zone(name: str) -> None:
+    """Raises `BadName` for what is no zone; a host may be in none."""
+    if name:
+        check_zone_name(name)
 
 
 def own_addresses(catalog: Catalog, host: str, said: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -75,7 +81,7 @@ def _address(text: str) -> str:
 
 def _check_traffic(traffic: Traffic) -> None:
     _check_duration(traffic.timeout_ms)
-    _one_of(traffic.balance, _BALANCES, "a balance")
+    _check_balance(traffic)
     if len(traffic.rule) > _LONGEST_RULE or not traffic.rule.isprintable():
         raise BadName("the place of a rule is not FILE:LINE")
     if traffic.retries:
@@ -89,7 +95,25 @@ def _check_retries(retries: Retries) -> None:
     if not 0 <= retries.budget <= 1:
         raise BadName(f"a budget of {retries.budget}", "0 to 1")
     for word in retries.on:
-        _one_of(word, _RETRY_ON, "a reason to try again")
+        _one_of(word, RETRY_ON, "a reason to try again")
+    _check_duration(retries.backoff_ms)
+    _check_duration(retries.max_backoff_ms)
+    if retries.max_backoff_ms < retries.backoff_ms:
+        raise BadName("max_backoff is shorter than backoff")
+
+
+def _check_balance(traffic: Traffic) -> None:
+    _one_of(traffic.balance, BALANCES, "a balance")
+    if (traffic.hash is not None) != (traffic.balance == CONSISTENT_HASH):
+        raise BadName(f"a balance of {traffic.balance!r} with or without what it goes by")
+    if traffic.hash:
+        hash_on(traffic.hash.on)
+        if traffic.hash.bound and not 1 <= traffic.hash.bound <= MOST_BOUND:
+            raise BadName(f"a bound of {traffic.hash.bound}", f"1 to {MOST_BOUND}")
+    _one_of(traffic.prefer, PREFER, "a preference")
+    _check_duration(traffic.slow_start_ms)
+    if not 0 <= traffic.panic <= 1:
+        raise BadName(f"a panic of {traffic.panic}", "0 to 1")
 
 
 def _check_duration(milliseconds: int) -> None:

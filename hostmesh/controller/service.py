@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hostmesh.controller import ca
 from hostmesh.controller.config import Config
 from hostmesh.controller.feed import Feed
-from hostmesh.controller.offers import check_port, offer, own_addresses
+from hostmesh.controller.offers import check_port, check_zone, offer, own_addresses
 from hostmesh.controller.signer import Signer, Signing
 from hostmesh.controller.store import BadToken, StaleError, Store, StoreError
 from hostmesh.errors import HostmeshError
@@ -115,6 +115,7 @@ class Controller:
     async def _publish(self, request: PublishRequest, context: Context) -> PublishReply:
         host = self._caller(context)
         check_port(request.wire_port)
+        check_zone(request.zone)
         grants = self._store.grants(host)
         offers: dict[UnitName, Offer] = {}
         refused: dict[str, str] = {}
@@ -134,7 +135,7 @@ class Controller:
         for unit, owner in foreign.items():
             remedy = "choose another, or release it: hostmesh controller release NAME"
             refused[unit.full] = f"the service name belongs to {owner}: {remedy}"
-        self._feed.publish(host, addresses, request.wire_port, admitted)
+        self._feed.publish(host, addresses, request.wire_port, admitted, request.zone)
         if refused:
             log.warning("host %s published what it may not: %s", host, ", ".join(sorted(refused)))
         return PublishReply(refused=refused)

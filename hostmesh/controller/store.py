@@ -20,12 +20,15 @@ from hostmesh.registry.catalog import Catalog, Claim, Host, Workload, where_publ
 from hostmesh.registry.events import Claimed
 from hostmesh.wire.snapshot import Revoked, Traffic
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _REVOKED = """
 CREATE TABLE revoked (kind TEXT NOT NULL, name TEXT NOT NULL, begun_by INTEGER NOT NULL, reason TEXT NOT NULL,
   ends INTEGER, PRIMARY KEY (kind, name)) STRICT;
 """
-_UPGRADES = {2: f"{_REVOKED} ALTER TABLE tokens ADD COLUMN used_by BLOB;"}  # from this version to the next
+_UPGRADES = {  # from this version to the next
+    2: f"{_REVOKED} ALTER TABLE tokens ADD COLUMN used_by BLOB;",
+    3: "ALTER TABLE words ADD COLUMN zone TEXT NOT NULL DEFAULT '';",
+}
 _SCHEMA = f"""{_REVOKED}
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE TABLE hosts (name TEXT PRIMARY KEY, enrolled INTEGER NOT NULL) STRICT;
@@ -33,7 +36,7 @@ CREATE TABLE tokens (hash BLOB PRIMARY KEY, host TEXT NOT NULL, units TEXT NOT N
   used INTEGER, used_by BLOB) STRICT;
 CREATE TABLE grants (host TEXT NOT NULL, pattern TEXT NOT NULL, PRIMARY KEY (host, pattern)) STRICT;
 CREATE TABLE words (host TEXT PRIMARY KEY REFERENCES hosts (name) ON DELETE CASCADE, addresses TEXT NOT NULL,
-  wire_port INTEGER NOT NULL, revision INTEGER NOT NULL, silent INTEGER) STRICT;
+  wire_port INTEGER NOT NULL, revision INTEGER NOT NULL, silent INTEGER, zone TEXT NOT NULL DEFAULT '') STRICT;
 CREATE TABLE workloads (host TEXT NOT NULL REFERENCES words (host) ON DELETE CASCADE, unit TEXT NOT NULL,
   service TEXT NOT NULL, ports TEXT NOT NULL, traffic TEXT NOT NULL, since INTEGER NOT NULL,
   ready INTEGER NOT NULL, PRIMARY KEY (host, unit)) STRICT;
@@ -250,10 +253,10 @@ class Store:
             words = (_PORTS.decode(ports), _TRAFFIC.decode(traffic))
             loads.setdefault(host, []).append(Workload(UnitName(unit), service, *words, since, bool(ready)))
         hosts, silent = {}, {}
-        for name, addresses, wire_port, revision, silent_at in self._db.execute("SELECT * FROM words"):
+        for name, addresses, wire_port, revision, silent_at, zone in self._db.execute("SELECT * FROM words"):
             where = tuple(msgspec.json.decode(addresses, type=list[str]))
             units = tuple(sorted(loads.get(name, ()), key=lambda load: load.unit))
-            hosts[name] = Host(name, where, wire_port, units, revision)
+            hosts[name] = Host(name, where, wire_port, units, revision, zone)
             if silent_at is not None:
                 silent[name] = silent_at
         claims = {name: Claim(place, owner) for name, place, owner in self._db.execute("SELECT * FROM vips")}
@@ -271,8 +274,8 @@ class Store:
                 raise StaleError("another process wrote to the store in between")
             db.execute("DELETE FROM words WHERE host = ?", (host.name,))
             addresses = msgspec.json.encode(host.addresses).decode()
-            row = (host.name, addresses, host.wire_port, host.revision)
-            db.execute("INSERT INTO words VALUES (?, ?, ?, ?, NULL)", row)
+            row = (host.name, addresses, host.wire_port, host.revision, host.zone)
+            db.execute("INSERT INTO words VALUES (?, ?, ?, ?, NULL, ?)", row)
             rows = [_row(host, load) for load in host.workloads]
             db.executemany("INSERT INTO workloads VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             db.executemany(

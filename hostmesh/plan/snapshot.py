@@ -39,6 +39,7 @@ def snapshot(  # noqa: PLR0917 the order of the flow
         units=[_unit(settings, policy, facts, revoked) for policy in sorted(policies, key=lambda policy: policy.unit)],
         services=sorted(services, key=lambda service: service.name),
         revoked=list(revoked),
+        zone=settings.zone,
     )
     return msgspec.structs.replace(bare, revision=revision_of(bare))
 
@@ -51,9 +52,10 @@ def revision_of(snapshot: wire.Snapshot) -> str:
 
 def traffic_of(policy: model.Policy) -> wire.Traffic:
     """What the policy says of callers' behaviour, as the registry and the proxy know it."""
-    retries = policy.traffic.retries
+    traffic, retries = policy.traffic, policy.traffic.retries
+    balance = traffic.balance
     return wire.Traffic(
-        timeout_ms=policy.traffic.timeout_ms,
+        timeout_ms=traffic.timeout_ms,
         retries=None
         if retries is None
         else wire.Retries(
@@ -62,9 +64,15 @@ def traffic_of(policy: model.Policy) -> wire.Traffic:
             on=list(retries.on),
             budget=retries.budget,
             non_idempotent=retries.non_idempotent,
+            backoff_ms=retries.backoff_ms,
+            max_backoff_ms=retries.max_backoff_ms,
         ),
-        balance=policy.traffic.balance,
+        balance=balance.by,
         rule=policy.place.rule if retries is None else retries.place.rule,
+        hash=wire.ConsistentHash(on=balance.on, bound=balance.bound) if balance.on else None,
+        prefer=traffic.prefer,
+        slow_start_ms=traffic.slow_start_ms,
+        panic=traffic.panic,
     )
 
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import fields
 
 from hostmesh.errors import Place
-from hostmesh.names import BadName, check_trust_domain
+from hostmesh.names import BadName, check_trust_domain, check_zone_name
 from hostmesh.policy.findings import Code, Findings
 from hostmesh.policy.read import Reader
 from hostmesh.policy.schema import Key, Table
@@ -44,6 +44,7 @@ class _Reading:
         return Settings(
             trust_domain=self._trust_domain(top.get("trust_domain"), default.trust_domain),
             host=self._host(top.get("host"), default.host),
+            zone=self._zone(top.get("zone"), default.zone),
             controllers=tuple(self._controller(node, text) for node, text in self.read.strings(top.get("controllers"))),
             metrics_address=self._address(top.get("metrics_address"), default.metrics_address),
             route_table=self.read.integer(top.get("route_table"), default.route_table, 256, _MAX_TABLE),
@@ -67,6 +68,14 @@ class _Reading:
         if node is not None and text and not _HOST.match(text):
             self.read.bad(node, f"{text!r} is not a host name", "for example: h1 or h1.example.org, in lower case")
         return text
+
+    def _zone(self, node: Node | None, default: str) -> str:
+        text = self.read.string(node, default)
+        try:
+            return check_zone_name(text) if node is not None else text
+        except BadName as error:
+            self.findings.add(Code.BAD_VALUE, node.place if node else Place(""), error.message, error.hint)
+            return default
 
     def _controller(self, node: Node, text: str) -> str:
         name, _, port = text.rpartition(":")
@@ -150,7 +159,7 @@ def render(settings: Settings) -> str:
     default = Settings()
     top = [f"trust_domain = {quoted(settings.trust_domain)}"]
     top += [f"controllers = [{', '.join(map(quoted, settings.controllers))}]"] if settings.controllers else []
-    for name in ("host", "metrics_address", "route_table", "nflog_group"):
+    for name in ("host", "zone", "metrics_address", "route_table", "nflog_group"):
         value = getattr(settings, name)
         top += (
             [f"{name} = {quoted(value) if isinstance(value, str) else value}"]

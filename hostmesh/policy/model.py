@@ -92,7 +92,7 @@ class OutboundRule:
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How callers try again. ``budget``: retries as a share of requests, 0..1."""
+    """How callers try again. ``budget``: retries as a share of requests, 0..1. ``backoff_ms`` 0: by default."""
 
     place: Place
     attempts: int = 2
@@ -100,19 +100,36 @@ class Retries:
     on: tuple[str, ...] = ("connect-failure",)
     budget: float = 0.2
     non_idempotent: bool = False
+    backoff_ms: int = 0
+    max_backoff_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """How an endpoint is chosen. ``on``, of consistent hashing: ``header:NAME``, ``cookie:NAME`` or ``source``.
+
+    ``bound`` 0: none.
+    """
+
+    by: str = "least-request"
+    on: str = ""
+    bound: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """How callers behave towards the service; it belongs to the service's owner. 0 means no time limit.
 
-    ``place``: None where the file has no ``[traffic]``.
+    ``prefer``: any | near. ``panic``: a share of endpoints. ``place``: None where the file has no ``[traffic]``.
     """
 
     timeout_ms: int = 0
     retries: Retries | None = None
-    balance: str = "least-request"
+    balance: Balance = Balance()
     place: Place | None = None
+    prefer: str = "any"
+    slow_start_ms: int = 0
+    panic: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

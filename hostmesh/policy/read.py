@@ -100,18 +100,28 @@ class Reader:
         return value
 
     def ratio(self, node: Node | None, default: float) -> float:
-        """A share, 0..1; 0 and 1 may be written as whole numbers."""
-        if node is None:
-            return default
-        small = type(node.data) is int and abs(node.data) < 2**53
-        value = float(node.data) if small and isinstance(node.data, int) else self.typed(node, float)
-        if value is None:
-            return default
-        if not 0 <= value <= 1:
+        """A share, 0..1."""
+        value = self._float(node)
+        if node is not None and value is not None and not 0 <= value <= 1:
             hint = f"{value:g} % is {value / 100:g}" if 1 < value <= 100 else ""
             self.bad(node, f"{value:g} is not in 0..1", hint)
             return default
-        return value
+        return default if value is None else value
+
+    def number(self, node: Node | None, default: float, low: int, high: int) -> float:
+        """A number from ``low`` to ``high``, whole or not."""
+        value = self._float(node)
+        if node is not None and value is not None and not low <= value <= high:
+            self.bad(node, f"{value:g} is not in {low}..{high}")
+            return default
+        return default if value is None else value
+
+    def _float(self, node: Node | None) -> float | None:
+        """What may be written as a whole number as well."""
+        if node is None:
+            return None
+        small = type(node.data) is int and abs(node.data) < 2**53
+        return float(node.data) if small and isinstance(node.data, int) else self.typed(node, float)
 
     def duration_ms(self, node: Node | None, default: int) -> int:
         """``250ms``, ``10s``, ``1m``, ``1h``: milliseconds, more than 0, at most a day."""

@@ -129,9 +129,38 @@ TRAFFIC = Table(
     (
         Key("timeout", "duration", "no limit", "For a whole request, all tries together.", 'timeout = "10s"'),
         Key("retries", "table", "no retries", "See `[traffic.retries]`.", "retries = { attempts = 3 }"),
-        Key("balance", '"least-request"', '"least-request"', "How an endpoint is chosen.", 'balance = "least-request"'),
+        Key("balance", '"least-request", "round-robin", "ewma" or a table', '"least-request"',
+            "How an endpoint is chosen, by each calling host for itself. `least-request`: of two taken by chance the one with "
+            "fewer requests in flight. `ewma`: the one whose answers took less time lately (peak EWMA), times its requests in "
+            "flight. A table for consistent hashing: see `[traffic.balance]`.", 'balance = "ewma"'),
+        Key("prefer", '"any" or "near"', '"any"',
+            "`near`: endpoints on the caller's host first, then those in its zone (`zone` in `hostmesh.toml`), then all others, "
+            "by the capacity left: near ones carry 1.4 times their healthy share, the rest goes farther. A zone of which a "
+            "quarter is gone keeps its callers, one of which half is gone keeps seven in ten.", 'prefer = "near"'),
+        Key("slow_start", "duration", "at once",
+            "An endpoint that joins others gets its share little by little, over so long. Not with consistent hashing.",
+            'slow_start = "30s"'),
+        Key("panic", "0..1", "0",
+            "With a smaller share of healthy endpoints than this all count as healthy, so that the last ones are not overrun. "
+            "0: only where none can be reached.", "panic = 0.5"),
     ),
     (("breaker", "circuit breaking"), ("route", "routing by path and header"), ("mirror", "mirrored requests")),
+)
+
+BALANCE = Table(
+    "traffic.balance",
+    "The same value of a request goes to the same endpoint, from every host. When an endpoint leaves, only what it had moves. A "
+    "request without the value goes to any.",
+    (
+        Key("by", '"consistent-hash" or a word of `balance`', "must be given", "How an endpoint is chosen.",
+            'by = "consistent-hash"'),
+        Key("on", '"header:NAME", "cookie:NAME" or "source"', "must be given for consistent hashing",
+            "Whose value counts. `source`: the caller's address, for protocols other than `http` as well.",
+            'on = "header:x-user"'),
+        Key("bound", "1..100", "no bound",
+            "No endpoint has more than so many times the mean of requests in flight; what is over goes to the next one.",
+            "bound = 1.25"),
+    ),
 )
 
 RETRIES = Table(
@@ -140,9 +169,16 @@ RETRIES = Table(
     (
         Key("attempts", "1..10", "2", "Tries in all, with the first.", "attempts = 3"),
         Key("per_try_timeout", "duration", "no limit", "For one try.", 'per_try_timeout = "2s"'),
-        Key("on", 'list of "5xx", "gateway-error", "connect-failure", "reset"', '["connect-failure"]',
-            "What counts as failed. `gateway-error`: 502, 503, 504.", 'on = ["5xx", "connect-failure"]'),
+        Key("on", "list of words", '["connect-failure"]',
+            "What counts as failed. `5xx`; `gateway-error`: 502, 503, 504; `connect-failure`: nothing reached the application; "
+            "`reset`: no answer came, or not in time; `retriable-4xx`: 409, 425, 429. By the status of gRPC: `cancelled`, "
+            "`deadline-exceeded`, `internal`, `resource-exhausted`, `unavailable`.", 'on = ["5xx", "connect-failure"]'),
         Key("budget", "0..1", "0.2", "Retries at most this share of requests.", "budget = 0.2"),
+        Key("backoff", "duration", "at once, then 25ms",
+            "The wait before a retry is by chance, up to this; up to twice as much before each further one. Said by neither key: "
+            "the first retry comes at once, the next within 25ms, 50ms … 250ms.",
+            'backoff = "25ms"'),
+        Key("max_backoff", "duration", "250ms, at least `backoff`", "What the wait grows to.", 'max_backoff = "1s"'),
         Key("non_idempotent", "true or false", "false", "Also retry POST, PATCH and the like.", "non_idempotent = true"),
     ),
 )
@@ -178,4 +214,4 @@ OBSERVE = Table(
     ),
 )
 
-TABLES = (ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, PLAINTEXT, TRAFFIC, RETRIES, OUTBOUND, OBSERVE)
+TABLES = (ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, PLAINTEXT, TRAFFIC, BALANCE, RETRIES, OUTBOUND, OBSERVE)

@@ -55,7 +55,10 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings of one host. vip_ranges come from the controller; route_table also is the rule preference."""
+    """All settings of one host. vip_ranges come from the controller; route_table also is the rule preference.
+
+    zone: where the host is, for policies that prefer what is near.
+    """
 
     trust_domain: str = "mesh.local"
     host: str = ""
@@ -67,3 +70,4 @@ class Settings:
     ports: Ports = field(default_factory=Ports)
     timeouts: Timeouts = field(default_factory=Timeouts)
     paths: Paths = field(default_factory=Paths)
+    zone: str = ""

@@ -1,12 +1,20 @@
 """Reads `[traffic]`: how callers shall treat a service."""
 
+from hostmesh.names import BadName
 from hostmesh.policy import schema
 from hostmesh.policy.findings import Code
-from hostmesh.policy.model import Retries, Traffic
+from hostmesh.policy.model import Balance, Retries, Traffic
 from hostmesh.policy.read import Reader
 from hostmesh.policy.source import Node
+from hostmesh.policy.words import hash_on
 
-_RETRY_ON = ("5xx", "gateway-error", "connect-failure", "reset")
+CONSISTENT_HASH = "consistent-hash"
+BALANCES = ("least-request", "round-robin", "ewma", CONSISTENT_HASH)
+PREFER = ("any", "near")
+MOST_BOUND = 100
+_GRPC = ("cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable")
+RETRY_ON = ("5xx", "gateway-error", "connect-failure", "reset", "retriable-4xx", *_GRPC)
+_BACKOFF_MS, _MAX_BACKOFF_MS = 25, 250
 
 
 def traffic(read: Reader, node: Node | None) -> Traffic:
@@ -14,9 +22,42 @@ def traffic(read: Reader, node: Node | None) -> Traffic:
     table = read.table(node, schema.TRAFFIC)
     timeout = read.duration_ms(table.get("timeout"), 0)
     retries = retries_of(read, table.get("retries"), timeout)
-    later = ("round-robin", "ewma", "consistent-hash")
-    balance = read.choice(table.get("balance"), "least-request", ["least-request"], later)
-    return Traffic(timeout, retries, balance, node.place if node else None)
+    default = Traffic()
+    return Traffic(
+        timeout,
+        retries,
+        _balance(read, table.get("balance")),
+        node.place if node else None,
+        read.choice(table.get("prefer"), default.prefer, PREFER),
+        read.duration_ms(table.get("slow_start"), default.slow_start_ms),
+        read.ratio(table.get("panic"), default.panic),
+    )
+
+
+def _balance(read: Reader, node: Node | None) -> Balance:
+    default = Balance()
+    if node is None:
+        return default
+    is_table = isinstance(node.data, dict)
+    table = read.table(node, schema.BALANCE) if is_table else {}
+    by = read.choice(table.get("by") if is_table else node, default.by, BALANCES)
+    on = _hash_on(read, table["on"]) if "on" in table else ""
+    if is_table and "by" not in table:
+        read.findings.add(Code.MISSING, node.place, "balance lacks 'by'", 'for example: by = "consistent-hash"')
+    elif by == CONSISTENT_HASH and "on" not in table:
+        hint = 'balance = { by = "consistent-hash", on = "header:x-user" }'
+        read.findings.add(Code.MISSING, node.place, f"{by!r} does not say by what", f"for example: {hint}")
+    elif by != CONSISTENT_HASH and (more := table.get("on") or table.get("bound")):
+        read.findings.add(Code.BAD_VALUE, more.key_place, f"nothing is hashed by {by!r}", f"by = {CONSISTENT_HASH!r}")
+    return Balance(by, on, read.number(table.get("bound"), 0.0, 1, MOST_BOUND))
+
+
+def _hash_on(read: Reader, node: Node) -> str:
+    try:
+        return hash_on(read.string(node, "source"))
+    except BadName as error:
+        read.bad(node, error.message, error.hint)
+        return ""
 
 
 def retries_of(read: Reader, node: Node | None, timeout_ms: int) -> Retries | None:
@@ -25,11 +66,12 @@ def retries_of(read: Reader, node: Node | None, timeout_ms: int) -> Retries | No
         return None
     table = read.table(node, schema.RETRIES)
     default = Retries(node.place)
-    on = tuple(read.choice(item, "", _RETRY_ON) for item, _ in read.strings(table.get("on")))
+    on = tuple(read.choice(item, "", RETRY_ON) for item, _ in read.strings(table.get("on")))
     per_try_timeout = read.duration_ms(table.get("per_try_timeout"), default.per_try_timeout_ms)
     if timeout_ms and per_try_timeout > timeout_ms:
         place, message = table["per_try_timeout"].place, "per_try_timeout is longer than timeout"
         read.findings.add(Code.BAD_VALUE, place, message, "it would never be reached")
+    backoff, max_backoff = _backoff(read, table, default)
     return Retries(
         node.place,
         read.integer(table.get("attempts"), default.attempts, 1, 10),
@@ -37,4 +79,17 @@ def retries_of(read: Reader, node: Node | None, timeout_ms: int) -> Retries | No
         on if "on" in table else default.on,
         read.ratio(table.get("budget"), default.budget),
         read.boolean(table.get("non_idempotent"), default.non_idempotent),
+        backoff,
+        max_backoff,
     )
+
+
+def _backoff(read: Reader, table: dict[str, Node], default: Retries) -> tuple[int, int]:
+    """What it begins with and what it grows to; where one is said the other follows."""
+    backoff = read.duration_ms(table.get("backoff"), default.backoff_ms)
+    most = read.duration_ms(
+        table.get("max_backoff"), max(backoff, _MAX_BACKOFF_MS) if backoff else default.max_backoff_ms
+    )
+    if most < backoff:
+        read.bad(table["max_backoff"], "max_backoff is shorter than backoff", "the wait grows from one to the other")
+    return (backoff or min(_BACKOFF_MS, most), most)

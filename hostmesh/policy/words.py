@@ -67,6 +67,16 @@ def header(name: str, value: str) -> tuple[str, str]:
     return name.lower(), value
 
 
+def hash_on(text: str) -> str:
+    """What a request is told apart by: ``header:NAME`` (in lower case), ``cookie:NAME`` or ``source``."""
+    kind, _, name = text.partition(":")
+    if text == "source" or (kind == "cookie" and _TOKEN.match(name)):
+        return text
+    if kind == "header" and _TOKEN.match(name):
+        return text.lower()
+    raise BadName(f"{text!r} is nothing to hash by", 'for example "header:x-user", "cookie:session" or "source"')
+
+
 def plaintext_source(text: str) -> str:
     """A network in its CIDR form, or ``local``. Loopback is ``local``: from the network nobody has such an address."""
     if text == "local":

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
+import msgspec
+
 from hostmesh.errors import HostmeshError
 from hostmesh.names import SpiffeId, UnitName, sni_of
 from hostmesh.wire.snapshot import Endpoint, Service, ServicePort, Traffic
@@ -36,13 +38,14 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What a host said last; revision: when. Addresses are its own, ``wire_port`` its proxy's."""
+    """What a host said last; revision: when. Addresses and zone are its own, ``wire_port`` its proxy's."""
 
     name: str
     addresses: tuple[str, ...]
     wire_port: int
     workloads: tuple[Workload, ...]
     revision: int
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +165,9 @@ def conflict_of(catalog: Catalog, service: str) -> Conflict | None:
     return Conflict(service, f"{host.name} {load.traffic.rule}", others) if others else None
 
 
-def _words(traffic: Traffic) -> tuple[object, ...]:
-    return (traffic.timeout_ms, traffic.retries, traffic.balance)
+def _words(traffic: Traffic) -> Traffic:
+    breaker = traffic.breaker and msgspec.structs.replace(traffic.breaker, rule="")
+    return msgspec.structs.replace(traffic, rule="", breaker=breaker)
 
 
 def _endpoint(trust_domain: str, host: Host, workload: Workload) -> Endpoint:
@@ -175,6 +179,7 @@ def _endpoint(trust_domain: str, host: Host, workload: Workload) -> Endpoint:
         sni=sni_of(identity),
         addresses=list(host.addresses),
         wire_port=host.wire_port,
+        zone=host.zone,
     )
 
 

@@ -96,11 +96,12 @@ class Workload(Struct):
 
 
 class PublishRequest(Struct):
-    """All workloads of the calling host: replaces what it published before. ``addresses``: the host's, v4 and v6."""
+    """All workloads of the calling host: replaces what it published before. ``addresses``, ``zone``: the host's."""
 
     addresses: list[str]
     wire_port: int
     workloads: list[Workload]
+    zone: str = ""
 
 
 class PublishReply(Struct):

@@ -115,13 +115,35 @@ class Unit(Struct):
 
 
 class Retries(Struct):
-    """on: 5xx | gateway-error | connect-failure | reset. per_try_timeout 0: none."""
+    """on: 5xx | gateway-error | connect-failure | reset | retriable-4xx, and words of gRPC. Times of 0: none said."""
 
     attempts: int
     per_try_timeout_ms: int
     on: list[str]
     budget: float
     non_idempotent: bool
+    backoff_ms: int = 0
+    max_backoff_ms: int = 0
+
+
+class ConsistentHash(Struct):
+    """on: ``header:NAME`` (in lower case), ``cookie:NAME`` or ``source``. bound 0: none."""
+
+    on: str
+    bound: float
+
+
+class Breaker(Struct):
+    """When callers leave the service, or one of its endpoints, alone. 0: no limit, no ejection. ``rule``: file:line."""
+
+    max_connections: int
+    max_pending: int
+    max_requests: int
+    max_retries: int
+    consecutive_errors: int
+    eject_ms: int
+    max_ejected: float
+    rule: str
 
 
 class RouteMatch(Struct):
@@ -214,13 +236,23 @@ class Route(Struct):
 
 
 class Traffic(Struct):
-    """How callers behave towards the service. timeout 0: none. ``rule``: file:line that says so, may be empty."""
+    """How callers behave towards the service. Times of 0: none. ``rule``: file:line that says so, may be empty.
+
+    balance: least-request | round-robin | ewma | consistent-hash (with ``hash``). prefer: any | near.
+    """
 
     timeout_ms: int
     retries: Retries | None
     balance: str
     rule: str
     routes: list[Route] = []
+    connect_timeout_ms: int = 0
+    idle_timeout_ms: int = 0
+    breaker: Breaker | None = None
+    hash: ConsistentHash | None = None
+    prefer: str = "any"
+    slow_start_ms: int = 0
+    panic: float = 0.0
 
 
 class ServicePort(Struct):
@@ -232,7 +264,10 @@ class ServicePort(Struct):
 
 
 class Endpoint(Struct):
-    """One workload that serves a service, and its host's addresses. One of this host has host == `Snapshot.host`."""
+    """One workload that serves a service, and its host's addresses. One of this host has host == `Snapshot.host`.
+
+    zone: its host's, empty where none is said.
+    """
 
     unit: str
     host: str
@@ -240,6 +275,7 @@ class Endpoint(Struct):
     sni: str
     addresses: list[str]
     wire_port: int
+    zone: str = ""
 
 
 class Service(Struct):
@@ -279,3 +315,4 @@ class Snapshot(Struct):
     units: list[Unit]
     services: list[Service]
     revoked: list[Revoked] = []
+    zone: str = ""

@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use hostmesh_proxy_core::balance::Ask;
 use hostmesh_proxy_core::config::{Config, Endpoint, Port, Service, Unit};
+use hostmesh_proxy_core::error::Fault;
 use tokio::time::Instant;
 
 use crate::deliver;
@@ -64,14 +66,21 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// An endpoint for the next try. `tried`: ids that failed already.
-    pub fn pick(&self, service: &Service, tried: &[u64]) -> Option<Arc<Endpoint>> {
-        let random = self.worker.random();
+    /// An endpoint for the next try. `tried`: ids that failed already; `key`: what consistent hashing goes by.
+    pub fn pick(&self, service: &Service, tried: &[u64], key: Option<u64>) -> Result<Arc<Endpoint>, Fault> {
+        let now = Instant::now().into_std();
+        let ask = Ask {
+            tried,
+            random: self.worker.random(),
+            now,
+            key,
+            ejected: &[],
+        };
         let mut loads = self.worker.loads.borrow_mut();
-        if let Some(away) = loads.due(service, Instant::now().into_std()) {
+        if let Some(away) = loads.due(service, now) {
             self.see_again(away.clone());
         }
-        loads.pick(service, tried, random).cloned()
+        loads.pick(service, ask).cloned()
     }
 
     /// Tries whether an endpoint that could not be reached can be by now. No connection of an application waits for it.

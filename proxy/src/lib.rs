@@ -16,6 +16,7 @@ pub mod frames;
 pub mod generations;
 pub mod http;
 pub mod identity;
+pub mod in_flight;
 pub mod inbound;
 pub mod listener;
 pub mod lookups;

@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::RULE_UNKNOWN_UNIT;
-use hostmesh_proxy_core::config::{Destination, Endpoint, Port, Protocol, Service, ServicePort, Unit};
+use hostmesh_proxy_core::balance::hash::source_key;
+use hostmesh_proxy_core::config::{Balance, Destination, Endpoint, HashOn, Port, Protocol, Service, ServicePort, Unit};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -16,6 +17,7 @@ use crate::connect::{ConnectError, Connector};
 use crate::dns;
 use crate::events::Event;
 use crate::http::{self, inbound::Who};
+use crate::in_flight::InFlight;
 use crate::rejudge::{Asked, Opened};
 use crate::sockopt;
 use crate::stream::Stream;
@@ -146,9 +148,8 @@ impl Outgoing {
                     ..about
                 };
                 let worker = &self.connector.worker;
-                worker.loads.borrow_mut().begin(&endpoint);
+                let _in_flight = InFlight::begin(worker, Some(service), Some(&endpoint));
                 let relayed = tcp::relay(tcp, stream, opened.denied()).await;
-                worker.loads.borrow_mut().end(endpoint.id);
                 opened.ended(&about, &rule, &relayed);
             }
             Err(error) => {
@@ -175,8 +176,12 @@ impl Outgoing {
             Arc::from(""),
             ConnectError::Unreachable("the service has no endpoint".into()),
         );
+        let key = match &service.traffic.balance {
+            Balance::ConsistentHash(by) if by.on == HashOn::Source => Some(source_key(self.connector.client)),
+            _ => None,
+        };
         for _ in 0..service.endpoints.len() {
-            let picked = only.cloned().or_else(|| self.connector.pick(service, &tried));
+            let picked = only.cloned().or_else(|| self.connector.pick(service, &tried, key).ok());
             let Some(endpoint) = picked.filter(|endpoint| !tried.contains(&endpoint.id)) else {
                 break;
             };

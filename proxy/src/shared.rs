@@ -167,7 +167,7 @@ impl Shared {
             if old.listeners != config.listeners {
                 return Err(Refused::Listeners);
             }
-            config.follow(&old);
+            config.follow(&old, Instant::now());
         }
         let (domain, bundle, revoked) = (&config.trust_domain, &config.trust_bundle, &config.revoked);
         if !self.trust.load().is_of(domain, bundle, revoked) {

@@ -38,6 +38,7 @@ const KNOWN: &[Word] = &[
     "bad-response",
     "connect-failure",
     "denied",
+    "ejected",
     "fault",
     "gone",
     "no-endpoint",

@@ -12,6 +12,7 @@ use ends::{End, Mesh, config, run, soon, until};
 use hostmesh_proxy::connect::Connector;
 use hostmesh_proxy::shared::Svids;
 use hostmesh_proxy::wire::client::OpenError;
+use hostmesh_proxy_core::balance::Ask;
 use hostmesh_proxy_core::config::{Endpoint, Service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -235,9 +236,16 @@ impl Caller {
 
     /// Is it among those that a request takes?
     fn takes_it(&self) -> bool {
+        let ask = |random| Ask {
+            tried: &[],
+            random,
+            now: Instant::now(),
+            key: None,
+            ejected: &[],
+        };
         let mut loads = self.connector.worker.loads.borrow_mut();
         (0..64).any(|turn| {
-            let picked = loads.pick(&self.service, &[], turn << 32);
+            let picked = loads.pick(&self.service, ask(turn << 32));
             picked.expect("an endpoint").id == self.service.endpoints[0].id
         })
     }
@@ -254,7 +262,7 @@ fn an_endpoint_to_which_a_connection_is_open_is_found_again_though_nobody_dials(
             .expect("a connection");
         caller.missed();
         assert!(!caller.takes_it(), "it is away");
-        caller.connector.pick(&caller.service, &[]).expect("an endpoint");
+        caller.connector.pick(&caller.service, &[], None).expect("an endpoint");
         until(|| caller.takes_it()).await;
         assert_eq!(mesh.accepted.get(), 1, "nothing was dialed");
     });
@@ -268,7 +276,7 @@ fn a_caller_without_a_certificate_says_nothing_of_an_endpoint() {
         mesh.h1.shared().set_svids(Svids::default());
         caller.missed();
         let begun = Instant::now();
-        caller.connector.pick(&caller.service, &[]).expect("an endpoint");
+        caller.connector.pick(&caller.service, &[], None).expect("an endpoint");
         let due = || mesh.h1.worker.loads.borrow_mut().due(&caller.service, begun).is_some();
         assert!(!due(), "somebody tries");
         until(due).await;

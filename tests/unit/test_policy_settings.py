@@ -20,6 +20,7 @@ def test_everything_that_can_be_set() -> None:
 trust_domain = "mesh.example"
 controllers = ["c1.example:15010", "[2001:2::1]:15010", "198.18.0.1:9"]
 host = "h1"
+zone = "a"
 metrics_address = "::1"
 route_table = 500
 nflog_group = 5
@@ -35,7 +36,7 @@ state = "/srv/hostmesh"
 """
     assert load_settings(FILE, text) == Settings(
         "mesh.example", "h1", ("c1.example:15010", "[2001:2::1]:15010", "198.18.0.1:9"), "::1", 500, 5,
-        Marks(proxy=0x2000_0000), Ports(wire=15108), Timeouts(head=5000, stall=250), Paths(state="/srv/hostmesh"),
+        Marks(proxy=0x2000_0000), Ports(wire=15108), Timeouts(head=5000, stall=250), Paths(state="/srv/hostmesh"), "a",
     )  # fmt: skip
 
 
@@ -47,6 +48,7 @@ state = "/srv/hostmesh"
         ("controllers = ['c1:99999']\n", (1, 16), "has no port"),
         ("controllers = ['c_1:1']\n", (1, 16), "no host name or address"),
         ("host = 'H1'\n", (1, 8), "not a host name"),
+        ("zone = 'Rack 1'\n", (1, 8), "not a zone"),
         ("metrics_address = 'x'\n", (1, 19), "not an address"),
         ("route_table = 255\n", (1, 15), "not in 256.."),
         ("[ports]\nwire = 15001\n", (2, 8), "port 15001 is for 'outbound' already"),
@@ -77,6 +79,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
         Settings,
         trust_domain=st.sampled_from(["mesh.local", "a.b"]),
         host=st.sampled_from(["", "h1", "h2.example"]),
+        zone=st.sampled_from(["", "a", "rack-1"]),
         controllers=st.lists(st.sampled_from(["c:1", "198.18.0.1:15010"]), max_size=2).map(tuple),
         marks=st.sampled_from([Marks(), Marks(allowed=0x2000_0000), Marks(unit=0x7FF)]),
         ports=st.builds(Ports, wire=st.integers(20000, 30000)),

@@ -100,7 +100,7 @@ def test_what_silence_means() -> None:
     policy = one("", "postgresql@15-main.service.toml")
     assert (policy.service, policy.mode, policy.ports) == ("postgresql-15-main", Mode.ENFORCE, ())
     assert (policy.allow, policy.deny, policy.plaintext, policy.outbound) == ((), (), (), None)
-    assert (policy.traffic.timeout_ms, policy.traffic.retries, policy.traffic.balance) == (0, None, "least-request")
+    assert (policy.traffic.timeout_ms, policy.traffic.retries, policy.traffic.balance.by) == (0, None, "least-request")
     assert (policy.observe.access_log, policy.observe.trace) == (AccessLog.ERRORS, 0.01)
 
 
@@ -155,8 +155,6 @@ CASES: list[tuple[str, Code, tuple[int, int], str, str]] = [
     ("[traffic]\nbreaker = {}\n", Code.NOT_YET, (2, 1), "'breaker' (circuit breaking)", ""),
     ("[[traffic.route]]\n", Code.NOT_YET, (1, 1), "'route'", ""),
     ("[traffic]\nmirror = {}\n", Code.NOT_YET, (2, 1), "'mirror'", ""),
-    ("[traffic]\nbalance = 'ewma'\n", Code.NOT_YET, (2, 11), "'ewma'", "least-request"),
-    ("[traffic]\nbalance = 'random'\n", Code.BAD_VALUE, (2, 11), "none of: least-request", ""),
     ("[traffic.retries]\nattempts = 0\n", Code.BAD_VALUE, (2, 12), "0 is not in 1..10", ""),
     ("[traffic.retries]\nattempts = true\n", Code.WRONG_TYPE, (2, 12), "found true or false", ""),
     ("[traffic.retries]\nbudget = 20\n", Code.BAD_VALUE, (2, 10), "20 is not in 0..1", "20 % is 0.2"),
@@ -278,6 +276,8 @@ def test_the_examples_of_the_reference_are_right(table: schema.Table, key: schem
     others = {"from": 'from = ["a"]\n', "ports": "ports = [8080]\n"} if table.name.startswith("inbound.") else {}
     if table is schema.PLAINTEXT:
         others["from"] = 'from = ["local"]\n'
+    if table is schema.BALANCE:
+        others = {"by": 'by = "consistent-hash"\n', "on": 'on = "source"\n'}
     rest = "".join(line for name, line in others.items() if name != key.name)
     ports = '[service.ports]\n8080 = "http"\n'
     one(f"{ports}{head}{key.example}\n{rest}" if table is not schema.SERVICE else f"{head}{key.example}\n")

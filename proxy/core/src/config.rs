@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use ipnet::IpNet;
@@ -89,6 +89,8 @@ pub struct Config {
     pub revision: String,
     pub trust_domain: String,
     pub host: Arc<str>,
+    /// The zone of this host, empty where none is said.
+    pub zone: Arc<str>,
     pub addresses: Vec<IpAddr>,
     pub marks: Marks,
     pub listeners: Listeners,
@@ -123,6 +125,7 @@ impl Config {
             revision: snapshot.revision,
             trust_domain: snapshot.trust_domain,
             host: snapshot.host.into(),
+            zone: snapshot.zone.into(),
             marks: snapshot.marks,
             listeners: snapshot.listeners,
             timeouts: compile::timeouts(snapshot.timeouts)?,
@@ -141,7 +144,7 @@ impl Config {
             config.add_unit(Arc::new(compile::unit(unit)?))?;
         }
         for service in snapshot.services {
-            let service = compile::service(service, &config.host, &config.by_unit)?;
+            let service = compile::service(service, (&config.host, &config.zone), &config.by_unit)?;
             config.add_service(Arc::new(service))?;
         }
         Ok(config)
@@ -157,9 +160,19 @@ impl Config {
         routes::compile("routes", routes)
     }
 
-    /// Takes the place of `old`: with the same policies what was judged by it stands.
-    pub fn follow(&mut self, old: &Self) {
+    /// Takes the place of `old`: with the same policies what was judged by it stands. Endpoints that `old` had not joined
+    /// now.
+    pub fn follow(&mut self, old: &Self, now: Instant) {
         self.policies = old.policies + u64::from(self.units != old.units);
+        for service in &self.services {
+            let before = old.service_by_name(&service.name).map_or(&[][..], |old| &old.endpoints);
+            for endpoint in service.endpoints.iter().filter(|_| !before.is_empty()) {
+                let known = before.iter().find(|known| known.id == endpoint.id);
+                if let Some(joined) = known.map_or(Some(&now), |known| known.joined.get()) {
+                    endpoint.joined.get_or_init(|| *joined);
+                }
+            }
+        }
     }
 
     /// The unit with this number in its mark.
@@ -316,8 +329,11 @@ mod compile;
 mod model;
 #[path = "config_routes.rs"]
 mod routes;
+#[path = "config_traffic.rs"]
+mod traffic;
 
 pub use model::*;
+pub use traffic::*;
 
 #[cfg(test)]
 #[path = "config_tests.rs"]

@@ -1,9 +1,16 @@
 //! Compiles the snapshot's units and services, one value at a time.
 
+use super::traffic::traffic;
 use super::*;
+use crate::balance::hash::digest;
 
 /// Only one word of a closed list will do.
-fn word<T: Copy>(at: &str, text: &str, words: &[(&str, T)], expected: &'static str) -> Result<T, ConfigError> {
+pub(super) fn word<T: Copy>(
+    at: &str,
+    text: &str,
+    words: &[(&str, T)],
+    expected: &'static str,
+) -> Result<T, ConfigError> {
     words
         .iter()
         .find(|(word, _)| *word == text)
@@ -196,54 +203,22 @@ fn outbound_rule(at: &str, rule: snapshot::OutboundRule) -> Result<OutboundRule,
     })
 }
 
-pub(super) fn retries(at: &str, retries: &snapshot::Retries) -> Result<Retries, ConfigError> {
-    if retries.attempts == 0 {
-        return Err(bad(at, "0", "a number of attempts, the first included"));
-    }
-    if !(0.0..=1.0).contains(&retries.budget) {
-        return Err(bad(at, retries.budget.to_string(), "a budget 0..1"));
-    }
-    let mut on = RetryOn::default();
-    for word in &retries.on {
-        match &**word {
-            "5xx" => on.server_error = true,
-            "gateway-error" => on.gateway_error = true,
-            "connect-failure" => on.connect_failure = true,
-            "reset" => on.reset = true,
-            _ => return Err(bad(at, word, "5xx, gateway-error, connect-failure or reset")),
-        }
-    }
-    Ok(Retries {
-        attempts: retries.attempts,
-        per_try_timeout: duration(retries.per_try_timeout_ms),
-        on,
-        budget: retries.budget,
-        non_idempotent: retries.non_idempotent,
-    })
-}
-
-pub(super) fn duration(ms: u64) -> Option<Duration> {
-    (ms > 0).then(|| Duration::from_millis(ms))
-}
-
-/// FNV-1a, 64 bit (Fowler, Noll, Vo): stable over processes and versions, which the standard hasher is not.
-fn digest(parts: [&str; 3]) -> u64 {
-    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0xff]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
 fn endpoint(
     at: &str,
     service: &str,
     endpoint: snapshot::Endpoint,
-    host: &str,
+    (host, zone): (&str, &str),
     units: &HashMap<Arc<str>, Arc<Unit>>,
 ) -> Result<Endpoint, ConfigError> {
     let is_local = endpoint.host == host;
     Ok(Endpoint {
-        id: digest([service, &endpoint.unit, &endpoint.host]),
+        distance: match () {
+            () if is_local => Distance::Host,
+            () if !zone.is_empty() && endpoint.zone == zone => Distance::Zone,
+            () => Distance::Far,
+        },
+        joined: OnceLock::new(),
+        id: digest([service, &endpoint.unit, &endpoint.host].map(str::as_bytes)),
         local: is_local.then(|| units.get(&*endpoint.unit).cloned()).flatten(),
         addresses: addresses(at, &endpoint.addresses)?,
         called: None,
@@ -257,7 +232,7 @@ fn endpoint(
 
 pub(super) fn service(
     service: snapshot::Service,
-    host: &str,
+    here: (&str, &str),
     units: &HashMap<Arc<str>, Arc<Unit>>,
 ) -> Result<Service, ConfigError> {
     let at = format!("service {}", service.name);
@@ -273,29 +248,14 @@ pub(super) fn service(
             protocol: Protocol::parse(&at, &port.protocol)?,
         });
     }
-    let traffic = &service.traffic;
     Ok(Service {
         vips: addresses(&at, &service.vips)?,
         ports,
-        traffic: Traffic {
-            timeout: duration(traffic.timeout_ms),
-            retries: traffic.retries.as_ref().map(|r| retries(&at, r)).transpose()?,
-            balance: word(
-                &at,
-                &traffic.balance,
-                &[
-                    ("least-request", Balance::LeastRequest),
-                    ("round-robin", Balance::RoundRobin),
-                ],
-                "a balance (least-request, round-robin)",
-            )?,
-            rule: (&*traffic.rule).into(),
-            routes: routes::compile(&at, &traffic.routes)?,
-        },
+        traffic: traffic(&at, &service.traffic)?,
         endpoints: service
             .endpoints
             .into_iter()
-            .map(|e| endpoint(&at, &service.name, e, host, units).map(Arc::new))
+            .map(|e| endpoint(&at, &service.name, e, here, units).map(Arc::new))
             .collect::<Result<_, _>>()?,
         name: not_empty(&at, service.name.to_ascii_lowercase(), "a service name")?,
     })

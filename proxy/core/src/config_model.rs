@@ -1,12 +1,13 @@
 //! What a configuration consists of: units, services and their rules, ready to be matched.
 
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::{ConfigError, Route, bad};
+use super::traffic::Traffic;
+use super::{ConfigError, bad};
 use crate::glob::Glob;
 
 /// How long clients that speak HTTP are waited for.
@@ -204,54 +205,6 @@ impl Unit {
     }
 }
 
-/// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Balance {
-    RoundRobin,
-    LeastRequest,
-}
-
-/// Failures after which a try may be repeated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RetryOn {
-    /// Any status of 500 and above, and what `gateway_error` covers.
-    pub server_error: bool,
-    /// 502, 503, 504.
-    pub gateway_error: bool,
-    /// No connection to the endpoint, or none to its application.
-    pub connect_failure: bool,
-    /// The connection broke, or the try timed out, before the response's head.
-    pub reset: bool,
-}
-
-/// How callers try again.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Retries {
-    /// Tries in all, the first included; at least 1.
-    pub attempts: u32,
-    /// Time limit of one try.
-    pub per_try_timeout: Option<Duration>,
-    /// After what.
-    pub on: RetryOn,
-    /// Retries as a share of requests.
-    pub budget: f64,
-    /// Methods that are not idempotent too.
-    pub non_idempotent: bool,
-}
-
-/// How callers behave towards a service.
-#[derive(Debug, Clone)]
-#[allow(missing_docs)]
-pub struct Traffic {
-    pub timeout: Option<Duration>,
-    pub retries: Option<Retries>,
-    pub balance: Balance,
-    pub rule: Arc<str>,
-    /// The first that fits; none: the service itself.
-    pub routes: Vec<Arc<Route>>,
-}
-
 /// Callers of the VIP say `port`; it goes to the endpoints' `target` port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -283,6 +236,21 @@ pub struct Endpoint {
     pub wire_port: u16,
     /// The unit, where it runs on this host: one pass, no wire.
     pub local: Option<Arc<Unit>>,
+    /// How far it is from this host.
+    pub distance: Distance,
+    /// When it was added to a service that had others; not set where it was there from the beginning.
+    pub joined: OnceLock<Instant>,
+}
+
+/// How far an endpoint is from its caller, nearest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Distance {
+    /// On the same host.
+    Host,
+    /// In the same zone.
+    Zone,
+    /// Anywhere else.
+    Far,
 }
 
 impl Endpoint {

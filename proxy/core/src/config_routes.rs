@@ -31,12 +31,8 @@ fn route(at: &str, said: &snapshot::Route) -> Compiled<Route> {
         action: action(at, said, path)?,
         fault: said.fault.as_ref().map(|said| fault(at, said)).transpose()?,
         response: edits(at, said.response_headers.as_ref())?,
-        timeout: compile::duration(said.timeout_ms),
-        retries: said
-            .retries
-            .as_ref()
-            .map(|said| compile::retries(at, said))
-            .transpose()?,
+        timeout: duration(said.timeout_ms),
+        retries: said.retries.as_ref().map(|said| retries(at, said)).transpose()?,
         fits,
         to,
     })
@@ -122,7 +118,7 @@ fn fault(at: &str, said: &snapshot::Inject) -> Compiled<Inject> {
         return Err(bad(at, said.abort.to_string(), "a status 400..599"));
     }
     Ok(Inject {
-        delay: compile::duration(said.delay_ms).map(|delay| (delay, held)),
+        delay: duration(said.delay_ms).map(|delay| (delay, held)),
         abort: (said.abort != 0).then_some((said.abort, ended)),
     })
 }

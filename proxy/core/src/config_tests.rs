@@ -38,7 +38,7 @@ pub(crate) fn service(name: &str, hosts: usize) -> Service {
             ..endpoint.clone()
         })
         .collect();
-    compile::service(made, "h1", &HashMap::new()).expect("a service")
+    compile::service(made, ("h1", ""), &HashMap::new()).expect("a service")
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -74,6 +74,44 @@ fn timeouts_have_defaults_and_are_not_none() {
     none.timeouts.head_ms = 0;
     let error = Config::build(none).expect_err("refused").to_string();
     assert!(error.contains("timeouts"), "{error}");
+}
+
+#[test]
+fn what_joins_is_told_from_what_was_there() {
+    let (mut first, mut second) = (sample("h1"), sample("h1"));
+    let begin = Instant::now();
+    first.follow(&without_endpoints("h1"), begin);
+    let joined = |config: &Config| {
+        let endpoints = &config.service_by_name("inventory").expect("inventory").endpoints;
+        endpoints
+            .iter()
+            .map(|endpoint| endpoint.joined.get().copied())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(joined(&first), [None], "nobody was there: nobody is behind");
+    second.services = vec![Arc::new(service("inventory", 2))];
+    second.follow(&first, begin);
+    assert_eq!(second.services[0].endpoints[1].joined.get(), Some(&begin));
+    let mut third = sample("h1");
+    third.services = vec![Arc::new(service("inventory", 2))];
+    second.by_name.insert("inventory".into(), second.services[0].clone());
+    third.follow(&second, begin + Duration::from_secs(9));
+    assert_eq!(third.services[0].endpoints[1].joined.get(), Some(&begin), "kept");
+}
+
+#[test]
+fn traffic_of_before_loads() {
+    let mut old = serde_json::to_value(snapshot("h1")).expect("JSON");
+    for service in old["services"].as_array_mut().expect("a list") {
+        let traffic = service["traffic"].as_object_mut().expect("an object");
+        traffic.retain(|name, _| ["timeout_ms", "retries", "balance", "rule"].contains(&&**name));
+        traffic["balance"] = "round-robin".into();
+        let endpoints = service["endpoints"].as_array_mut().expect("a list");
+        endpoints
+            .iter_mut()
+            .for_each(|e| _ = e.as_object_mut().expect("an object").remove("zone"));
+    }
+    Config::build(serde_json::from_value(old).expect("a snapshot of before")).expect("sound");
 }
 
 #[test]
@@ -197,9 +235,15 @@ fn bad_snapshots_are_refused_with_the_reason() {
         (|s| s.services[0].ports[1].port = 80, "port 80 is taken twice"),
         (|s| s.services[0].name = "nginx".into(), "service nginx is taken twice"),
         (
-            |s| s.services[0].traffic.balance = "ewma".into(),
-            "service inventory: \"ewma\" is not a balance",
+            |s| s.services[0].traffic.balance = "random".into(),
+            "service inventory: \"random\" is not a balance",
         ),
+        (
+            |s| s.services[0].traffic.balance = "consistent-hash".into(),
+            "with what it goes by",
+        ),
+        (|s| s.services[0].traffic.prefer = "far".into(), "any or near"),
+        (|s| s.services[0].traffic.panic = 2.0, "a share 0..1"),
         (|s| s.services[0].endpoints[0].wire_port = 0, "not a port"),
         (
             |s| {
@@ -207,7 +251,7 @@ fn bad_snapshots_are_refused_with_the_reason() {
                     retries.on.push("4xx".into());
                 }
             },
-            "\"4xx\" is not 5xx, gateway-error",
+            "is not reasons to try again (5xx, reset",
         ),
         (
             |s| {

@@ -39,6 +39,9 @@ pub enum Fault {
     /// The service has no endpoint.
     #[error("the service has no endpoint")]
     NoEndpoint,
+    /// All endpoints that there are answered with errors only, and are left alone for a time.
+    #[error("every endpoint of the service is ejected")]
+    Ejected,
     /// Nothing reached the application.
     #[error("no connection to the service")]
     Connect,
@@ -81,7 +84,7 @@ impl Fault {
             Self::Denied => 403,
             Self::SlowRequest => 408,
             Self::Reset | Self::BadResponse(_) | Self::BadResponseBody(_) => 502,
-            Self::NoEndpoint | Self::Connect | Self::Internal => 503,
+            Self::NoEndpoint | Self::Ejected | Self::Connect | Self::Internal => 503,
             Self::Timeout => 504,
         }
     }
@@ -94,6 +97,7 @@ impl Fault {
             Self::BadPath => "bad-path",
             Self::Denied => "denied",
             Self::NoEndpoint => "no-endpoint",
+            Self::Ejected => "ejected",
             Self::Connect => "connect-failure",
             Self::Reset => "reset",
             Self::BadResponse(_) | Self::BadResponseBody(_) => "bad-response",
@@ -126,6 +130,7 @@ mod tests {
             Fault::BadPath,
             Fault::Denied,
             Fault::NoEndpoint,
+            Fault::Ejected,
             Fault::Connect,
             Fault::Reset,
             Fault::BadResponse(Refused::Syntax),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{Retries, RetryOn};
+use crate::config::{Backoff, Retries, RetryOn};
 
 /// How a try failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub enum Failure {
     Reset,
     /// No response's head within the time of one try.
     TryTimeout,
+    /// The upstream answered with this `grpc-status`.
+    Grpc(u32),
 }
 
 impl RetryOn {
@@ -22,7 +24,9 @@ impl RetryOn {
     fn names(&self, failure: Failure) -> bool {
         match failure {
             Failure::Status(502..=504) => self.server_error || self.gateway_error,
+            Failure::Status(409 | 425 | 429) => self.retriable_4xx,
             Failure::Status(status) => status >= 500 && self.server_error,
+            Failure::Grpc(code) => code < u32::BITS && self.grpc >> code & 1 == 1,
             Failure::Connect => self.connect_failure || self.server_error || self.gateway_error,
             Failure::Reset => self.reset || self.server_error,
             Failure::TryTimeout => self.reset || self.server_error || self.gateway_error,
@@ -45,21 +49,29 @@ pub fn may_retry(policy: &Retries, failure: Failure, tries: u32, method: &str, r
     failure == Failure::Connect || policy.non_idempotent || is_idempotent(method)
 }
 
-/// How long to wait before the next try: at once the first time, then by chance up to 25 ms, 50 ms… 250 ms. `random` is
-/// uniform; what is spread out does not come back as one wave.
-pub fn backoff(tries: u32, random: u64) -> Duration {
-    if tries <= 1 {
-        return Duration::ZERO;
-    }
-    let limit = (25u64 << (tries - 2).min(10)).min(250);
-    Duration::from_micros(random % (limit * 1000 + 1))
+/// By default, from the second retry on.
+const BACKOFF: Backoff = Backoff {
+    first: Duration::from_millis(25),
+    most: Duration::from_millis(250),
+};
+
+/// How long to wait after so many tries. `random` is uniform; what is spread out does not come back as one wave.
+pub fn backoff(policy: Option<Backoff>, tries: u32, random: u64) -> Duration {
+    let retry = match policy {
+        Some(_) => tries.max(1),
+        None if tries <= 1 => return Duration::ZERO,
+        None => tries - 1,
+    };
+    let Backoff { first, most } = policy.unwrap_or(BACKOFF);
+    let limit = first.saturating_mul(1 << (retry - 1).min(20)).min(most);
+    Duration::from_micros(random % (limit.as_micros() as u64 + 1))
 }
 
 const WINDOW_S: usize = 10;
-const MINIMUM_PER_S: f64 = 3.0;
+const MINIMUM: f64 = 30.0;
 
-/// Retries of one service in the last ten seconds, bounded by a share of its requests; so few callers are not cut off
-/// by rounding, three a second are always allowed (unless the share is 0). One a worker: the bound holds for each.
+/// Retries of one service in the last ten seconds, bounded by a share of its requests. So that few callers are not cut off
+/// by rounding, thirty are always allowed (unless the share is 0). One a worker: the bound holds for each.
 #[derive(Debug, Default)]
 pub struct Budget {
     seconds: [Second; WINDOW_S],
@@ -92,7 +104,7 @@ impl Budget {
             retries += f64::from(second.retries);
         }
         let allowed = if share > 0.0 {
-            requests * share + MINIMUM_PER_S * WINDOW_S as f64
+            (requests * share).max(MINIMUM)
         } else {
             0.0
         };

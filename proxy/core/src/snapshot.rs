@@ -17,6 +17,8 @@ pub struct Snapshot {
     pub revision: String,
     pub trust_domain: String,
     pub host: String,
+    #[serde(default)]
+    pub zone: String,
     pub addresses: Vec<String>,
     pub marks: Marks,
     pub listeners: Listeners,
@@ -175,11 +177,39 @@ pub struct Retries {
     pub on: Vec<String>,
     pub budget: f64,
     pub non_idempotent: bool,
+    #[serde(default)]
+    pub backoff_ms: u64,
+    #[serde(default)]
+    pub max_backoff_ms: u64,
 }
 
 pub use crate::snapshot_routes::{HeaderEdits, Inject, Mirror, Redirect, Respond, Rewrite, Route, RouteMatch, Share};
 
-/// How callers behave towards a service. `timeout_ms` 0: none.
+/// What consistent hashing goes by: `header:NAME`, `cookie:NAME` or `source`. `bound` 0: none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct ConsistentHash {
+    pub on: String,
+    pub bound: f64,
+}
+
+/// When callers of a service leave it, or one of its endpoints, alone. 0: no limit, no ejection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Breaker {
+    pub max_connections: u32,
+    pub max_pending: u32,
+    pub max_requests: u32,
+    pub max_retries: u32,
+    pub consecutive_errors: u32,
+    pub eject_ms: u64,
+    pub max_ejected: f64,
+    pub rule: String,
+}
+
+/// How callers behave towards a service. Times of 0: none.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
@@ -190,6 +220,24 @@ pub struct Traffic {
     pub rule: String,
     #[serde(default)]
     pub routes: Vec<Route>,
+    #[serde(default)]
+    pub connect_timeout_ms: u64,
+    #[serde(default)]
+    pub idle_timeout_ms: u64,
+    #[serde(default)]
+    pub breaker: Option<Breaker>,
+    #[serde(default)]
+    pub hash: Option<ConsistentHash>,
+    #[serde(default = "any")]
+    pub prefer: String,
+    #[serde(default)]
+    pub slow_start_ms: u64,
+    #[serde(default)]
+    pub panic: f64,
+}
+
+fn any() -> String {
+    "any".to_owned()
 }
 
 /// Callers of the VIP say `port`; it goes to the endpoints' `target` port.
@@ -213,6 +261,8 @@ pub struct Endpoint {
     pub sni: String,
     pub addresses: Vec<String>,
     pub wire_port: u16,
+    #[serde(default)]
+    pub zone: String,
 }
 
 /// What callers can call.

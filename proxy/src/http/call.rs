@@ -1,10 +1,12 @@
 //! One request of a unit under way: what is known of it, how its tries can end, and may there be another.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hostmesh_proxy_core::config::{Endpoint, Service};
+use hostmesh_proxy_core::balance::hash;
+use hostmesh_proxy_core::config::{Balance, Service};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::retry::{self, Failure};
 use hostmesh_proxy_core::trace::Span;
@@ -18,26 +20,6 @@ use crate::connect::ConnectError;
 use crate::rejudge::Audited;
 use crate::worker::Worker;
 
-/// Counts a request to an endpoint while it is under way.
-pub struct InFlight(Rc<Worker>, Option<u64>);
-
-impl InFlight {
-    pub fn begin(worker: &Rc<Worker>, endpoint: Option<&Arc<Endpoint>>) -> Self {
-        if let Some(endpoint) = endpoint {
-            worker.loads.borrow_mut().begin(endpoint);
-        }
-        Self(worker.clone(), endpoint.map(|endpoint| endpoint.id))
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        if let Some(id) = self.1 {
-            self.0.loads.borrow_mut().end(id);
-        }
-    }
-}
-
 /// What is known of a request under way.
 pub struct Call<'a> {
     pub arrived: Arrived<'a>,
@@ -49,6 +31,8 @@ pub struct Call<'a> {
     pub deadline: Option<Instant>,
     pub tries: u32,
     pub tried: Vec<u64>,
+    /// What consistent hashing goes by.
+    pub key: Option<u64>,
     /// Who is called by this try, where it is a unit of this host.
     pub callee: Option<Rc<Account>>,
     pub audited: Audited,
@@ -93,6 +77,12 @@ impl Call<'_> {
         [self.deadline, limit].into_iter().flatten().min()
     }
 
+    /// How long to wait before the next try.
+    pub fn backoff(&self, random: u64) -> Duration {
+        let retries = self.service.as_ref().and_then(|service| service.traffic.retries);
+        retry::backoff(retries.and_then(|policy| policy.backoff), self.tries, random)
+    }
+
     pub fn is_late(&self) -> bool {
         self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
@@ -113,9 +103,17 @@ impl Call<'_> {
     }
 }
 
+/// What consistent hashing goes by, where the service's policy wants that and the request has it.
+pub fn hash_key(service: Option<&Service>, arrived: Arrived<'_>, client: IpAddr) -> Option<u64> {
+    match &service?.traffic.balance {
+        Balance::ConsistentHash(by) => hash::key(&by.on, arrived.asked.headers, client),
+        _ => None,
+    }
+}
+
 /// Is this a response that another try might better? Of another proxy it is known when nothing reached the application.
 pub fn failure_of(answer: &dyn Answer, from_application: bool) -> Option<Failure> {
-    if answer.status() < 500 {
+    if !matches!(answer.status(), 409 | 425 | 429 | 500..) {
         return None;
     }
     let word = answer.single("x-hostmesh-error").filter(|_| !from_application);
@@ -169,6 +167,7 @@ pub fn describe(failure: Failure) -> String {
         Failure::Connect => "nothing reached the service: trying again".to_owned(),
         Failure::Reset => "the connection broke: trying again".to_owned(),
         Failure::TryTimeout => "no response in time: trying again".to_owned(),
+        Failure::Grpc(code) => format!("the service answered grpc-status {code}: trying again"),
     }
 }
 

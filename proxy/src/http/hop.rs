@@ -6,7 +6,9 @@ use std::sync::Arc;
 use hostmesh_proxy_core::config::{Endpoint, Port, Unit};
 use hostmesh_proxy_core::error::Fault;
 
+use super::call::Call;
 use super::observe::{Account, Entry};
+use super::route::To;
 use crate::rejudge::Denial;
 use crate::stream::DENIED_THERE;
 use crate::worker::Worker;
@@ -74,4 +76,32 @@ pub struct Hop {
     pub local: Option<(Arc<Unit>, Port)>,
     /// The port of the endpoint.
     pub target: u16,
+}
+
+impl Hop {
+    /// Where the next try goes.
+    pub fn pick(call: &Call<'_>) -> Result<Self, Fault> {
+        match &call.route.to {
+            To::Unit { unit, port, .. } => Ok(Self {
+                endpoint: None,
+                local: Some((unit.clone(), *port)),
+                target: port.port,
+            }),
+            To::Service { service, port, only } => {
+                let endpoint = match only {
+                    Some(endpoint) => endpoint.clone(),
+                    None => call.route.connector.pick(service, &call.tried, call.key)?,
+                };
+                let local = endpoint
+                    .local
+                    .as_ref()
+                    .and_then(|unit| Some((unit.clone(), *unit.port(port.target)?)));
+                Ok(Self {
+                    endpoint: Some(endpoint),
+                    local,
+                    target: port.target,
+                })
+            }
+        }
+    }
 }

@@ -13,19 +13,20 @@ use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::Decision;
 use hostmesh_proxy_core::config::{Port, Timeouts, Unit};
-use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::error::{Blame, Fault};
 use hostmesh_proxy_core::http1::RequestEdits;
-use hostmesh_proxy_core::retry::{self, is_idempotent};
+use hostmesh_proxy_core::retry::is_idempotent;
 use tokio::time::Instant;
 
-use super::call::{Call, InFlight, Tried, describe, failed_connect, failure_of, pause, status, timed_out, until};
+use super::call::{Call, Tried, describe, failed_connect, failure_of, hash_key, pause, status, timed_out, until};
 use super::conn::Conn;
 use super::down::{Answer, Arrived, Downstream, Ended, Manner};
 use super::hop::{Hop, Parties};
 use super::observe::{Account, Entry, broken, count_slow, span};
-use super::route::{Route, To};
+use super::route::Route;
 use super::session::{self, Handler, Next};
 use crate::connect::ConnectError;
+use crate::in_flight::InFlight;
 use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
 use crate::tcp::Relayed;
@@ -90,12 +91,13 @@ impl Handler for Calling {
             .map(|timeout| begun + timeout);
         let mut call = Call {
             arrived,
-            service,
             span: span(&self.worker, asked.headers, route.connector.unit.trace),
             route,
             deadline,
             tries: 0,
             tried: Vec::new(),
+            key: hash_key(service.as_deref(), arrived, self.client),
+            service,
             callee: None,
             audited: Audited::default(),
         };
@@ -172,9 +174,9 @@ impl Calling {
         }
         let mut fresh = false;
         loop {
-            let Some(hop) = pick(&call.route, &call.tried) else {
-                let fault = Fault::NoEndpoint;
-                return self.give_up(down, call, None, fault, &fault.to_string()).await;
+            let hop = match Hop::pick(call) {
+                Ok(hop) => hop,
+                Err(fault) => return self.give_up(down, call, None, fault, &fault.to_string()).await,
             };
             if !fresh {
                 call.tries += 1;
@@ -184,9 +186,10 @@ impl Calling {
                 Err(next) => return next,
             };
             call.callee = parties.callee.as_ref().map(|(callee, _)| callee.clone());
-            let _in_flight = InFlight::begin(&self.worker, hop.endpoint.as_ref());
+            let service = call.service.as_deref();
+            let in_flight = InFlight::begin(&self.worker, service, hop.endpoint.as_ref());
             call.span.span_id = call.span.child(self.worker.random()).span_id;
-            let failure = match self.attempt(down, call, &hop, &parties, fresh).await {
+            let failure = match self.attempt(down, call, &hop, &parties, &in_flight, fresh).await {
                 Tried::Over(next) => return next,
                 Tried::Stale => {
                     fresh = true;
@@ -205,7 +208,7 @@ impl Calling {
             parties.caller.retried(&self.worker, &entry);
             parties.callee_ended(&self.worker, &entry);
             call.tried.extend(hop.endpoint.as_ref().map(|endpoint| endpoint.id));
-            pause(retry::backoff(call.tries, self.worker.random()), call.deadline).await;
+            pause(call.backoff(self.worker.random()), call.deadline).await;
         }
     }
 
@@ -216,6 +219,7 @@ impl Calling {
         call: &Call<'_>,
         hop: &Hop,
         parties: &Parties,
+        in_flight: &InFlight,
         fresh: bool,
     ) -> Tried {
         let deadline = call.try_deadline();
@@ -224,9 +228,15 @@ impl Calling {
             biased;
             connected = self.connect(&call.route, hop, fresh) => match connected {
                 Ok(connected) => connected,
-                Err(error) => return failed_connect(&error),
+                Err(error) => {
+                    in_flight.failed();
+                    return failed_connect(&error);
+                }
             },
-            () = until(deadline) => return timed_out(),
+            () = until(deadline) => {
+                in_flight.failed();
+                return timed_out();
+            }
         };
         let traceparent = call.span.to_string();
         let is_local = hop.local.is_some();
@@ -241,6 +251,7 @@ impl Calling {
             timeouts: connector.config.timeouts,
         };
         let again = |answer: &dyn Answer| {
+            in_flight.answered(answer.status());
             let failure = failure_of(answer, is_local)?;
             call.may_retry(&self.worker, failure).then_some(failure)
         };
@@ -290,6 +301,9 @@ impl Calling {
             }
             Ended::Failed(fault) => {
                 up.abort();
+                if fault.blame() == Blame::Upstream {
+                    in_flight.failed();
+                }
                 count_slow(&self.worker, fault);
                 let may_repeat = call.arrived.progress.is_replayable.get() && is_idempotent(call.arrived.asked.method);
                 if fault == Fault::Reset && is_used && may_repeat {
@@ -411,31 +425,5 @@ impl Calling {
         let account = Rc::new(Account::new(&self.worker, about));
         accounts.push(account.clone());
         account
-    }
-}
-
-/// Where the next try goes. `tried`: ids that failed already.
-fn pick(route: &Route, tried: &[u64]) -> Option<Hop> {
-    match &route.to {
-        To::Unit { unit, port, .. } => Some(Hop {
-            endpoint: None,
-            local: Some((unit.clone(), *port)),
-            target: port.port,
-        }),
-        To::Service { service, port, only } => {
-            let endpoint = match only {
-                Some(endpoint) => endpoint.clone(),
-                None => route.connector.pick(service, tried)?,
-            };
-            let local = endpoint
-                .local
-                .as_ref()
-                .and_then(|unit| Some((unit.clone(), *unit.port(port.target)?)));
-            Some(Hop {
-                endpoint: Some(endpoint),
-                local,
-                target: port.target,
-            })
-        }
     }
 }

@@ -238,6 +238,8 @@ fn retries(on: &[&str], non_idempotent: bool, per_try_timeout_ms: u64) -> impl F
             on,
             budget: 0.2,
             non_idempotent,
+            backoff_ms: 0,
+            max_backoff_ms: 0,
         });
         service.traffic.timeout_ms = 5_000;
     }

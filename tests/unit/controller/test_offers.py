@@ -10,7 +10,7 @@ from hostmesh.controller.offers import offer, own_addresses
 from hostmesh.names import BadName
 from hostmesh.registry.catalog import Catalog, Host
 from hostmesh.wire.controller import PublishRequest, Workload
-from hostmesh.wire.snapshot import Retries, Traffic
+from hostmesh.wire.snapshot import ConsistentHash, Retries, Traffic
 from tests.unit.controller.conftest import Mesh, next_event
 
 PLAIN = Traffic(timeout_ms=0, retries=None, balance="least-request", rule="web.service.toml:3")
@@ -28,13 +28,22 @@ CATALOG = Catalog(
 
 def test_what_a_policy_says_is_taken() -> None:
     assert offer(WEB).ports == ((80, "http"),)
-    offer(msgspec.structs.replace(WEB, traffic=msgspec.structs.replace(PLAIN, retries=RETRIES, timeout_ms=86_400_000)))
+    hashed = {"balance": "consistent-hash", "hash": ConsistentHash("cookie:id", 1.25), "prefer": "near"}
+    for changes in ({"retries": RETRIES, "timeout_ms": 86_400_000}, hashed):
+        offer(msgspec.structs.replace(WEB, traffic=msgspec.structs.replace(PLAIN, **changes)))
 
 
 @pytest.mark.parametrize(
     ("changes", "retries"),
     [
         ({"balance": "evil"}, {}),
+        ({"balance": "consistent-hash"}, {}),
+        ({"balance": "ewma", "hash": ConsistentHash("source", 0)}, {}),
+        ({"balance": "consistent-hash", "hash": ConsistentHash("path", 0)}, {}),
+        ({"balance": "consistent-hash", "hash": ConsistentHash("source", 0.5)}, {}),
+        ({"prefer": "far"}, {}),
+        ({"slow_start_ms": -1}, {}),
+        ({"panic": 2.0}, {}),
         ({"timeout_ms": -1}, {}),
         ({"timeout_ms": 2**63}, {}),
         ({"rule": "x" * 600}, {}),
@@ -45,6 +54,7 @@ def test_what_a_policy_says_is_taken() -> None:
         ({}, {"budget": float("nan")}),
         ({}, {"per_try_timeout_ms": -1}),
         ({}, {"on": ["whenever"]}),
+        ({}, {"backoff_ms": 20, "max_backoff_ms": 10}),
     ],
 )
 def test_a_word_that_a_proxy_would_refuse_is_refused(changes: dict[str, object], retries: dict[str, object]) -> None:
@@ -85,7 +95,7 @@ def test_a_stolen_host_cannot_stop_or_take_the_others(mesh: Mesh) -> None:
 
     async def scenario() -> None:
         h1, h2 = mesh.client("h1"), mesh.client("h2")
-        await h1.publish(PublishRequest(["198.18.0.1"], 15008, [WEB]))
+        await h1.publish(PublishRequest(["198.18.0.1"], 15008, [WEB], "a"))
         evil = Workload("evil.service", "evil", [(80, "http")], msgspec.structs.replace(PLAIN, balance="evil"), True)
         fine = Workload("fine.service", "fine", [(80, "http")], PLAIN, True)
         reply = await h2.publish(PublishRequest(["198.18.0.2", "198.18.0.1"], 15008, [evil, fine, fine]))
@@ -93,6 +103,10 @@ def test_a_stolen_host_cannot_stop_or_take_the_others(mesh: Mesh) -> None:
         event = await next_event(h1.watch())
         found = {service.name: service.endpoints[0].addresses for service in event.services}
         assert found == {"web": ["198.18.0.1"], "fine": ["198.18.0.2"]}
+        zones = {service.name: service.endpoints[0].zone for service in event.services}
+        assert zones == {"web": "a", "fine": ""}
+        with pytest.raises(ControllerError, match="is not a zone"):
+            await h2.publish(PublishRequest(["198.18.0.2"], 15008, [], "Rack 1"))
         with pytest.raises(ControllerError, match="is not an address"):
             await h2.publish(PublishRequest(["everywhere"], 15008, []))
         await h1.close()

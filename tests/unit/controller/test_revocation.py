@@ -154,7 +154,10 @@ def test_a_store_of_the_version_before_is_taken_over(mesh: Mesh) -> None:
     mesh.kill()
     path = mesh.config.state / "controller.db"
     with closing(sqlite3.connect(path)) as database:
-        database.executescript("DROP TABLE revoked; ALTER TABLE tokens DROP COLUMN used_by; PRAGMA user_version=2;")
+        database.executescript(
+            "DROP TABLE revoked; ALTER TABLE tokens DROP COLUMN used_by; ALTER TABLE words DROP COLUMN zone;"
+            "PRAGMA user_version=2;"
+        )
     mesh.start()
     admin.revoke("unit", "web", config_path=mesh.path)
     assert [one.name for one in admin.revoked(config_path=mesh.path)] == [WEB]

@@ -99,6 +99,10 @@ def test_last_change_of_traffic_is_in_force_and_the_conflict_shows() -> None:
     assert conflict is not None
     assert conflict.in_force == "h2 inventory.service.toml:14"
     assert conflict.others == ("h1 inventory.service.toml:12",)
+    # to prefer what is near is a difference as well
+    near = msgspec.structs.replace(fast, prefer="near")
+    differs = publish(catalog, 3, "h1", offer("inventory.service", "inventory", (80, "http"), traffic=near))
+    assert conflict_of(differs, "inventory") is not None
     # h1 says the same again: no change of h1's, so h2 stays in force
     again = publish(catalog, 3, "h1", offer("inventory.service", "inventory", (80, "http"), traffic=slow))
     service = service_of(again, "inventory")

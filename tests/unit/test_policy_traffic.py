@@ -1,0 +1,91 @@
+"""What `[traffic]` can say of load balancing and retries, and what it cannot."""
+
+import pytest
+
+from hostmesh.errors import PolicyError
+from hostmesh.plan.snapshot import traffic_of
+from hostmesh.policy.findings import Code
+from hostmesh.policy.model import Balance, Traffic
+from hostmesh.policy.validate import load
+from hostmesh.wire.snapshot import ConsistentHash
+
+FILE = "web.service.toml"
+
+
+def traffic(text: str) -> Traffic:
+    (policy,) = load({FILE: f"[traffic]\n{text}\n"})
+    return policy.traffic
+
+
+@pytest.mark.parametrize(
+    ("text", "expect"),
+    [
+        ("", Balance("least-request")),
+        ("balance = 'ewma'", Balance("ewma")),
+        ("balance = { by = 'round-robin' }", Balance("round-robin")),
+        ("balance = { by = 'consistent-hash', on = 'source' }", Balance("consistent-hash", "source")),
+        (
+            "balance = { by = 'consistent-hash', on = 'header:X-User', bound = 2 }",
+            Balance("consistent-hash", "header:x-user", 2.0),
+        ),
+        ("balance = { by = 'consistent-hash', on = 'cookie:Id' }", Balance("consistent-hash", "cookie:Id")),
+    ],
+)
+def test_how_an_endpoint_is_chosen(text: str, expect: Balance) -> None:
+    assert traffic(text).balance == expect
+
+
+@pytest.mark.parametrize(
+    ("text", "expect"),
+    [
+        ("", (0, 0)),
+        ("backoff = '1s'", (1000, 1000)),
+        ("backoff = '10ms'", (10, 250)),
+        ("max_backoff = '10ms'", (10, 10)),
+        ("backoff = '10ms'\nmax_backoff = '20ms'", (10, 20)),
+    ],
+)
+def test_waits_between_tries(text: str, expect: tuple[int, int]) -> None:
+    retries = traffic(f"[traffic.retries]\n{text}").retries
+    assert retries is not None
+    assert (retries.backoff_ms, retries.max_backoff_ms) == expect
+
+
+def test_it_reaches_the_proxy_as_it_was_said() -> None:
+    text = "balance = { by = 'consistent-hash', on = 'cookie:id', bound = 1.25 }\nprefer = 'near'\nslow_start = '30s'\n"
+    (policy,) = load({FILE: f"[traffic]\n{text}panic = 0.5\nretries = {{ on = ['retriable-4xx', 'unavailable'] }}\n"})
+    said = traffic_of(policy)
+    assert (said.balance, said.hash) == ("consistent-hash", ConsistentHash("cookie:id", 1.25))
+    assert (said.prefer, said.slow_start_ms, said.panic) == ("near", 30_000, 0.5)
+    assert said.retries is not None
+    assert said.retries.on == ["retriable-4xx", "unavailable"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "place", "says", "hint"),
+    [
+        ("balance = 'random'", Code.BAD_VALUE, (2, 11), "none of: consistent-hash", ""),
+        ("balance = 'emwa'", Code.BAD_VALUE, (2, 11), "none of", "'ewma'"),
+        ("balance = 'consistent-hash'", Code.MISSING, (2, 11), "does not say by what", "header:x-user"),
+        ("balance = {}", Code.MISSING, (2, 11), "lacks 'by'", "consistent-hash"),
+        ("balance = { by = 'ewma', on = 'source' }", Code.BAD_VALUE, (2, 26), "nothing is hashed by 'ewma'", ""),
+        ("balance = { by = 'consistent-hash', on = 'path' }", Code.BAD_VALUE, (2, 42), "nothing to hash by", "cookie:"),
+        ("balance = { by = 'consistent-hash', on = 'header:' }", Code.BAD_VALUE, (2, 42), "nothing to hash by", ""),
+        (
+            "balance = { by = 'consistent-hash', on = 'source', bound = 0.5 }",
+            Code.BAD_VALUE, (2, 60), "0.5 is not in 1..100", "",
+        ),
+        ("prefer = 'nearest'", Code.BAD_VALUE, (2, 10), "none of: any, near", "'near'"),
+        ("slow_start = 30", Code.WRONG_TYPE, (2, 14), "a duration with its unit", '"30s"'),
+        ("panic = 50", Code.BAD_VALUE, (2, 9), "50 is not in 0..1", "50 % is 0.5"),
+        ("retries = { backoff = '1s', max_backoff = '10ms' }", Code.BAD_VALUE, (2, 43), "shorter than backoff", ""),
+        ("retries = { on = ['unavailible'] }", Code.BAD_VALUE, (2, 19), "none of", "'unavailable'"),
+    ],
+)  # fmt: skip
+def test_what_it_cannot_say(text: str, code: Code, place: tuple[int, int], says: str, hint: str) -> None:
+    with pytest.raises(PolicyError) as caught:
+        traffic(text)
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.place.line, found.place.column) == (code, *place)
+    assert says in found.message
+    assert hint in found.hint
