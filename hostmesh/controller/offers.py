@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
 from hostmesh.names import BadName, UnitName, check_service_name, check_zone_name
+from hostmesh.policy.route_law import MOST_ROUTES, wrong
 from hostmesh.policy.traffic import BALANCES, CONSISTENT_HASH, MOST_BOUND, PREFER, RETRY_ON
 from hostmesh.policy.words import hash_on
 from hostmesh.registry.catalog import Catalog
@@ -86,6 +87,14 @@ def _check_traffic(traffic: Traffic) -> None:
         raise BadName("the place of a rule is not FILE:LINE")
     if traffic.retries:
         _check_retries(traffic.retries)
+    if len(traffic.routes) > MOST_ROUTES:
+        raise BadName(f"{len(traffic.routes)} routes", f"at most {MOST_ROUTES}")
+    for route in traffic.routes:
+        for one in wrong(route):
+            raise BadName(f"route {route.name}, {'.'.join(one.keys)}: {one.message}", one.hint)
+        _check_duration(route.timeout_ms)
+        if route.retries:
+            _check_retries(route.retries)
 
 
 def _check_retries(retries: Retries) -> None:

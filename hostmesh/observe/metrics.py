@@ -74,6 +74,8 @@ _PROXY_HELP = {
     "dns_failed": "DNS queries of meshed units refused or failed",
     "slow_clients": "HTTP clients cut off: their request stood still, or they did not take the answer",
     "wire_violations": "Connections of the wire whose peer broke the rules of HTTP/2",
+    "mirrored": "Copies of requests sent to mirrors",
+    "mirror_dropped": "Copies left out: too many under way, or nowhere to go",
     "events_dropped": "Events that did not fit into the proxy's queue; their counters are exact",
     "log_lost": "Lines of the proxy itself that journald did not take",
     "troubles": "What is wrong with the proxy or its host (disk, descriptors): hostmesh status says what",
@@ -86,6 +88,8 @@ _PROXY_COUNTERS = frozenset(
         "dns_failed",
         "slow_clients",
         "wire_violations",
+        "mirrored",
+        "mirror_dropped",
         "events_dropped",
         "log_lost",
     }

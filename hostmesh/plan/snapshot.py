@@ -11,6 +11,7 @@ from hostmesh.names import SpiffeId, UnitName, dns_names_of, sni_of
 from hostmesh.plan.facts import HostFacts, UnitFacts
 from hostmesh.policy import model
 from hostmesh.policy.settings import Settings
+from hostmesh.policy.traffic import as_sent
 from hostmesh.wire import snapshot as wire
 
 NO_OUTBOUND_POLICY = "builtin:no-outbound-policy"
@@ -56,23 +57,14 @@ def traffic_of(policy: model.Policy) -> wire.Traffic:
     balance = traffic.balance
     return wire.Traffic(
         timeout_ms=traffic.timeout_ms,
-        retries=None
-        if retries is None
-        else wire.Retries(
-            attempts=retries.attempts,
-            per_try_timeout_ms=retries.per_try_timeout_ms,
-            on=list(retries.on),
-            budget=retries.budget,
-            non_idempotent=retries.non_idempotent,
-            backoff_ms=retries.backoff_ms,
-            max_backoff_ms=retries.max_backoff_ms,
-        ),
+        retries=as_sent(retries),
         balance=balance.by,
         rule=policy.place.rule if retries is None else retries.place.rule,
         hash=wire.ConsistentHash(on=balance.on, bound=balance.bound) if balance.on else None,
         prefer=traffic.prefer,
         slow_start_ms=traffic.slow_start_ms,
         panic=traffic.panic,
+        routes=list(traffic.routes),
     )
 
 

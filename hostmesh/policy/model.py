@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from hostmesh.errors import Place
 from hostmesh.names import UnitName
+from hostmesh.wire.snapshot import Route
 
 
 class Protocol(StrEnum):
@@ -120,7 +121,8 @@ class Balance:
 class Traffic:
     """How callers behave towards the service; it belongs to the service's owner. 0 means no time limit.
 
-    ``prefer``: any | near. ``panic``: a share of endpoints. ``place``: None where the file has no ``[traffic]``.
+    ``prefer``: any | near. ``panic``: a share of endpoints. ``place``: None where the file has no ``[traffic]``. Routes
+    are in the words of the snapshot, each with its rule.
     """
 
     timeout_ms: int = 0
@@ -130,6 +132,7 @@ class Traffic:
     prefer: str = "any"
     slow_start_ms: int = 0
     panic: float = 0.0
+    routes: tuple[Route, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

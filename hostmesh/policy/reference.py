@@ -38,7 +38,7 @@ def _section(table: Table) -> str:
 def _title(table: Table) -> str:
     if not table.name:
         return "The file"
-    doubled = table.name.startswith("inbound.")
+    doubled = table.name.startswith("inbound.") or table.name == "traffic.route"
     return f"`[[{table.name}]]`" if doubled else f"`[{table.name}]`"
 
 

@@ -7,6 +7,7 @@ from hostmesh.policy.model import Balance, Retries, Traffic
 from hostmesh.policy.read import Reader
 from hostmesh.policy.source import Node
 from hostmesh.policy.words import hash_on
+from hostmesh.wire import snapshot as wire
 
 CONSISTENT_HASH = "consistent-hash"
 BALANCES = ("least-request", "round-robin", "ewma", CONSISTENT_HASH)
@@ -93,3 +94,18 @@ def _backoff(read: Reader, table: dict[str, Node], default: Retries) -> tuple[in
     if most < backoff:
         read.bad(table["max_backoff"], "max_backoff is shorter than backoff", "the wait grows from one to the other")
     return (backoff or min(_BACKOFF_MS, most), most)
+
+
+def as_sent(retries: Retries | None) -> wire.Retries | None:
+    """The same in the words of the snapshot."""
+    if retries is None:
+        return None
+    return wire.Retries(
+        attempts=retries.attempts,
+        per_try_timeout_ms=retries.per_try_timeout_ms,
+        on=list(retries.on),
+        budget=retries.budget,
+        non_idempotent=retries.non_idempotent,
+        backoff_ms=retries.backoff_ms,
+        max_backoff_ms=retries.max_backoff_ms,
+    )

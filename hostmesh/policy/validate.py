@@ -24,6 +24,8 @@ from hostmesh.policy.model import (
     Traffic,
 )
 from hostmesh.policy.read import Reader
+from hostmesh.policy.route_law import placeless
+from hostmesh.policy.routes import routes
 from hostmesh.policy.source import Node, parse
 from hostmesh.policy.traffic import traffic
 from hostmesh.policy.words import caller, destination, header, method, path, plaintext_source
@@ -101,7 +103,7 @@ class _Reading:
             allow=self._inbound_rules(inbound.get("allow"), schema.ALLOW, declared),
             deny=self._inbound_rules(inbound.get("deny"), schema.DENY, declared),
             plaintext=self._plaintext_rules(inbound.get("plaintext"), declared),
-            traffic=traffic(self.read, top.get("traffic")),
+            traffic=self._traffic(top.get("traffic"), declared),
             outbound=self._outbound(top.get("outbound")),
             observe=self._observe(top.get("observe")),
         )
@@ -250,6 +252,11 @@ class _Reading:
             )
         return tuple(rules)
 
+    def _traffic(self, node: Node | None, declared: Mapping[int, Protocol]) -> Traffic:
+        said = traffic(self.read, node)
+        has_http = not self.ports_are_sound or Protocol.HTTP in declared.values()
+        return replace(said, routes=routes(self.read, node and node.table.get("route"), said, has_http=has_http))
+
     def _outbound(self, node: Node | None) -> tuple[OutboundRule, ...] | None:
         if node is None:
             return None
@@ -300,4 +307,4 @@ def _check_together(policies: list[Policy], findings: Findings) -> None:
 def _behaviour(said: Traffic) -> Traffic:
     """All of it but the places."""
     retries = said.retries and replace(said.retries, place=Place(""))
-    return replace(said, retries=retries, place=None)
+    return replace(said, retries=retries, place=None, routes=tuple(map(placeless, said.routes)))

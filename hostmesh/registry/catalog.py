@@ -13,6 +13,7 @@ import msgspec
 
 from hostmesh.errors import HostmeshError
 from hostmesh.names import SpiffeId, UnitName, sni_of
+from hostmesh.policy.route_law import placeless
 from hostmesh.wire.snapshot import Endpoint, Service, ServicePort, Traffic
 
 
@@ -167,7 +168,8 @@ def conflict_of(catalog: Catalog, service: str) -> Conflict | None:
 
 def _words(traffic: Traffic) -> Traffic:
     breaker = traffic.breaker and msgspec.structs.replace(traffic.breaker, rule="")
-    return msgspec.structs.replace(traffic, rule="", breaker=breaker)
+    routes = [placeless(route) for route in traffic.routes]
+    return msgspec.structs.replace(traffic, rule="", breaker=breaker, routes=routes)
 
 
 def _endpoint(trust_domain: str, host: Host, workload: Workload) -> Endpoint:

@@ -158,9 +158,13 @@ pub enum Gauge {
     SlowClients,
     /// Connections of the wire ended since the start because their peer broke the rules of HTTP/2.
     WireViolations,
+    /// Copies for mirrors sent since the start.
+    Mirrored,
+    /// Copies left out since the start: too many under way, or nowhere to go.
+    MirrorDropped,
 }
 
-const GAUGES: [&str; 9] = [
+const GAUGES: [&str; 11] = [
     "connections",
     "streams",
     "pooled",
@@ -170,6 +174,8 @@ const GAUGES: [&str; 9] = [
     "dns_failed",
     "slow_clients",
     "wire_violations",
+    "mirrored",
+    "mirror_dropped",
 ];
 
 /// Side (ours: client | server), reason, number.

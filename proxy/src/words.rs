@@ -41,6 +41,7 @@ const KNOWN: &[Word] = &[
     "ejected",
     "fault",
     "gone",
+    "mirrored",
     "no-endpoint",
     "no-route",
     "not-ready",

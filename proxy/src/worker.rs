@@ -1,6 +1,7 @@
 //! What one worker has: its pools, its loads, its counters. Nothing of it is seen by another worker.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
@@ -44,6 +45,8 @@ pub struct Worker {
     pub idle: IdleStreams,
     /// Requests and connections in flight by endpoint, and which endpoints cannot be reached.
     pub loads: Rc<RefCell<Loads>>,
+    /// Copies under way, by the service that they go to.
+    pub copies: RefCell<HashMap<Arc<str>, u32>>,
     /// TLS connections from other hosts.
     pub links: RefCell<Vec<Weak<ServerLink>>>,
     /// By which they were judged last.
@@ -65,6 +68,7 @@ impl Worker {
             pool: Rc::new(Pool::new(shared.clone(), stats.clone(), loads.clone())),
             idle: IdleStreams::default(),
             loads,
+            copies: RefCell::default(),
             links: RefCell::default(),
             trust: RefCell::new(shared.trust()),
             policies_changed: Notify::new(),

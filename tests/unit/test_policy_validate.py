@@ -153,8 +153,6 @@ CASES: list[tuple[str, Code, tuple[int, int], str, str]] = [
     ("[traffic]\ntimeout = '0s'\n", Code.BAD_VALUE, (2, 11), "not more than 0", "leave the key out"),
     ("[traffic]\ntimeout = '25h'\n", Code.BAD_VALUE, (2, 11), "at most a day", ""),
     ("[traffic]\nbreaker = {}\n", Code.NOT_YET, (2, 1), "'breaker' (circuit breaking)", ""),
-    ("[[traffic.route]]\n", Code.NOT_YET, (1, 1), "'route'", ""),
-    ("[traffic]\nmirror = {}\n", Code.NOT_YET, (2, 1), "'mirror'", ""),
     ("[traffic.retries]\nattempts = 0\n", Code.BAD_VALUE, (2, 12), "0 is not in 1..10", ""),
     ("[traffic.retries]\nattempts = true\n", Code.WRONG_TYPE, (2, 12), "found true or false", ""),
     ("[traffic.retries]\nbudget = 20\n", Code.BAD_VALUE, (2, 10), "20 is not in 0..1", "20 % is 0.2"),
@@ -264,6 +262,15 @@ def test_the_order_of_files_does_not_matter() -> None:
     assert load(files) == load(dict(reversed(files.items())))
 
 
+# what an example needs beside it, by the table and key that it is of
+BESIDE = {
+    ("traffic.route", "sticky"): "to = { inventory-v2 = 10, inventory = 90 }\n",
+    ("traffic.route.mirror", "percent"): 'to = "inventory-v3"\n',
+    ("traffic.route.mirror", "max_pending"): 'to = "inventory-v3"\n',
+    ("traffic.route.redirect", "status"): 'to = "/p/{id}"\n',
+    ("traffic.route.fault", "delay_percent"): 'delay = "2s"\n',
+    ("traffic.route.fault", "abort_percent"): "abort = 503\n",
+}
 KEYS = [(table, key) for table in schema.TABLES if table.name for key in table.keys if table is not schema.PORTS]
 
 
@@ -273,12 +280,17 @@ def test_the_examples_of_the_reference_are_right(table: schema.Table, key: schem
         assert any(key.example.strip("[]") == other.name for other in schema.TABLES)
         return
     head = f"[[{table.name}]]\n" if table.name.startswith("inbound.") else f"[{table.name}]\n"
+    if table.name.startswith("traffic.route"):
+        has_match = "match" in (key.name, table.name.rpartition(".")[2])
+        head = "[[traffic.route]]\n" + ("" if has_match else 'match = { path = "/products/{id}" }\n')
+        head += f"[{table.name}]\n" if table is not schema.ROUTE else ""
     others = {"from": 'from = ["a"]\n', "ports": "ports = [8080]\n"} if table.name.startswith("inbound.") else {}
     if table is schema.PLAINTEXT:
         others["from"] = 'from = ["local"]\n'
     if table is schema.BALANCE:
         others = {"by": 'by = "consistent-hash"\n', "on": 'on = "source"\n'}
     rest = "".join(line for name, line in others.items() if name != key.name)
+    rest += BESIDE.get((table.name, key.name), "")
     ports = '[service.ports]\n8080 = "http"\n'
     one(f"{ports}{head}{key.example}\n{rest}" if table is not schema.SERVICE else f"{head}{key.example}\n")
 

@@ -282,4 +282,11 @@ impl Service {
     pub fn port(&self, number: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|port| port.port == number)
     }
+
+    /// The port, where all that callers may say mean one.
+    pub fn only_port(&self) -> Option<&ServicePort> {
+        let first = self.ports.first()?;
+        let is_one = self.ports.iter().all(|port| port.target == first.target);
+        is_one.then_some(first)
+    }
 }

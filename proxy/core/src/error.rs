@@ -42,6 +42,9 @@ pub enum Fault {
     /// All endpoints that there are answered with errors only, and are left alone for a time.
     #[error("every endpoint of the service is ejected")]
     Ejected,
+    /// The route leads to a service or port that is not there.
+    #[error("the route leads to no service that is there")]
+    NoRoute,
     /// Nothing reached the application.
     #[error("no connection to the service")]
     Connect,
@@ -84,7 +87,7 @@ impl Fault {
             Self::Denied => 403,
             Self::SlowRequest => 408,
             Self::Reset | Self::BadResponse(_) | Self::BadResponseBody(_) => 502,
-            Self::NoEndpoint | Self::Ejected | Self::Connect | Self::Internal => 503,
+            Self::NoEndpoint | Self::NoRoute | Self::Ejected | Self::Connect | Self::Internal => 503,
             Self::Timeout => 504,
         }
     }
@@ -98,6 +101,7 @@ impl Fault {
             Self::Denied => "denied",
             Self::NoEndpoint => "no-endpoint",
             Self::Ejected => "ejected",
+            Self::NoRoute => "no-route",
             Self::Connect => "connect-failure",
             Self::Reset => "reset",
             Self::BadResponse(_) | Self::BadResponseBody(_) => "bad-response",
@@ -131,6 +135,7 @@ mod tests {
             Fault::Denied,
             Fault::NoEndpoint,
             Fault::Ejected,
+            Fault::NoRoute,
             Fault::Connect,
             Fault::Reset,
             Fault::BadResponse(Refused::Syntax),

@@ -57,23 +57,26 @@ impl<'a> Changes<'a> {
 }
 
 /// The headers of a request as they are once it is changed: what is judged is what is sent.
-pub struct Changed<'a> {
+struct Changed<'a> {
     headers: &'a dyn Headers,
     changes: &'a Changes<'a>,
 }
 
-impl<'a> Changed<'a> {
-    /// Of these, changed by that.
-    pub fn new(headers: &'a dyn Headers, changes: &'a Changes<'a>) -> Self {
-        Self { headers, changes }
-    }
-
-    /// The changed request, as rules see it. `self` is of the headers of `asked`.
-    pub fn request(&'a self, asked: Request<'a>) -> Request<'a> {
-        Request {
-            path: self.changes.target.map_or(asked.path, path::of_target),
-            headers: self,
-            ..asked
+/// Asks about a request as it is once it is changed, if it is.
+pub fn as_sent<T>(asked: Request<'_>, changes: Option<&Changes<'_>>, ask: impl FnOnce(&Request<'_>) -> T) -> T {
+    match changes {
+        None => ask(&asked),
+        Some(changes) => {
+            let changed = Changed {
+                headers: asked.headers,
+                changes,
+            };
+            let path = changes.target.map_or(asked.path, path::of_target);
+            ask(&Request {
+                path,
+                headers: &changed,
+                ..asked
+            })
         }
     }
 }
@@ -185,9 +188,8 @@ mod tests {
             path: head.path(),
             headers: head.headers(),
         };
-        let changed = Changed::new(head.headers(), &changes);
-        let judged = changed.request(asked);
-        assert_eq!((judged.method, judged.path), (sent.method(), sent.path()));
+        let same = |judged: &Request<'_>| assert_eq!((judged.method, judged.path), (sent.method(), sent.path()));
+        as_sent(asked, Some(&changes), same);
         let lines = |headers: &dyn Headers, name: &str| {
             let mut lines = Vec::new();
             headers.each(name, &mut |line| lines.push(String::from_utf8_lossy(line).into_owned()));
@@ -202,7 +204,8 @@ mod tests {
             ("x-n", &["1"]),
             ("host", &["other"]),
         ] {
-            assert_eq!(lines(judged.headers, name), expect, "{name}");
+            let judged = as_sent(asked, Some(&changes), |judged| lines(judged.headers, name));
+            assert_eq!(judged, expect, "{name}");
             assert_eq!(lines(sent.headers(), name), expect, "{name}");
         }
     }

@@ -146,6 +146,15 @@ fn heads_are_rewritten() {
         "POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: Chunked\r\nX-Keep: yes\r\ntraceparent: new\r\n\
          x-hostmesh-peer: spiffe://mesh.local/unit/orders\r\n\r\n"
     );
+    let alone = RequestEdits {
+        alone: true,
+        ..RequestEdits::default()
+    };
+    let head = with("Expect: 100-continue\r\nContent-Length: 1\r\n").expect("a request");
+    assert_eq!(
+        written(&head, &alone),
+        "POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nconnection: close\r\n\r\n"
+    );
     let head = with("traceparent: kept\r\n").expect("a request");
     assert!(written(&head, &RequestEdits::default()).contains("traceparent: kept\r\n"));
 }

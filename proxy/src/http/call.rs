@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hostmesh_proxy_core::balance::hash;
-use hostmesh_proxy_core::config::{Balance, Service};
+use hostmesh_proxy_core::config::{Balance, Retries, Service};
 use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::fields::{Changes, FieldEdits};
 use hostmesh_proxy_core::retry::{self, Failure};
+use hostmesh_proxy_core::route::{Action, Route as PolicyRoute};
 use hostmesh_proxy_core::trace::Span;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -18,14 +20,50 @@ use super::route::Route;
 use super::session::Next;
 use crate::connect::ConnectError;
 use crate::rejudge::Audited;
+use crate::words::Word;
 use crate::worker::Worker;
+
+/// What a route of the service's policy makes of a request.
+pub struct Taken {
+    pub route: Arc<PolicyRoute>,
+    /// It is asked for as this; `None`: as it came.
+    pub target: Option<String>,
+    /// A copy goes to the mirror.
+    pub mirrored: bool,
+}
+
+impl Taken {
+    /// What is done to the request on its way.
+    pub fn changes(&self) -> Option<Changes<'_>> {
+        match &self.route.action {
+            Action::Forward(Some(rewrite)) => Some(Changes {
+                target: self.target.as_deref(),
+                host: rewrite.host.as_deref(),
+                fields: &rewrite.fields,
+            }),
+            _ => None,
+        }
+    }
+
+    /// What is done to the response.
+    pub fn response(&self) -> Option<&FieldEdits> {
+        Some(&self.route.response).filter(|fields| !fields.is_empty())
+    }
+}
 
 /// What is known of a request under way.
 pub struct Call<'a> {
     pub arrived: Arrived<'a>,
     /// By the config in force when it began.
     pub route: Rc<Route>,
+    /// Where it goes.
     pub service: Option<Arc<Service>>,
+    /// Of the service that was called, or of its route.
+    pub retries: Option<Retries>,
+    /// The route of the called service's policy.
+    pub taken: Option<Rc<Taken>>,
+    /// What was done to it, where it goes on all the same.
+    pub flag: Word,
     pub span: Span,
     /// When there must be a response's head.
     pub deadline: Option<Instant>,
@@ -62,25 +100,21 @@ impl Call<'_> {
             tries: self.tries,
             status,
             error,
-            route: "",
-            flag: "",
+            route: self.taken.as_ref().map_or("", |taken| &taken.route.name),
+            flag: self.flag,
         }
     }
 
     /// When this try must have a response's head.
     pub fn try_deadline(&self) -> Option<Instant> {
-        let limit = self
-            .service
-            .as_ref()
-            .and_then(|service| service.traffic.retries?.per_try_timeout);
+        let limit = self.retries.and_then(|retries| retries.per_try_timeout);
         let limit = limit.map(|limit| Instant::now() + limit);
         [self.deadline, limit].into_iter().flatten().min()
     }
 
     /// How long to wait before the next try.
     pub fn backoff(&self, random: u64) -> Duration {
-        let retries = self.service.as_ref().and_then(|service| service.traffic.retries);
-        retry::backoff(retries.and_then(|policy| policy.backoff), self.tries, random)
+        retry::backoff(self.retries.and_then(|policy| policy.backoff), self.tries, random)
     }
 
     pub fn is_late(&self) -> bool {
@@ -89,8 +123,7 @@ impl Call<'_> {
 
     /// May there be another try? Takes it from the budget.
     pub fn may_retry(&self, worker: &Worker, failure: Failure) -> bool {
-        let Some(service) = &self.service else { return false };
-        let Some(policy) = &service.traffic.retries else {
+        let (Some(service), Some(policy)) = (&self.service, &self.retries) else {
             return false;
         };
         let Arrived { asked, progress, .. } = self.arrived;

@@ -4,11 +4,12 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hostmesh_proxy_core::authorize::{Decision, Request};
 use hostmesh_proxy_core::config::Timeouts;
 use hostmesh_proxy_core::error::Fault;
-use hostmesh_proxy_core::http1::{Framing, RequestEdits, RequestHead, ResponseHead, local_reply};
+use hostmesh_proxy_core::fields::FieldEdits;
+use hostmesh_proxy_core::http1::{Framing, RequestEdits, RequestHead, ResponseHead, answer, local_reply};
 use hostmesh_proxy_core::retry::Failure;
 use tokio::time::Instant;
 
@@ -42,6 +43,8 @@ impl Default for Progress {
 #[derive(Clone, Copy)]
 pub struct Arrived<'a> {
     pub asked: Request<'a>,
+    /// Behind the question mark.
+    pub query: &'a str,
     pub progress: &'a Progress,
     pub begun: Instant,
 }
@@ -54,6 +57,8 @@ pub fn add(count: &Cell<u64>, bytes: usize) {
 /// How one try is to be made.
 pub struct Manner<'a> {
     pub edits: RequestEdits<'a>,
+    /// What is done to the response's fields.
+    pub response: Option<&'a FieldEdits>,
     /// When there must be a response's head.
     pub deadline: Option<Instant>,
     /// The response comes from an application, not from another proxy.
@@ -143,6 +148,12 @@ pub trait Downstream {
     /// Answers in place of the application.
     async fn reply(&mut self, fault: Fault, message: &str) -> Next;
 
+    /// Answers as policy says.
+    async fn answer(&mut self, status: u16, fields: &[(&str, &str)], body: &str) -> Next;
+
+    /// The request anew, with these edits, if all of it is still here.
+    fn copy(&self, edits: &RequestEdits<'_>) -> Option<Bytes>;
+
     /// Ends a request that policy has turned against: by an answer as at its beginning, or, where the response has begun
     /// (its `status` is not 0), by breaking it off.
     async fn refuse(&mut self, decision: &Decision, status: u16) -> Next {
@@ -181,6 +192,26 @@ impl<'a> Http1<'a> {
     }
 }
 
+impl Http1<'_> {
+    /// A client that has a body under way loses its connection when it is answered early.
+    fn closes(&self) -> bool {
+        self.last || !self.request.keep_alive || self.request.framing != Framing::Empty
+    }
+
+    fn is_head(&self) -> bool {
+        self.request.method() == "HEAD"
+    }
+
+    /// Sends an answer of the proxy's own.
+    async fn send(&mut self, answer: Bytes) -> Next {
+        match self.conn.send(answer).await {
+            Err(_) => Next::Abort,
+            Ok(()) if self.closes() => Next::Close,
+            Ok(()) => Next::Keep,
+        }
+    }
+}
+
 impl Downstream for Http1<'_> {
     async fn exchange(
         &mut self,
@@ -198,16 +229,24 @@ impl Downstream for Http1<'_> {
         exchange.run(self.conn, up, &mut self.upload, again, denied).await
     }
 
-    /// A client that has a body under way loses its connection.
     async fn reply(&mut self, fault: Fault, message: &str) -> Next {
-        let close = self.last || !self.request.keep_alive || self.request.framing != Framing::Empty;
-        let is_head = self.request.method() == "HEAD";
-        let reply = local_reply(fault.status(), fault.word(), message, close, is_head);
-        match self.conn.send(reply).await {
-            Err(_) => Next::Abort,
-            Ok(()) if close => Next::Close,
-            Ok(()) => Next::Keep,
-        }
+        let (close, is_head) = (self.closes(), self.is_head());
+        self.send(local_reply(fault.status(), fault.word(), message, close, is_head))
+            .await
+    }
+
+    async fn answer(&mut self, status: u16, fields: &[(&str, &str)], body: &str) -> Next {
+        let (close, is_head) = (self.closes(), self.is_head());
+        self.send(answer(status, fields.iter().copied(), body, close, is_head))
+            .await
+    }
+
+    fn copy(&self, edits: &RequestEdits<'_>) -> Option<Bytes> {
+        let body = self.upload.whole().filter(|_| !self.request.upgrade)?;
+        let mut out = BytesMut::with_capacity(body.len() + 512);
+        self.request.write(edits, &mut out);
+        out.extend_from_slice(body);
+        Some(out.freeze())
     }
 }
 

@@ -56,6 +56,11 @@ impl<'a> Upload<'a> {
         self.body.is_done()
     }
 
+    /// The body, if all of it has come and is still here.
+    pub fn whole(&self) -> Option<&[u8]> {
+        (self.is_done() && self.progress.is_replayable.get()).then_some(&self.sent)
+    }
+
     fn is_untouched(&self) -> bool {
         self.length == 0
     }
@@ -277,7 +282,11 @@ impl Exchange<'_> {
             continued.set(continued.get() || response.status == 100);
             if self.request.is_http11 {
                 let mut out = BytesMut::new();
-                response.write(&self.response_edits(false), &mut out);
+                let edits = ResponseEdits {
+                    fields: None,
+                    ..self.response_edits(false)
+                };
+                response.write(&edits, &mut out);
                 sink.send(out.freeze()).await.map_err(|_| Fault::Gone)?;
             }
         }
@@ -287,7 +296,7 @@ impl Exchange<'_> {
         ResponseEdits {
             close,
             from_application: self.manner.from_application,
-            fields: None,
+            fields: self.manner.response,
         }
     }
 

@@ -224,6 +224,7 @@ impl Serving {
                 peer: self.who.identity(),
                 ..RequestEdits::default()
             },
+            response: None,
             deadline: None,
             from_application: true,
             timeouts: served.config.timeouts,

@@ -58,14 +58,7 @@ impl Account {
     /// The request is over.
     pub fn ended(&self, worker: &Worker, entry: &Entry<'_>) {
         let duration = micros(entry.arrived.begun);
-        let retries = u64::from(entry.tries.saturating_sub(1));
-        self.row.record(
-            CodeClass::of_status(entry.status),
-            duration,
-            entry.sent(),
-            entry.received(),
-            retries,
-        );
+        self.count(entry, duration);
         let is_error = entry.status == 0 || entry.status >= 500 || !entry.error.is_empty();
         let wanted = match self.about.unit.access_log {
             AccessLog::All => true,
@@ -80,6 +73,25 @@ impl Account {
                 ..event
             });
         }
+    }
+
+    /// A copy is over; what came of it is counted, and troubles nobody.
+    pub fn copied(&self, worker: &Worker, entry: &Entry<'_>) {
+        match self.about.unit.access_log {
+            AccessLog::All => self.ended(worker, entry),
+            AccessLog::Errors | AccessLog::None => self.count(entry, micros(entry.arrived.begun)),
+        }
+    }
+
+    fn count(&self, entry: &Entry<'_>, duration: u64) {
+        let retries = u64::from(entry.tries.saturating_sub(1));
+        self.row.record(
+            CodeClass::of_status(entry.status),
+            duration,
+            entry.sent(),
+            entry.received(),
+            retries,
+        );
     }
 
     /// A try failed, and there will be another.

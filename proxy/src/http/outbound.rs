@@ -4,6 +4,8 @@
 //! policies, no wire.
 
 mod judge;
+mod mirror;
+mod routed;
 
 use std::cell::RefCell;
 use std::future::pending;
@@ -18,7 +20,9 @@ use hostmesh_proxy_core::http1::RequestEdits;
 use hostmesh_proxy_core::retry::is_idempotent;
 use tokio::time::Instant;
 
-use super::call::{Call, Tried, describe, failed_connect, failure_of, hash_key, pause, status, timed_out, until};
+use super::call::{
+    Call, Taken, Tried, describe, failed_connect, failure_of, hash_key, pause, status, timed_out, until,
+};
 use super::conn::Conn;
 use super::down::{Answer, Arrived, Downstream, Ended, Manner};
 use super::hop::{Hop, Parties};
@@ -68,8 +72,8 @@ struct Calling {
     tunnel: RefCell<Option<Tunnel>>,
 }
 
-/// A request that became a tunnel: its route, and the unit of this host to which it leads.
-type Tunnel = (Rc<Route>, Option<Rc<Account>>);
+/// A request that became a tunnel: its route, what that makes of it, and the unit of this host to which it leads.
+type Tunnel = (Rc<Route>, Option<Rc<Taken>>, Option<Rc<Account>>);
 
 impl Handler for Calling {
     fn timeouts(&self) -> Timeouts {
@@ -91,6 +95,9 @@ impl Handler for Calling {
             .map(|timeout| begun + timeout);
         let mut call = Call {
             arrived,
+            retries: service.as_ref().and_then(|service| service.traffic.retries),
+            taken: None,
+            flag: "",
             span: span(&self.worker, asked.headers, route.connector.unit.trace),
             route,
             deadline,
@@ -101,18 +108,18 @@ impl Handler for Calling {
             callee: None,
             audited: Audited::default(),
         };
-        if !call.route.decision.verdict.passes() {
-            self.account(&call.route, "".into(), "outbound").denied(
-                &self.worker,
-                &call.entry(0, ""),
-                &call.route.decision,
-            );
-            return down.reply(Fault::Denied, &Fault::Denied.to_string()).await;
+        if let Some(next) = self.refused(down, &call).await {
+            return next;
+        }
+        if let Some(next) = self.routed(down, &mut call).await {
+            return next;
         }
         let next = self.carry(down, &mut call).await;
         if matches!(next, Next::Tunnel(_)) {
-            self.tunnel.replace(Some((call.route.clone(), call.callee.take())));
+            let tunnel = (call.route.clone(), call.taken.clone(), call.callee.take());
+            self.tunnel.replace(Some(tunnel));
         }
+        self.mirror(down, &call);
         next
     }
 
@@ -125,11 +132,18 @@ impl Handler for Calling {
     async fn denied(&self, arrived: Arrived<'_>) -> Denial {
         let tunnel = self.tunnel.borrow().clone();
         match tunnel {
-            Some((route, callee)) => {
+            Some((route, taken, callee)) => {
                 let tell = |callee: &Account, decision: &Decision| callee.about.audited(&self.worker, &decision.rule);
                 let audited = Audited::default();
-                self.turned(&route, arrived.asked, callee.as_deref(), &audited, tell)
-                    .await
+                self.turned(
+                    &route,
+                    taken.as_deref(),
+                    arrived.asked,
+                    callee.as_deref(),
+                    &audited,
+                    tell,
+                )
+                .await
             }
             None => pending().await,
         }
@@ -240,12 +254,15 @@ impl Calling {
         };
         let traceparent = call.span.to_string();
         let is_local = hop.local.is_some();
+        let changes = call.taken.as_ref().and_then(|taken| taken.changes());
         let manner = Manner {
             edits: RequestEdits {
                 traceparent: Some(&traceparent),
                 peer: is_local.then_some(&*connector.unit.spiffe_id),
-                ..RequestEdits::default()
+                changes: changes.as_ref(),
+                alone: false,
             },
+            response: call.taken.as_ref().and_then(|taken| taken.response()),
             deadline,
             from_application: is_local,
             timeouts: connector.config.timeouts,
@@ -260,6 +277,7 @@ impl Calling {
         };
         let denied = self.turned(
             &call.route,
+            call.taken.as_deref(),
             call.arrived.asked,
             call.callee.as_deref(),
             &call.audited,
@@ -360,7 +378,7 @@ impl Calling {
     /// The response has ended: the connection waits for the next request.
     fn keep(&self, route: &Rc<Route>, hop: &Hop, up: Conn) {
         match (&hop.local, &hop.endpoint) {
-            (Some((unit, port)), _) if Rc::ptr_eq(route, &self.route.borrow()) => {
+            (Some((unit, port)), _) if Rc::ptr_eq(route.called(), &self.route.borrow()) => {
                 self.kept.borrow_mut().push((unit.unit.clone(), port.port, up));
             }
             (None, Some(endpoint)) => {
@@ -416,7 +434,10 @@ impl Calling {
     fn account_like(&self, about: About) -> Rc<Account> {
         let is_same = |known: &&Rc<Account>| {
             let known = &known.about;
-            Arc::ptr_eq(&known.unit, &about.unit) && known.peer == about.peer && known.direction == about.direction
+            Arc::ptr_eq(&known.unit, &about.unit)
+                && known.peer == about.peer
+                && known.direction == about.direction
+                && known.service == about.service
         };
         let mut accounts = self.accounts.borrow_mut();
         if let Some(known) = accounts.iter().find(is_same) {

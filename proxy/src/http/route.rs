@@ -16,6 +16,8 @@ pub struct Route {
     pub connector: Connector,
     pub to: To,
     pub decision: Decision,
+    /// What was called, where a route of its policy leads here.
+    pub via: Option<Rc<Self>>,
 }
 
 #[derive(Clone)]
@@ -78,7 +80,34 @@ impl Route {
             connector,
             to,
             decision,
+            via: None,
         })
+    }
+
+    /// What was called.
+    pub fn called(self: &Rc<Self>) -> &Rc<Self> {
+        self.via.as_ref().unwrap_or(self)
+    }
+
+    /// Where a route of the called service's policy leads that names another service: to its port of the number that was
+    /// called, else to its only one. `None`: there is no such service or port, or no HTTP is spoken there.
+    pub fn towards(self: &Rc<Self>, name: &str) -> Option<Rc<Self>> {
+        let service = self.connector.config.service_by_name(name)?;
+        let port = service.port(self.to.port()).or_else(|| service.only_port())?;
+        let to = To::Service {
+            service: service.clone(),
+            port: *port,
+            only: None,
+        };
+        if to.protocol() != self.to.protocol() {
+            return None;
+        }
+        Some(Rc::new(Self {
+            decision: to.judge(&self.connector.unit, self.connector.client),
+            connector: self.connector.clone(),
+            to,
+            via: Some(self.clone()),
+        }))
     }
 }
 

@@ -94,6 +94,7 @@ pub async fn serve(stream: Stream, draining: watch::Receiver<bool>, handler: &im
             Next::Tunnel(up) => {
                 let arrived = Arrived {
                     asked: asked(&request),
+                    query: request.query(),
                     progress: &Progress::default(),
                     begun,
                 };
@@ -117,6 +118,7 @@ async fn carry(
     let mut down = Http1::new(down, &request, &progress, handler.timeouts(), last);
     let arrived = Arrived {
         asked: asked(&request),
+        query: request.query(),
         progress: &progress,
         begun,
     };
@@ -135,7 +137,7 @@ async fn head(down: &mut Conn, limit: Duration) -> Result<RequestHead, Option<Fa
 }
 
 /// What rules may ask of the request.
-fn asked(request: &RequestHead) -> Request<'_> {
+pub fn asked(request: &RequestHead) -> Request<'_> {
     Request {
         method: request.method(),
         path: request.path(),

@@ -26,6 +26,7 @@ mod judged;
 mod rejudged;
 mod relayed;
 mod retried;
+mod routed;
 
 const LIMIT: Duration = Duration::from_secs(10);
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -86,6 +87,11 @@ impl World {
 
     /// A connection of orders.service to the VIP of nginx.
     async fn client(&self) -> TcpStream {
+        self.client_of([240, 240, 0, 12]).await
+    }
+
+    /// The same to any VIP.
+    async fn client_of(&self, vip: [u8; 4]) -> TcpStream {
         let (client, server) = pair().await;
         let unit = self
             .shared
@@ -94,7 +100,7 @@ impl World {
             .unit_by_number(2)
             .expect("orders")
             .clone();
-        let called = SocketAddr::new([240, 240, 0, 12].into(), 80);
+        let called = SocketAddr::new(vip.into(), 80);
         spawn_local(outbound::serve(
             self.worker.clone(),
             unit,

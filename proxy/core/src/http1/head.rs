@@ -269,6 +269,11 @@ impl RequestHead {
         crate::path::of_target(self.target())
     }
 
+    /// What stands behind the question mark; empty: nothing.
+    pub fn query(&self) -> &str {
+        self.target().split_once('?').map_or("", |(_, query)| query)
+    }
+
     /// The value of `Host`.
     pub fn host(&self) -> Option<&str> {
         let index = self.host?;

@@ -1,9 +1,10 @@
 //! Judges a request by the policies of this host: when it comes, and again while it is under way.
 
 use hostmesh_proxy_core::authorize::{self, Caller, Decision, Request, Verdict};
+use hostmesh_proxy_core::fields::as_sent;
 
 use super::Calling;
-use crate::http::call::Call;
+use crate::http::call::{Call, Taken};
 use crate::http::down::Downstream;
 use crate::http::hop::{Hop, Parties};
 use crate::http::observe::{Account, Entry};
@@ -33,7 +34,10 @@ impl Calling {
         };
         let id = call.route.connector.unit.spiffe_id.clone();
         let caller = self.account(&call.route, unit.spiffe_id.clone(), "outbound");
-        let decision = authorize::request(unit, &Caller::Identity(&id), port.port, &call.arrived.asked);
+        let changes = call.taken.as_ref().and_then(|taken| taken.changes());
+        let decision = as_sent(call.arrived.asked, changes.as_ref(), |asked| {
+            authorize::request(unit, &Caller::Identity(&id), port.port, asked)
+        });
         call.audited.begins(decision.verdict);
         let about = About {
             unit: unit.clone(),
@@ -68,22 +72,28 @@ impl Calling {
     pub(super) async fn turned(
         &self,
         route: &Route,
+        taken: Option<&Taken>,
         asked: Request<'_>,
         callee: Option<&Account>,
         audited: &Audited,
         tell: impl Fn(&Account, &Decision),
     ) -> Denial {
         let connector = &route.connector;
+        let changes = taken.and_then(Taken::changes);
         rejudge::turned(&self.worker, connector.config.policies, |config| {
-            let about = self.about(route, "".into());
-            let decision = rejudge::by_unit(config, &about, |unit| route.to.judge(unit, self.called.ip()));
-            if !decision.verdict.passes() {
-                return Some(Denial::new(about, decision));
+            for route in route.via.as_deref().into_iter().chain([route]) {
+                let about = self.about(route, "".into());
+                let decision = rejudge::by_unit(config, &about, |unit| route.to.judge(unit, self.called.ip()));
+                if !decision.verdict.passes() {
+                    return Some(Denial::new(about, decision));
+                }
             }
             let about = &callee?.about;
             let caller = Caller::Identity(&about.peer);
             let decision = rejudge::by_unit(config, about, |unit| {
-                authorize::request(unit, &caller, about.port, &asked)
+                as_sent(asked, changes.as_ref(), |asked| {
+                    authorize::request(unit, &caller, about.port, asked)
+                })
             });
             if audited.begins(decision.verdict) {
                 callee.inspect(|callee| tell(callee, &decision));

@@ -1,0 +1,188 @@
+//! Sends copies of requests to another service. Nobody waits for one: it goes out when its request is over, and what is
+//! answered is thrown away.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hostmesh_proxy_core::authorize::{self, Caller, Verdict};
+use hostmesh_proxy_core::config::Endpoint;
+use hostmesh_proxy_core::fields::as_sent;
+use hostmesh_proxy_core::http1::{HeadScanner, RequestEdits, RequestHead, ResponseHead};
+use hostmesh_proxy_core::trace::Span;
+use tokio::time::{Instant, timeout};
+
+use super::Calling;
+use crate::http::call::{Call, hash_key};
+use crate::http::conn::Conn;
+use crate::http::down::{Arrived, Downstream, Progress, add};
+use crate::http::observe::{Account, Entry};
+use crate::http::route::{Route, To};
+use crate::http::session::asked;
+use crate::stats::Gauge;
+use crate::worker::{About, Worker};
+
+/// A mirror may take so long.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Counts a copy while it is under way.
+struct Pending(Rc<Worker>, Arc<str>);
+
+impl Pending {
+    fn begin(worker: &Rc<Worker>, to: &Arc<str>, most: u32) -> Option<Self> {
+        let mut copies = worker.copies.borrow_mut();
+        let count = copies.entry(to.clone()).or_default();
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Self(worker.clone(), to.clone()))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let mut copies = self.0.copies.borrow_mut();
+        if let Some(count) = copies.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                copies.remove(&self.1);
+            }
+        }
+    }
+}
+
+impl Calling {
+    /// Sends a copy of a request that is over, where its route says so.
+    pub(super) fn mirror(&self, down: &impl Downstream, call: &Call<'_>) {
+        if !call.taken.as_ref().is_some_and(|taken| taken.mirrored) {
+            return;
+        }
+        let sent = self.copy(down, call).is_some();
+        let gauge = if sent { Gauge::Mirrored } else { Gauge::MirrorDropped };
+        self.worker.stats.add(gauge, 1);
+    }
+
+    fn copy(&self, down: &impl Downstream, call: &Call<'_>) -> Option<()> {
+        let taken = call.taken.as_ref()?;
+        let mirror = taken.route.mirror.as_ref()?;
+        let route = call.route.called().towards(&mirror.to)?;
+        let To::Service { service, port, .. } = &route.to else {
+            return None;
+        };
+        let pending = Pending::begin(&self.worker, &service.name, mirror.max_pending)?;
+        let key = hash_key(Some(service), call.arrived, self.client);
+        let endpoint = route.connector.pick(service, &[], key).ok()?;
+        let account = self.account(&route, endpoint.spiffe_id.clone(), "outbound");
+        if !self.may_copy(call, &route, &endpoint, &account) {
+            return None;
+        }
+        let (traceparent, changes) = (call.span.child(self.worker.random()).to_string(), taken.changes());
+        let bytes = down.copy(&RequestEdits {
+            traceparent: Some(&traceparent),
+            peer: endpoint.local.as_ref().map(|_| &*route.connector.unit.spiffe_id),
+            changes: changes.as_ref(),
+            alone: true,
+        })?;
+        let copy = Copy {
+            account,
+            endpoint,
+            target: port.target,
+            call: (call.span, taken.route.name.clone()),
+            route: route.clone(),
+            _pending: pending,
+        };
+        tokio::task::spawn_local(copy.run(bytes));
+        Some(())
+    }
+
+    /// By the policies of this host: a mirror is called as any service is.
+    fn may_copy(&self, call: &Call<'_>, route: &Rc<Route>, endpoint: &Endpoint, account: &Rc<Account>) -> bool {
+        if !route.decision.verdict.passes() {
+            account.denied(&self.worker, &call.entry(0, ""), &route.decision);
+            return false;
+        }
+        let (Some(unit), To::Service { port, .. }) = (&endpoint.local, &route.to) else {
+            return true;
+        };
+        let id = route.connector.unit.spiffe_id.clone();
+        let changes = call.taken.as_ref().and_then(|taken| taken.changes());
+        let decision = as_sent(call.arrived.asked, changes.as_ref(), |asked| {
+            authorize::request(unit, &Caller::Identity(&id), port.target, asked)
+        });
+        let callee = self.account_like(About {
+            unit: unit.clone(),
+            direction: "local",
+            peer: id.clone(),
+            port: port.target,
+            ..account.about.clone()
+        });
+        if decision.verdict != Verdict::Allow {
+            callee.denied(&self.worker, &call.entry(0, ""), &decision);
+        }
+        decision.verdict.passes()
+    }
+}
+
+struct Copy {
+    account: Rc<Account>,
+    endpoint: Arc<Endpoint>,
+    target: u16,
+    call: (Span, Arc<str>),
+    route: Rc<Route>,
+    _pending: Pending,
+}
+
+impl Copy {
+    async fn run(self, bytes: Bytes) {
+        let worker = self.route.connector.worker.clone();
+        let (begun, progress) = (Instant::now(), Progress::default());
+        let Ok(Some(end)) = HeadScanner::default().find(&bytes) else {
+            return;
+        };
+        let Ok(request) = RequestHead::parse(bytes.slice(..end)) else {
+            return;
+        };
+        add(&progress.sent, bytes.len());
+        let exchanged = timeout(LIMIT, self.exchange(bytes, &request, &progress)).await;
+        let entry = Entry {
+            arrived: Arrived {
+                asked: asked(&request),
+                query: request.query(),
+                progress: &progress,
+                begun,
+            },
+            rule: &self.route.decision.rule,
+            span: self.call.0,
+            tries: 1,
+            status: exchanged.ok().flatten().unwrap_or_default(),
+            error: "",
+            route: &self.call.1,
+            flag: "mirrored",
+        };
+        self.account.copied(&worker, &entry);
+    }
+
+    /// The status that came back; `None`: none did.
+    async fn exchange(&self, bytes: Bytes, request: &RequestHead, progress: &Progress) -> Option<u16> {
+        let connector = &self.route.connector;
+        let connected = connector.connect(&self.endpoint, self.target, true).await;
+        let mut conn = Conn::new(connected.ok()?);
+        conn.send(bytes).await.ok()?;
+        let (mut source, _sink) = conn.split();
+        let limit = connector.config.timeouts.head;
+        let status = loop {
+            let head = source.head(limit).await.ok()?;
+            add(&progress.received, head.len());
+            let response = ResponseHead::parse(head, request).ok()?;
+            if !response.is_interim() {
+                break response.status;
+            }
+        };
+        while let Ok(Some(bytes)) = source.recv().await {
+            add(&progress.received, bytes.len());
+        }
+        Some(status)
+    }
+}
