@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 from hostmesh.cli import host, show
 from hostmesh.cli.agent_link import AgentAway, ask
+from hostmesh.cli.explain_routes import Routing, routing
 from hostmesh.errors import HostmeshError
 from hostmesh.names import SpiffeId, UnitName
 from hostmesh.policy import authorize
 from hostmesh.policy.authorize import Decision, Destination, Peer, Plaintext, Request, Verdict
 from hostmesh.policy.paths import path_of_target
+from hostmesh.policy.route_choice import Asked
 from hostmesh.wire.agent_control import GetPlan, PlanInForce
 from hostmesh.wire.snapshot import Snapshot, Unit
 
@@ -27,11 +29,12 @@ WORDS = {
 
 
 class Answer(NamedTuple):
-    """One half of the answer: what was judged, and how; None where this host cannot know."""
+    """One part of the answer: what was judged, and how; None where this host cannot know, or nothing is judged."""
 
     what: str
     decision: Decision | None
     why_not: str = ""
+    routing: Routing | None = None
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +53,10 @@ def explain(arguments: argparse.Namespace) -> int:
     if arguments.method and not arguments.path:
         raise HostmeshError("a method needs a path", "for example: hostmesh explain orders inventory GET /products/7")
     snapshot, source = _snapshot()
-    request = _request(arguments.method, arguments.path, arguments.header)
+    asked = _asked(arguments.method, arguments.path, arguments.header)
     caller = _caller(snapshot, arguments.caller)
     name, port = _destination(arguments.destination)
-    answers = _answers(snapshot, caller, name, port, request)
+    answers = _answers(snapshot, caller, name, port, asked)
     if arguments.json:
         show.print_json({"source": source, "answers": [_told(answer) for answer in answers]})
     else:
@@ -104,17 +107,16 @@ def _destination(text: str) -> tuple[str, int]:
     return (match[1] or match[3] or match[5]), int(match[2] or match[4] or 0)
 
 
-def _request(method: str | None, target: str | None, headers: list[str]) -> Request | None:
+def _asked(method: str | None, target: str | None, headers: list[str]) -> Asked | None:
     if not method or not target:
         return None
     pairs = [header.partition(":") for header in headers]
-    return Request(method, path_of_target(target), tuple((n.strip().lower(), v.strip()) for n, _, v in pairs))
+    fields = tuple((name.strip().lower(), value.strip()) for name, _, value in pairs)
+    return Asked(Request(method, path_of_target(target), fields), target.partition("?")[2])
 
 
-def _answers(
-    snapshot: Snapshot, caller: Peer | Plaintext, name: str, port: int, request: Request | None
-) -> list[Answer]:
-    """The caller's half, if the caller is of this host, and the callee's, if that is."""
+def _answers(snapshot: Snapshot, caller: Peer | Plaintext, name: str, port: int, asked: Asked | None) -> list[Answer]:
+    """The caller's part, if it is of this host; what the service's policy makes of the call; the callee's part."""
     callee = _resolve(snapshot, name, port)
     who = caller.spiffe_id if isinstance(caller, Peer) else f"{caller.address} without identity"
     calling = next((unit for unit in snapshot.units if unit.spiffe_id == who), None)
@@ -125,12 +127,45 @@ def _answers(
         answers.append(Answer(question, authorize.outbound(calling, to)))
     elif isinstance(caller, Peer):
         answers.append(Answer(f"may {who} call {name}?", None, "not a unit of this host: its policy is where it runs"))
+    request = asked.request if asked else None
+    service = next((one for one in snapshot.services if one.name == callee.service), None)
+    found = routing(service, asked) if service and isinstance(caller, Peer) else None
+    if found is None:
+        return [*answers, *_come_in(callee, caller, who, request)]
+    answers.append(Answer(f"what does a call of {callee.service}, port {callee.port}, meet?", None, routing=found))
+    for target in found.targets:
+        there = callee
+        if target != callee.service:
+            elsewhere = _elsewhere(snapshot, target, callee.port)
+            if elsewhere is None:
+                answers.append(Answer(f"where is {target}?", None, "no such service, or not that port: 503, no-route"))
+                continue
+            there = elsewhere
+            if calling:
+                question = f"may {calling.unit} call {target}, port {there.port}?"
+                answers.append(Answer(question, authorize.outbound(calling, Destination(there.port, service=target))))
+        answers += _come_in(there, caller, who, found.request)
+    return answers
+
+
+def _come_in(callee: "Callee", caller: Peer | Plaintext, who: str, request: Request | None) -> list[Answer]:
     if callee.unit:
         question = f"may {who} come to {callee.unit.unit}, port {callee.target}?"
-        answers.append(Answer(question, authorize.inbound(callee.unit, caller, callee.target, request)))
-    elif callee.service:
-        answers.append(Answer(f"may {who} come to {callee.service}?", None, f"served by {callee.served_by}: ask there"))
-    return answers
+        return [Answer(question, authorize.inbound(callee.unit, caller, callee.target, request))]
+    if callee.service:
+        return [Answer(f"may {who} come to {callee.service}?", None, f"served by {callee.served_by}: ask there")]
+    return []
+
+
+def _elsewhere(snapshot: Snapshot, target: str, port: int) -> "Callee | None":
+    """Where a route leads: the port of the same number, else the only one."""
+    service = next((one for one in snapshot.services if one.name == target), None)
+    if service is None:
+        return None
+    numbers = {one.port: one.target for one in service.ports}
+    if port not in numbers and len(set(numbers.values())) != 1:
+        return None
+    return _resolve(snapshot, target, port if port in numbers else min(numbers))
 
 
 class Callee(NamedTuple):
@@ -182,6 +217,8 @@ def _outside(name: str, port: int) -> Destination:
 
 
 def _told(answer: Answer) -> dict[str, object]:
+    if answer.routing:
+        return {"question": answer.what, **asdict(answer.routing)}
     if answer.decision is None:
         return {"question": answer.what, "verdict": None, "why": answer.why_not}
     return {"question": answer.what, **asdict(answer.decision)}
@@ -189,6 +226,8 @@ def _told(answer: Answer) -> dict[str, object]:
 
 def _text(answer: Answer) -> str:
     decision = answer.decision
+    if answer.routing:
+        return "\n    ".join([answer.what, *answer.routing.lines])
     if decision is None:
         return f"{answer.what}\n    {answer.why_not}"
     rows = [(f"    {tried.kind}", "=>" if tried.fits else "", tried.rule, tried.why) for tried in decision.trace]

@@ -116,6 +116,17 @@ def _is_there(values: list[str], wanted: str) -> bool:
     return bool(values) if wanted == "*" else values == [wanted]
 
 
+def sent(asked: Asked, route: Route, captured: Captured) -> Request:
+    """The request as the route sends it on, which is what the called unit's rules judge."""
+    request, rewrite, edits = asked.request, route.rewrite, route.request_headers
+    path = Template.parse(rewrite.path).fill(captured) if rewrite and rewrite.path else request.path
+    puts = [("host", rewrite.host)] if rewrite and rewrite.host else []
+    puts += edits.set if edits else []
+    gone = {name for name, _ in puts} | set(edits.remove if edits else ())
+    kept = [(name, value) for name, value in request.headers if name not in gone]
+    return Request(request.method, path, (*kept, *puts, *(edits.add if edits else ())))
+
+
 def redirected(to: str, captured: Captured) -> str:
     """The place that a redirect names, filled from the match."""
     origin, path = split_origin(to)

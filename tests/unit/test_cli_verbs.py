@@ -20,7 +20,21 @@ from hostmesh.policy.settings import Settings
 from hostmesh.policy.validate import load
 from hostmesh.wire import agent_control as wire
 from hostmesh.wire.proxy_control import RetiredProxy
-from hostmesh.wire.snapshot import Endpoint, Service, ServicePort, Traffic
+from hostmesh.wire.snapshot import (
+    Endpoint,
+    HeaderEdits,
+    Inject,
+    Mirror,
+    Redirect,
+    Retries,
+    Rewrite,
+    Route,
+    RouteMatch,
+    Service,
+    ServicePort,
+    Share,
+    Traffic,
+)
 
 INVENTORY = """\
 [service.ports]
@@ -30,6 +44,20 @@ from = ["orders"]
 methods = ["GET"]
 paths = ["/products/*"]
 """
+SHELF = Traffic(
+    5000, Retries(2, 0, ["5xx"], 0.2, non_idempotent=False), "least-request", "shelf.service.toml:5",
+    routes=[
+        Route(
+            "canary", "shelf.service.toml:9", RouteMatch("/products/{id}", headers=[("x-canary", "1")]),
+            to=[Share("inventory", 30), Share("shelf", 90)], sticky="cookie:session",
+            rewrite=Rewrite("/v2/{id}"), mirror=Mirror("db", 5, 64), timeout_ms=2000,
+            request_headers=HeaderEdits(set=[("x-a", "1")], remove=["x-b"]),
+        ),
+        Route("moved", "shelf.service.toml:20", RouteMatch("/old/*"), redirect=Redirect("https://x.example/*", 308)),
+        Route("gone", "shelf.service.toml:25", RouteMatch("/gone"), to=[Share("nowhere", 1)],
+              fault=Inject(0, 0, 503, 5)),
+    ],
+)  # fmt: skip
 ORDERS = '[outbound]\nallow = ["inventory", "api.example.org:443"]\n'
 
 
@@ -68,6 +96,7 @@ class Questions:
                     Traffic(0, None, "least-request", ""), []),
             Service("db", ["240.240.0.2"], [ServicePort(5432, 5432, "tcp")],
                     Traffic(0, None, "least-request", ""), [remote]),
+            Service("shelf", ["240.240.0.3"], [ServicePort(80, 8090, "http")], SHELF, [remote]),
         ]  # fmt: skip
         self.snapshot = snapshot(Settings(host="h1"), policies, HostFacts("h1", (), {}, numbers), services, [])
 
@@ -179,6 +208,33 @@ def test_explain_shows_every_rule_tried(agent: Path) -> None:
     assert told["answers"][1]["trace"] == [
         {"rule": "inventory.service.toml:3", "kind": "allow", "fits": False, "why": "not for method PUT"}
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("GET", "/products/7?x=1", "--header", "x-canary: 1"), ["route canary, by shelf.service.toml:9",
+            "to inventory (25 %) or shelf (75 %), by chance", "asked for as /v2/7",
+            "headers of the request: x-a is set, x-b is removed", "a copy of 5 % goes to db, 64 at once",
+            "in 2 s at most, all tries together (shelf.service.toml:9)",
+            "2 tries, after 5xx, at most 20% more requests (shelf.service.toml:5)",
+            "may spiffe://mesh.local/unit/inventory come to inventory.service, port 8080?",
+            "may spiffe://mesh.local/unit/inventory come to shelf?"]),
+        (("GET", "/products/7", "--header", "x-canary:1", "--header", "cookie:session=u2"), [", by cookie:session"]),
+        (("GET", "/products/7"), ["no route fits: the service itself", "in 5 s at most, all tries together (shelf.s"]),
+        (("GET", "/old/a?b=1"), ["answered with 308 to https://x.example/a?b=1"]),
+        (("GET", "/gone"), ["5 % are answered with 503, on purpose", "where is nowhere?", "503, no-route"]),
+        (("GET", "/old/../a"), ["route moved, by shelf.service.toml:20: REFUSED with 400"]),
+        ((), ["depends on the request: give METHOD and PATH"]),
+    ],
+)  # fmt: skip
+def test_explain_says_the_route_and_what_it_does(agent: Path, words: tuple[str, ...], says: list[str]) -> None:
+    done = hostmesh(agent, "explain", "inventory", "shelf", *words)
+    assert done.stderr == ""
+    assert [text for text in says if text not in done.stdout] == [], done.stdout
+    told = json.loads(hostmesh(agent, "explain", "--json", "inventory", "shelf", *words).stdout)
+    [routing] = [answer for answer in told["answers"] if "targets" in answer]
+    assert routing["lines"]
 
 
 def test_explain_without_an_agent_goes_by_the_files_and_says_so(folder: Path) -> None:
