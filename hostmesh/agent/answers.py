@@ -143,6 +143,7 @@ class Answers:
         notes += [f"controller: {parts.mesh.trouble}"] if parts.mesh.connected and parts.mesh.trouble else []
         for service, files in parts.mesh.catalog.conflicts.items():
             notes.append(f"[traffic] of {service}: {files[0]} is in force, {', '.join(files[1:])} say otherwise")
+        notes += [f"NOT IN FORCE: the routes of {unit}: {why}" for unit, why in parts.mesh.unrouted.items()]
         return notes
 
     def _controller(self) -> wire.ControllerLink:

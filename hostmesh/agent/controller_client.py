@@ -190,6 +190,8 @@ class ControllerClient:
         if news:
             for unit, reason in reply.refused.items():
                 log.warning("the controller does not publish %s: %s", unit, reason)
+            for unit, reason in reply.unrouted.items():
+                log.warning("the controller takes no routes of %s: %s", unit, reason)
         return reply
 
     async def _renew_if_due(self, jitter: float) -> None:

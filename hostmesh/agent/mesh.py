@@ -51,6 +51,7 @@ class Mesh:
         self.catalog = NOTHING
         self.published: frozenset[str] = frozenset()
         self.refused: dict[str, str] = {}
+        self.unrouted: dict[str, str] = {}
         self.error = ""
 
     @property
@@ -132,7 +133,7 @@ class Mesh:
     async def _listen(self, client: ControllerClient) -> None:
         async for event in client.watch(self.catalog.revision):
             before, self.catalog = self.catalog, after(self.catalog, event)
-            if self.refused or self.error:  # the answer may be another one now
+            if self.refused or self.unrouted or self.error:  # the answer may be another one now
                 self._to_say.set()
             for line in revocation.news(before.revoked, self.catalog.revoked):
                 self._reports.warning(line)
@@ -164,7 +165,7 @@ class Mesh:
             if word is None:
                 continue
             try:
-                refused = (await client.publish(word)).refused
+                reply = await client.publish(word)
             except HostmeshError as error:
                 self.error = str(error)
                 with contextlib.suppress(TimeoutError):  # news, or a controller that is back, ends the wait
@@ -174,7 +175,7 @@ class Mesh:
                 continue
             delay = _RETRY_FIRST
             self.error = ""
-            self.published = frozenset(load.unit for load in word.workloads if load.ready) - refused.keys()
-            if refused != self.refused:
-                self.refused = refused
+            self.published = frozenset(load.unit for load in word.workloads if load.ready) - reply.refused.keys()
+            if (reply.refused, reply.unrouted) != (self.refused, self.unrouted):
+                self.refused, self.unrouted = reply.refused, reply.unrouted
                 self._changed("refused")

@@ -7,11 +7,12 @@ stolen host speaks here as well: what a policy file could not say, it can't eith
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
+from hostmesh.identity.attest import may_run_of
 from hostmesh.names import BadName, UnitName, check_service_name, check_zone_name
 from hostmesh.policy.route_law import MOST_ROUTES, wrong
 from hostmesh.policy.traffic import BALANCES, CONSISTENT_HASH, MOST_BOUND, PREFER, RETRY_ON
 from hostmesh.policy.words import hash_on
-from hostmesh.registry.catalog import Catalog
+from hostmesh.registry.catalog import Catalog, owner_of
 from hostmesh.registry.events import Offer
 from hostmesh.wire.controller import Workload
 from hostmesh.wire.snapshot import Retries, Traffic
@@ -34,6 +35,24 @@ def offer(workload: Workload) -> Offer:
     _check_traffic(workload.traffic)
     service = check_service_name(workload.service)
     return Offer(UnitName(workload.unit), service, tuple(workload.ports), workload.traffic, workload.ready)
+
+
+def led_astray(catalog: Catalog, host: str, one: Offer, grants: Iterable[str]) -> str:
+    """Why the routes of an offer are not taken; empty if they are.
+
+    Callers follow a route with their own identity and rights: a stolen host must not send what they ask of its service
+    to others'. So a host may lead to the services of those units only that it may run itself.
+    """
+    grants = tuple(grants)
+    for route in one.traffic.routes:
+        mirror = [route.mirror.to] if route.mirror else []
+        for name in (*(share.service for share in route.to), *mirror):
+            claim = catalog.claims.get(name)
+            owner = claim.owner if claim else ""
+            if owner and owner != owner_of(one.unit) and not may_run_of(grants, owner):
+                why = f"{route.rule} leads to {name}, which belongs to {owner}: {host} may not run that"
+                return f"{why} (hostmesh controller grant {host} {owner})"
+    return ""
 
 
 def check_port(number: int) -> None:

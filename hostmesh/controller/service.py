@@ -9,6 +9,7 @@ import binascii
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hostmesh.controller import ca
 from hostmesh.controller.config import Config
 from hostmesh.controller.feed import Feed
-from hostmesh.controller.offers import check_port, check_zone, offer, own_addresses
+from hostmesh.controller.offers import check_port, check_zone, led_astray, offer, own_addresses
 from hostmesh.controller.signer import Signer, Signing
 from hostmesh.controller.store import BadToken, StaleError, Store, StoreError
 from hostmesh.errors import HostmeshError
@@ -135,10 +136,15 @@ class Controller:
         for unit, owner in foreign.items():
             remedy = "choose another, or release it: hostmesh controller release NAME"
             refused[unit.full] = f"the service name belongs to {owner}: {remedy}"
+        unrouted = {}
+        for index, one in enumerate(admitted):
+            if why := led_astray(self._feed.catalog, host, one, grants):
+                unrouted[one.unit.full] = why
+                admitted[index] = replace(one, traffic=msgspec.structs.replace(one.traffic, routes=[]))
         self._feed.publish(host, addresses, request.wire_port, admitted, request.zone)
-        if refused:
-            log.warning("host %s published what it may not: %s", host, ", ".join(sorted(refused)))
-        return PublishReply(refused=refused)
+        if refused or unrouted:
+            log.warning("host %s published what it may not: %s", host, ", ".join(sorted({*refused, *unrouted})))
+        return PublishReply(refused=refused, unrouted=unrouted)
 
     async def _watch(self, body: bytes, context: Context) -> AsyncIterator[bytes]:
         try:

@@ -30,6 +30,11 @@ def may_run(grants: Iterable[str], unit: UnitName) -> bool:
     return any(fnmatchcase(unit.full, pattern) for pattern in grants)
 
 
+def may_run_of(grants: Iterable[str], owner: str) -> bool:
+    """Whether one of the grants covers a unit of this name, or an instance of the template of this name."""
+    return any(fnmatchcase(owner, pattern.rpartition(".")[0].partition("@")[0]) for pattern in grants)
+
+
 def identity_of(trust_domain: str, host: str, grants: Iterable[str], unit: UnitName) -> SpiffeId:
     """The identity of a unit on a host that may run it."""
     if not may_run(grants, unit):

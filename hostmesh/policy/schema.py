@@ -190,7 +190,8 @@ ROUTE = Table(
     "those on ports that speak `http` to the service by its name or VIP: who calls the address of an endpoint means that "
     "endpoint. With `redirect` or `respond` a request is answered by the caller's proxy, and nothing but `fault` may stand "
     "beside it. Where `to` or `mirror` name another service, the callers' `[outbound]` must allow it as well, and it judges "
-    "the caller as if it had been called; its port of the same number is called, else its only one (neither: 503, `no-route`).",
+    "the caller as if it had been called; its port of the same number is called, else its only one (neither: 503, `no-route`). "
+    "A host may say so of services only whose units it may run (`hostmesh controller grant`).",
     (
         Key("name", "word", "file:line", "In journals and `explain`.", 'name = "canary"'),
         Key("match", "table", "every request", "See `[traffic.route.match]`.", 'match = { path = "/products/{id}" }'),

@@ -105,9 +105,11 @@ class PublishRequest(Struct):
 
 
 class PublishReply(Struct):
-    """Units that the host may not run, with the reason: the others are published."""
+    """Units that the host may not run, with the reason: the others are published. ``unrouted``: units that are, but not
+    their routes, with the reason."""
 
     refused: dict[str, str]
+    unrouted: dict[str, str] = {}
 
 
 class WatchRequest(Struct):

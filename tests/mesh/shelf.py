@@ -76,7 +76,7 @@ class Shelf:
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[str]:
-        """Every request of shop gets its line: for few requests, since lines are limited. Gives the journal's cursor."""
+        """Every request of shop gets its line (few of them: lines are limited). Gives the journal's cursor."""
         h1 = self.world.h1
         with self.world.changed_policy(h1, "shop.service", SHOP + '[observe]\naccess_log = "all"\n'):
 

@@ -6,11 +6,12 @@ import msgspec
 import pytest
 
 from hostmesh.agent.controller_client import ControllerError
+from hostmesh.controller import admin
 from hostmesh.controller.offers import offer, own_addresses
 from hostmesh.names import BadName
 from hostmesh.registry.catalog import Catalog, Host
 from hostmesh.wire.controller import PublishRequest, Workload
-from hostmesh.wire.snapshot import ConsistentHash, Retries, Traffic
+from hostmesh.wire.snapshot import ConsistentHash, Mirror, Retries, Route, Share, Traffic
 from tests.unit.controller.conftest import Mesh, next_event
 
 PLAIN = Traffic(timeout_ms=0, retries=None, balance="least-request", rule="web.service.toml:3")
@@ -109,6 +110,36 @@ def test_a_stolen_host_cannot_stop_or_take_the_others(mesh: Mesh) -> None:
             await h2.publish(PublishRequest(["198.18.0.2"], 15008, [], "Rack 1"))
         with pytest.raises(ControllerError, match="is not an address"):
             await h2.publish(PublishRequest(["everywhere"], 15008, []))
+        await h1.close()
+        await h2.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_stolen_host_cannot_send_callers_of_its_service_to_others(mesh: Mesh) -> None:
+    """They would go there with their own rights: its routes are left out until it may run the other's unit."""
+    mesh.join("h1", "payments")
+    mesh.join("h2", "web")
+    routes = [
+        Route("v2", "web.service.toml:9", to=[Share("web-v2", 1), Share("web", 9)]),
+        Route("evil", "web.service.toml:12", mirror=Mirror("payments", 100, 64)),
+    ]
+    load = msgspec.structs.replace(WEB, traffic=msgspec.structs.replace(PLAIN, routes=routes))
+
+    payments = msgspec.structs.replace(WEB, unit="payments.service", service="payments")
+
+    async def scenario() -> None:
+        h1, h2 = mesh.client("h1"), mesh.client("h2")
+        await h1.publish(PublishRequest(["198.18.0.1"], 15008, [payments]))
+        reply = await h2.publish(PublishRequest(["198.18.0.2"], 15008, [load]))
+        assert reply.refused == {}
+        assert "web.service.toml:12 leads to payments, which belongs to payments" in reply.unrouted["web.service"]
+        event = await next_event(h2.watch())
+        [web] = [service for service in event.services if service.name == "web"]
+        assert (web.traffic.routes, len(web.endpoints)) == ([], 1), "the service itself stands"
+        admin.grant("h2", ("payments",), config_path=mesh.path)
+        reply = await h2.publish(PublishRequest(["198.18.0.2"], 15008, [load]))
+        assert reply.unrouted == {}
         await h1.close()
         await h2.close()
 
