@@ -55,6 +55,7 @@ def event_fields(event: Event) -> Fields:
         "HOSTMESH_METHOD": event.method,
         "HOSTMESH_PATH": event.path,
         "HOSTMESH_STATUS": event.status or "",
+        "HOSTMESH_GRPC_STATUS": "" if event.grpc_status is None else event.grpc_status,
         "HOSTMESH_TRIES": event.tries or "",
         "HOSTMESH_DURATION_US": event.duration_us or "",
         "HOSTMESH_BYTES_IN": event.bytes_in or "",
@@ -124,7 +125,8 @@ def sentence(event: Event) -> str:
         return f"{lead}: {event.message or _flow(event, what)}, by {event.rule}{late}"
     if event.verdict == "audit-deny":
         return f"would be denied, let pass (audit): {_flow(event, what)}, by {event.rule}"
-    outcome = str(event.status) if event.status else "connection" if event.kind == "connection" else ""
+    grpc = "" if event.grpc_status is None else f" (gRPC {event.grpc_status})"
+    outcome = f"{event.status}{grpc}" if event.status else "connection" if event.kind == "connection" else ""
     reason = event.message and f": {event.message}"
     parts = " ".join(part for part in (event.kind if event.kind in ("error", "retry") else "", outcome) if part)
     return f"{parts or event.kind}: {_flow(event, what)}{took}{tries}{reason}"

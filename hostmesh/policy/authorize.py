@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hostmesh.policy.model import Protocol
 from hostmesh.policy.paths import AmbiguousPath, normal_path, path_matches
 from hostmesh.wire.snapshot import InboundRule, OutboundRule, PlaintextRule, Unit
 
@@ -115,7 +116,7 @@ def inbound(unit: Unit, caller: Peer | Plaintext, port: int, request: Request | 
         return Decision(Verdict.DENY, unit.rule_default, (undeclared,))
     if isinstance(caller, Peer) and caller.spiffe_id == unit.spiffe_id:
         return Decision(Verdict.ALLOW, SELF, (Tried(SELF, "allow", True, "a unit may call itself"),))
-    call = _Call(unit, caller, port, protocols[port] != "http", request)
+    call = _Call(unit, caller, port, not Protocol(protocols[port]).is_read, request)
     trace: list[Tried] = []
     for rule in unit.deny:
         fit, why = _judge(rule, call, denies=True)

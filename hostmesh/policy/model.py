@@ -12,13 +12,18 @@ from hostmesh.wire.snapshot import Route
 
 
 class Protocol(StrEnum):
-    """What is spoken on a port. Everything but ``http`` is carried as opaque bytes."""
+    """What the application speaks on a port: its requests are read, or its bytes carried as they are."""
 
     HTTP = "http"
     HTTP2 = "http2"
     GRPC = "grpc"
     TCP = "tcp"
     TLS = "tls"
+
+    @property
+    def is_read(self) -> bool:
+        """Are requests seen, and judged one by one?"""
+        return self in (Protocol.HTTP, Protocol.HTTP2, Protocol.GRPC)
 
 
 class ClientAddress(StrEnum):

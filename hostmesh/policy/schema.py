@@ -34,12 +34,12 @@ class Table:
 _PORTS = Key("ports", "list of ports", "every port of the unit", "The unit's ports for which the rule counts.", "ports = [8080]")
 _METHODS = Key(
     "methods", "list of HTTP methods", "every method",
-    "Exactly as on the wire, in capitals. Only for ports that speak `http`.", 'methods = ["GET", "HEAD"]',
+    "Exactly as on the wire, in capitals. Only for ports that speak `http`, `http2` or `grpc`.", 'methods = ["GET", "HEAD"]',
 )
 _PATHS = Key(
     "paths", "list of paths", "every path",
     "`/products/*` fits what begins with `/products/`; without a `*` the whole path must be equal; `*` stands at the end only. "
-    "Compared in one normal form; where a rule with `paths` applies, a path that has none is answered with 400.",
+    "Of gRPC: `/package.Service/Method`. Compared in one normal form; where a rule with `paths` applies, a path that has none is answered with 400.",
     'paths = ["/products/*"]',
 )
 _HEADERS = Key(
@@ -80,7 +80,8 @@ PORTS = Table(
     "Only these can be called through the mesh.",
     (
         Key("protocol", '"http", "http2", "grpc", "tcp" or "tls"', '"tcp"',
-            "What is spoken. `http` (HTTP/1.1) is understood: methods, paths, retries, traces. All else is carried as bytes.",
+            "What the application speaks. `http` (HTTP/1.1), `http2` and `grpc` are understood: methods, paths, retries, traces; a client may "
+            "speak either version, and is translated. All else is carried as bytes.",
             '8080 = "http"'),
         Key("client_address", '"auto", "keep" or "local"', '"auto"',
             "The source address that the application sees: `keep` the client's, `local` loopback. `auto`: keep where the unit "

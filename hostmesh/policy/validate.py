@@ -186,11 +186,12 @@ class _Reading:
         asks = next((table[key] for key in ("methods", "paths", "headers") if key in table), None)
         if asks is None or not self.ports_are_sound:
             return  # one mistake in [service.ports] is told once
-        opaque = [port for port in ports if declared.get(port, Protocol.HTTP) is not Protocol.HTTP]
+        opaque = [port for port in ports if not declared.get(port, Protocol.HTTP).is_read]
         if opaque:
             said = f"port {opaque[0]} speaks {declared[opaque[0]]}, which is carried unread"
-            self.findings.add(Code.BAD_VALUE, asks.key_place, f"{said}: methods, paths and headers need http")
-        elif not ports and Protocol.HTTP not in declared.values():
+            message = f"{said}: methods, paths and headers need http, http2 or grpc"
+            self.findings.add(Code.BAD_VALUE, asks.key_place, message)
+        elif not ports and not any(protocol.is_read for protocol in declared.values()):
             message = "methods, paths and headers need a port that speaks http, and the unit has none"
             self.findings.add(Code.BAD_VALUE, asks.key_place, message, 'for example, in [service.ports]: 8080 = "http"')
 

@@ -13,6 +13,7 @@ import msgspec
 
 from hostmesh.errors import HostmeshError
 from hostmesh.names import SpiffeId, UnitName, sni_of
+from hostmesh.policy.model import Protocol
 from hostmesh.policy.route_law import placeless
 from hostmesh.wire.snapshot import Endpoint, Service, ServicePort, Traffic
 
@@ -186,13 +187,13 @@ def _endpoint(trust_domain: str, host: Host, workload: Workload) -> Endpoint:
 
 
 def _ports(workloads: Iterable[Workload]) -> list[ServicePort]:
-    """Every declared port maps to itself; 80 to the first declared ``http`` port, when 80 itself is not declared."""
+    """Every declared port maps to itself; 80 to the first whose requests are read, when 80 itself is not declared."""
     declared: dict[int, str] = {}
     for workload in workloads:
         for number, protocol in workload.ports:
             declared.setdefault(number, protocol)
     ports = [ServicePort(port=number, target=number, protocol=protocol) for number, protocol in declared.items()]
-    first_http = next((number for number, protocol in declared.items() if protocol == "http"), None)
-    if 80 not in declared and first_http is not None:
-        ports.append(ServicePort(port=80, target=first_http, protocol="http"))
+    first = next((number for number, protocol in declared.items() if Protocol(protocol).is_read), None)
+    if 80 not in declared and first is not None:
+        ports.append(ServicePort(port=80, target=first, protocol=declared[first]))
     return sorted(ports, key=lambda port: port.port)

@@ -162,6 +162,7 @@ class Event(Struct):
     method: str = ""
     path: str = ""
     status: int = 0
+    grpc_status: int | None = None
     tries: int = 0
     duration_us: int = 0
     bytes_in: int = 0

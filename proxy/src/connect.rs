@@ -42,6 +42,12 @@ impl fmt::Display for ConnectError {
 
 impl std::error::Error for ConnectError {}
 
+impl From<io::Error> for ConnectError {
+    fn from(error: io::Error) -> Self {
+        Self::Unreachable(error.to_string())
+    }
+}
+
 impl From<OpenError> for ConnectError {
     fn from(error: OpenError) -> Self {
         match error {

@@ -54,6 +54,8 @@ pub struct Event {
     pub path: String,
     /// HTTP status; 0: none.
     pub status: u16,
+    /// `grpc-status`, where the answer had one.
+    pub grpc_status: Option<u16>,
     /// Tries, from 1.
     pub tries: u32,
     /// Microseconds.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ::http::StatusCode;
 use hostmesh_proxy_core::authorize::RULE_UNKNOWN_UNIT;
-use hostmesh_proxy_core::config::{Config, Port, Protocol, Unit};
+use hostmesh_proxy_core::config::{Config, Port, Unit};
 use tokio::time::Instant;
 
 use crate::deliver;
@@ -47,7 +47,7 @@ pub async fn answer(worker: &Rc<Worker>, call: Call) {
         return call.refuse(StatusCode::NOT_FOUND);
     };
     let about = about(&call, &unit, port.port, port.protocol.as_str());
-    if port.protocol == Protocol::Http {
+    if port.protocol.is_read() {
         return http(worker, config, call, about, begun).await;
     }
     let mut opened = Opened::new(worker, &config, begun);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::RULE_UNKNOWN_UNIT;
 use hostmesh_proxy_core::balance::hash::source_key;
-use hostmesh_proxy_core::config::{Balance, Destination, Endpoint, HashOn, Port, Protocol, Service, ServicePort, Unit};
+use hostmesh_proxy_core::config::{Balance, Destination, Endpoint, HashOn, Port, Service, ServicePort, Unit};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -67,10 +67,10 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         begun: Instant::now(),
     };
     match config.destination(called.ip(), called.port()) {
-        Destination::Service { port, .. } | Destination::Endpoint { port, .. } if port.protocol == Protocol::Http => {
+        Destination::Service { port, .. } | Destination::Endpoint { port, .. } if port.protocol.is_read() => {
             call.http(tcp).await;
         }
-        Destination::LocalUnit { port, .. } if port.protocol == Protocol::Http => call.http(tcp).await,
+        Destination::LocalUnit { port, .. } if port.protocol.is_read() => call.http(tcp).await,
         Destination::Service { service, port } => call.service(tcp, service, *port, None).await,
         Destination::Endpoint {
             service,

@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use hostmesh_proxy_core::authorize;
-use hostmesh_proxy_core::config::Protocol;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -53,7 +52,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         local: config.is_own_address(client),
     };
     let decision = authorize::connection(&about.unit, &who.caller(), port.port);
-    if port.protocol == Protocol::Http && decision.is_none_or(|decision| decision.verdict.passes()) {
+    if port.protocol.is_read() && decision.is_none_or(|decision| decision.verdict.passes()) {
         return http::inbound::serve(worker, config, about, who, Stream::Tcp(tcp)).await;
     }
     let mut opened = Opened::new(&worker, &config, begun);

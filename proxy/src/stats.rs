@@ -81,6 +81,21 @@ pub enum CodeClass {
 const CLASSES: [&str; 8] = ["1xx", "2xx", "3xx", "4xx", "5xx", "ok", "error", "denied"];
 
 impl CodeClass {
+    /// The class that HTTP has for a status of gRPC (grpc/doc/statuscodes.md): whose doing it was, the caller's or the
+    /// server's.
+    pub fn of_grpc(status: u16) -> Self {
+        match status {
+            0 => Self::Success,
+            1 | 3 | 5..=7 | 8..=11 | 16 => Self::ClientError,
+            _ => Self::ServerError,
+        }
+    }
+
+    /// Is it nobody's but the server's, or was there no answer?
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::ServerError | Self::Error)
+    }
+
     /// The class of an HTTP status; what is none counts as [`CodeClass::Error`].
     pub fn of_status(status: u16) -> Self {
         match status {

@@ -6,6 +6,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use h2::{Reason, RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::wire::Lease;
+use crate::wire::{Lease, Link};
 
 /// How long a peer has to end a stream that was ended on this side.
 const CLOSE: Duration = Duration::from_secs(5);
@@ -156,6 +157,11 @@ impl WireStream {
         self.lease.is_retired()
     }
 
+    /// The TLS connection under it.
+    pub fn link(&self) -> Rc<Link> {
+        self.lease.link()
+    }
+
     /// Ends an idle stream in order: our end goes out, the peer's is awaited for a while, then nothing is left to reset.
     pub fn close(mut self) {
         if self.sender.finish().is_ok() {
@@ -241,7 +247,7 @@ impl Stream {
 }
 
 /// h2's errors as relays see them: what the peer reset is a reset.
-fn broken(error: h2::Error) -> io::Error {
+pub fn broken(error: h2::Error) -> io::Error {
     if error.is_io() {
         return error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into());
     }

@@ -5,14 +5,11 @@ mod ends;
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use ends::{Mesh, ORDERS, WEB, WEB_SNI, WEB_UNIT, run, soon, until};
-use hostmesh_proxy::http::outbound;
-use hostmesh_proxy::stream::Stream;
-use hostmesh_proxy_core::config::Config;
+use ends::web::{connect, mesh, put};
+use ends::{Mesh, ORDERS, run, soon, until};
 use hostmesh_proxy_core::snapshot::Snapshot;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
@@ -21,85 +18,15 @@ use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::spawn_local;
 
 type Body = BoxBody<Bytes, Infallible>;
 
-/// `web` on h2 with one HTTP port that `orders` of h1 may call, but for /secret; three tries.
-fn snapshot(mesh: &Mesh, host: &str) -> Snapshot {
-    use base64::Engine as _;
-    let bundle = base64::engine::general_purpose::STANDARD.encode(&mesh.ca.der);
-    let unit = |name: &str, number: u32, id: &str, ports: serde_json::Value| {
-        json!({
-            "unit": format!("{name}.service"), "number": number, "spiffe_id": id, "service": name,
-            "sni": format!("{name}.unit.mesh.example"), "ports": ports, "deliver": ["127.0.0.1"], "mode": "enforce",
-            "allow": [{"rule": "web.service.toml:3", "callers": [ORDERS]}],
-            "deny": [{"rule": "web.service.toml:7", "callers": ["*"], "paths": ["/secret"]}],
-            "plaintext": [], "rule_default": format!("{name}.service.toml:no-allow"), "outbound": null,
-            "rule_outbound_default": format!("{name}.service.toml:no-outbound"), "access_log": "all", "trace": 0.0
-        })
-    };
-    let port = mesh.ports[0];
-    let units = match host {
-        "h1" => vec![unit("orders", 7, ORDERS, json!([]))],
-        _ => vec![unit(
-            "web",
-            8,
-            WEB,
-            json!([{"port": port, "protocol": "http", "client_address": "local"}]),
-        )],
-    };
-    let retries = json!({"attempts": 3, "per_try_timeout_ms": 0, "on": ["connect-failure"], "budget": 0.2, "non_idempotent": false});
-    let snapshot = json!({
-        "version": 1, "revision": "2", "trust_domain": "mesh.example", "host": host, "addresses": ["198.18.0.9"],
-        "marks": {"unit": 0xfff, "outbound": 0x0100_0000, "proxy": 0x0200_0000, "inbound": 0x0400_0000},
-        "listeners": {"outbound": 15001, "plaintext": 15006, "wire": 15008, "dns": 15053},
-        "trust_bundle": [bundle], "units": units,
-        "services": [{
-            "name": "web", "vips": ["240.240.0.2"], "ports": [{"port": 80, "target": port, "protocol": "http"}],
-            "traffic": {"timeout_ms": 5000, "retries": retries, "balance": "least-request", "rule": ""},
-            "endpoints": [{"unit": WEB_UNIT, "host": "h2", "spiffe_id": WEB, "sni": WEB_SNI,
-                           "addresses": ["127.0.0.1"], "wire_port": mesh.wire.port()}]
-        }]
-    });
-    serde_json::from_value(snapshot).expect("a snapshot")
-}
-
-fn put(mesh: &Mesh, host: &str, change: impl FnOnce(&mut Snapshot)) {
-    let mut snapshot = snapshot(mesh, host);
-    change(&mut snapshot);
-    let end = if host == "h1" { &mesh.h1 } else { &mesh.h2 };
-    let config = Config::build(snapshot).expect("a config");
-    end.shared().set_config(config).expect("in force");
-}
-
-async fn mesh() -> Mesh {
-    let mesh = Mesh::new().await;
-    put(&mesh, "h1", |_| {});
-    put(&mesh, "h2", |_| {});
-    mesh
-}
-
 /// A hyper client that believes to be connected to the service.
 async fn client(mesh: &Mesh) -> SendRequest<Body> {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
-    let (theirs, from) = theirs.expect("a connection");
-    let worker = mesh.h1.worker.clone();
-    let unit = worker
-        .shared
-        .config()
-        .expect("a config")
-        .unit_by_number(7)
-        .expect("orders")
-        .clone();
-    let called = SocketAddr::new([240, 240, 0, 2].into(), 80);
-    spawn_local(outbound::serve(worker, unit, called, from.ip(), Stream::Tcp(theirs)));
-    let (send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(ours.expect("connected")))
+    let (send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(connect(mesh).await))
         .await
         .expect("a client");
     spawn_local(connection);
@@ -191,7 +118,7 @@ async fn ask(
 #[test]
 fn bodies_of_all_lengths_come_back_as_hyper_sent_them() {
     run(async {
-        let mut mesh = mesh().await;
+        let mut mesh = mesh("http").await;
         let connections = serve(&mut mesh);
         let mut client = client(&mesh).await;
         for length in [
@@ -221,7 +148,7 @@ fn bodies_of_all_lengths_come_back_as_hyper_sent_them() {
 #[test]
 fn many_clients_share_the_streams_they_need() {
     run(async {
-        let mut mesh = mesh().await;
+        let mut mesh = mesh("http").await;
         let connections = serve(&mut mesh);
         let mesh = Rc::new(mesh);
         let mut all = Vec::new();
@@ -254,7 +181,7 @@ fn many_clients_share_the_streams_they_need() {
 #[test]
 fn the_other_sides_policy_answers_403_and_the_stream_lives_on() {
     run(async {
-        let mut mesh = mesh().await;
+        let mut mesh = mesh("http").await;
         let connections = serve(&mut mesh);
         let mut client = client(&mesh).await;
         let nothing = || Full::new(Bytes::new()).boxed();
@@ -275,7 +202,7 @@ fn the_other_sides_policy_answers_403_and_the_stream_lives_on() {
 #[test]
 fn what_never_reached_the_application_is_tried_again_whatever_the_method() {
     run(async {
-        let mut mesh = mesh().await;
+        let mut mesh = mesh("http").await;
         drop(std::mem::replace(
             &mut mesh.application,
             TcpListener::bind("127.0.0.1:0").await.expect("a port"),
@@ -297,7 +224,7 @@ fn what_never_reached_the_application_is_tried_again_whatever_the_method() {
 #[test]
 fn a_wire_that_dies_between_requests_is_nobodys_failure() {
     run(async {
-        let mut mesh = mesh().await;
+        let mut mesh = mesh("http").await;
         let connections = serve(&mut mesh);
         let mut client = client(&mesh).await;
         for round in 1..=5 {
@@ -316,7 +243,7 @@ fn a_wire_that_dies_between_requests_is_nobodys_failure() {
 #[test]
 fn an_application_that_dies_of_a_request_is_a_502() {
     run(async {
-        let mesh = mesh().await;
+        let mesh = mesh("http").await;
         let mut client = client(&mesh).await;
         let request = Request::builder()
             .uri("/")
@@ -344,7 +271,7 @@ fn the_host_whose_policy_it_is_not_tells_that_the_other_side_ended_it() {
         ("h2", lets_nobody_in, true),
     ] {
         run(async move {
-            let mut mesh = mesh().await;
+            let mut mesh = mesh("http").await;
             let mut client = client(&mesh).await;
             soon(client.ready()).await.expect("a connection");
             let request = Request::builder().uri("/").header("host", "web");
@@ -356,10 +283,10 @@ fn the_host_whose_policy_it_is_not_tells_that_the_other_side_ended_it() {
                 let half = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf";
                 application.write_all(half).await.expect("sent");
                 let body = soon(response).await.expect("a task").expect("a head").into_body();
-                put(&mesh, by, change);
+                put(&mesh, by, "http", change);
                 soon(body.collect()).await.expect_err("not made to look whole");
             } else {
-                put(&mesh, by, change);
+                put(&mesh, by, "http", change);
                 let answer = soon(response).await.expect("a task").expect("an answer");
                 assert_eq!(answer.status(), StatusCode::FORBIDDEN);
             }

@@ -8,7 +8,7 @@ use std::cell::OnceCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::config::{Mode, OutboundTarget, PathPattern, Protocol, RequestMatch, Source, Unit};
+use crate::config::{Mode, OutboundTarget, PathPattern, RequestMatch, Source, Unit};
 use crate::error::Fault;
 use crate::glob::Glob;
 use crate::path::{self, Ambiguous};
@@ -190,7 +190,7 @@ fn judge(
     };
     let asked = Asked {
         request,
-        is_http: declared.protocol == Protocol::Http && !is_opaque,
+        is_http: declared.protocol.is_read() && !is_opaque,
         normal: OnceCell::new(),
     };
     if matches!(caller, Caller::Identity(id) if **id == *unit.spiffe_id) {

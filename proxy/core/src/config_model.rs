@@ -44,6 +44,16 @@ impl Protocol {
         }
     }
 
+    /// Are its requests read, and judged one by one?
+    pub fn is_read(self) -> bool {
+        self == Self::Http || self.is_http2()
+    }
+
+    /// Does the application speak HTTP/2?
+    pub fn is_http2(self) -> bool {
+        matches!(self, Self::Http2 | Self::Grpc)
+    }
+
     pub(super) fn parse(at: &str, word: &str) -> Result<Self, ConfigError> {
         [Self::Http, Self::Http2, Self::Grpc, Self::Tcp, Self::Tls]
             .into_iter()

@@ -92,6 +92,17 @@ impl Fault {
         }
     }
 
+    /// What a caller of gRPC is told (grpc/doc/statuscodes.md).
+    pub fn grpc_status(self) -> u16 {
+        match self {
+            Self::Gone => 1,
+            Self::Timeout => 4,
+            Self::Denied => 7,
+            Self::NoEndpoint | Self::Connect | Self::Reset | Self::Internal => 14,
+            _ => 13,
+        }
+    }
+
     /// The word in `x-hostmesh-error`.
     pub fn word(self) -> &'static str {
         match self {

@@ -9,11 +9,13 @@ mod body;
 mod head;
 mod rewrite;
 
-pub use body::{Body, BodyError, Framing};
-pub(crate) use head::is_same_variable;
+pub use body::{Body, BodyError, Framing, is_never_trailer};
 pub use head::{Field, HeadScanner, RequestHead, ResponseHead};
-pub(crate) use rewrite::is_mesh_field;
 pub use rewrite::{RequestEdits, ResponseEdits, answer, continues, local_reply};
+pub(crate) use {
+    head::{is_authority, is_same_variable},
+    rewrite::{is_hop_field, is_mesh_field},
+};
 
 /// A head may have so many bytes. nginx and HAProxy stop at 32 KiB and 16 KiB; cookies and tokens grow.
 pub const MAX_HEAD: usize = 64 * 1024;

@@ -10,6 +10,7 @@ pub mod error;
 pub mod fields;
 pub mod glob;
 pub mod http1;
+pub mod http2;
 pub mod names;
 pub mod path;
 pub mod retry;

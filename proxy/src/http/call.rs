@@ -146,13 +146,15 @@ pub fn hash_key(service: Option<&Service>, arrived: Arrived<'_>, client: IpAddr)
 
 /// Is this a response that another try might better? Of another proxy it is known when nothing reached the application.
 pub fn failure_of(answer: &dyn Answer, from_application: bool) -> Option<Failure> {
-    if !matches!(answer.status(), 409 | 425 | 429 | 500..) {
+    let grpc = answer.grpc_status().filter(|status| *status != 0);
+    if grpc.is_none() && !matches!(answer.status(), 409 | 425 | 429 | 500..) {
         return None;
     }
     let word = answer.single("x-hostmesh-error").filter(|_| !from_application);
-    Some(match word {
-        Some(b"connect-failure") => Failure::Connect,
-        _ => Failure::Status(answer.status()),
+    Some(match (word, grpc) {
+        (Some(b"connect-failure"), _) => Failure::Connect,
+        (_, Some(status)) => Failure::Grpc(status),
+        (_, None) => Failure::Status(answer.status()),
     })
 }
 

@@ -9,12 +9,14 @@ use hostmesh_proxy_core::authorize::{Decision, Request};
 use hostmesh_proxy_core::config::Timeouts;
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::fields::FieldEdits;
-use hostmesh_proxy_core::http1::{Framing, RequestEdits, RequestHead, ResponseHead, answer, local_reply};
+use hostmesh_proxy_core::http1::{Body, Framing, RequestEdits, RequestHead, ResponseHead, answer, local_reply};
 use hostmesh_proxy_core::retry::Failure;
+use http::HeaderMap;
 use tokio::time::Instant;
 
 use super::conn::Conn;
 use super::exchange::{Exchange, Upload};
+use super::http2::{self, Link, Replay};
 use super::session::Next;
 use crate::rejudge::Denial;
 
@@ -27,6 +29,18 @@ pub struct Progress {
     pub received: Cell<u64>,
     /// All that went out of the body is still here.
     pub is_replayable: Cell<bool>,
+    /// `grpc-status`, where the response had one.
+    pub grpc_status: Cell<Option<u16>>,
+}
+
+impl Progress {
+    /// Keeps the status of a gRPC call, which stands in the trailers, or in the head where there is no body.
+    pub fn see_grpc(&self, fields: &HeaderMap) {
+        let status = fields
+            .get("grpc-status")
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        self.grpc_status.set(status.or(self.grpc_status.get()));
+    }
 }
 
 impl Default for Progress {
@@ -35,6 +49,7 @@ impl Default for Progress {
             sent: Cell::default(),
             received: Cell::default(),
             is_replayable: Cell::new(true),
+            grpc_status: Cell::default(),
         }
     }
 }
@@ -73,6 +88,11 @@ pub trait Answer {
 
     /// The only value of a field; `None` if it is missing or there are two.
     fn single(&self, name: &str) -> Option<&[u8]>;
+
+    /// The status of a gRPC call that has nothing but a status.
+    fn grpc_status(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// How a try ended.
@@ -91,6 +111,8 @@ pub enum Ended {
     Refused(Failure),
     /// No response; nothing was passed on.
     Failed(Fault),
+    /// The same, and the upstream has not seen the request.
+    Unseen,
     /// It was broken off. Status 0: before the response began.
     Broken { status: u16, by: BrokenBy },
     /// Policy has turned against it. Status 0: nothing was passed on.
@@ -126,10 +148,40 @@ impl BrokenBy {
     }
 
     /// Whose doing it is that nothing more comes from the upstream.
-    pub fn of_upstream(received: &io::Result<Option<Bytes>>) -> Self {
-        match received {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Self::Policy,
+    pub fn of_upstream(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Self::Policy,
             _ => Self::Upstream,
+        }
+    }
+}
+
+/// A connection to where a request goes.
+pub enum Up {
+    Http1(Conn),
+    Http2(Link),
+}
+
+impl Up {
+    /// It is used no more. With HTTP/2 the request's stream alone is broken off, and has been.
+    pub fn abort(self) {
+        if let Self::Http1(conn) = self {
+            conn.abort();
+        }
+    }
+
+    /// The same because policy denies it.
+    pub fn deny(self) {
+        if let Self::Http1(conn) = self {
+            conn.deny();
+        }
+    }
+
+    /// It is a tunnel from now on. Of HTTP/2's streams none becomes one.
+    pub fn into_tunnel(self) -> Next {
+        match self {
+            Self::Http1(conn) => Next::Tunnel(conn),
+            Self::Http2(_) => Next::Abort,
         }
     }
 }
@@ -139,7 +191,7 @@ pub trait Downstream {
     /// Makes one try by `up`, until it is `denied`. `again`: is a response of this head to be tried again?
     async fn exchange(
         &mut self,
-        up: &mut Conn,
+        up: &mut Up,
         manner: &Manner<'_>,
         again: impl Fn(&dyn Answer) -> Option<Failure>,
         denied: impl Future<Output = Denial>,
@@ -172,6 +224,13 @@ pub struct Http1<'a> {
     progress: &'a Progress,
     /// The connection ends after the response in any case.
     last: bool,
+    /// The body as frames, once it goes to where HTTP/2 is spoken.
+    framed: Option<Box<Framed>>,
+}
+
+struct Framed {
+    body: Body,
+    replay: Replay,
 }
 
 impl<'a> Http1<'a> {
@@ -188,6 +247,7 @@ impl<'a> Http1<'a> {
             request,
             progress,
             last,
+            framed: None,
         }
     }
 }
@@ -210,23 +270,70 @@ impl Http1<'_> {
             Ok(()) => Next::Keep,
         }
     }
+
+    /// The same by meaning: the upstream speaks HTTP/2.
+    async fn exchange_http2(
+        &mut self,
+        up: &mut Up,
+        manner: &Manner<'_>,
+        again: impl Fn(&dyn Answer) -> Option<Failure>,
+        denied: impl Future<Output = Denial>,
+    ) -> Ended {
+        let framed = self.framed.get_or_insert_with(|| {
+            Box::new(Framed {
+                body: Body::new(self.request.framing),
+                replay: Replay::default(),
+            })
+        });
+        let (source, sink) = self.conn.split();
+        let mut source = http2::Source::Http1 {
+            source,
+            body: framed.body.clone(),
+        };
+        let upload = http2::Upload {
+            source: &mut source,
+            replay: &mut framed.replay,
+            progress: self.progress,
+            stall: Some(manner.timeouts.stall),
+        };
+        let client = http2::Client::Http1 {
+            sink,
+            request: self.request,
+            last: self.last,
+        };
+        let this = http2::Try {
+            asked: http2::Asked::Http1(self.request),
+            manner,
+            progress: self.progress,
+        };
+        let ended = this.run(client, up, upload, again, denied).await;
+        if let http2::Source::Http1 { body, .. } = source {
+            framed.body = body;
+        }
+        ended
+    }
 }
 
 impl Downstream for Http1<'_> {
     async fn exchange(
         &mut self,
-        up: &mut Conn,
+        up: &mut Up,
         manner: &Manner<'_>,
         again: impl Fn(&dyn Answer) -> Option<Failure>,
         denied: impl Future<Output = Denial>,
     ) -> Ended {
-        let exchange = Exchange {
-            request: self.request,
-            manner,
-            last: self.last,
-            progress: self.progress,
-        };
-        exchange.run(self.conn, up, &mut self.upload, again, denied).await
+        match up {
+            Up::Http1(up) => {
+                let exchange = Exchange {
+                    request: self.request,
+                    manner,
+                    last: self.last,
+                    progress: self.progress,
+                };
+                exchange.run(self.conn, up, &mut self.upload, again, denied).await
+            }
+            Up::Http2(_) => self.exchange_http2(up, manner, again, denied).await,
+        }
     }
 
     async fn reply(&mut self, fault: Fault, message: &str) -> Next {

@@ -333,7 +333,8 @@ impl Exchange<'_> {
                     sink.send(bytes).await.map_err(|error| BrokenBy::of_client(&error))?;
                 }
                 Ok(None) if body.end().is_ok() => break,
-                other => return Err(BrokenBy::of_upstream(&other)),
+                Ok(None) => return Err(BrokenBy::Upstream),
+                Err(error) => return Err(BrokenBy::of_upstream(&error)),
             }
         }
         Ok(())

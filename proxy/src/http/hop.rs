@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hostmesh_proxy_core::config::{Endpoint, Port, Unit};
+use hostmesh_proxy_core::config::{Endpoint, Port, Protocol, Unit};
 use hostmesh_proxy_core::error::Fault;
 
 use super::call::Call;
@@ -76,9 +76,23 @@ pub struct Hop {
     pub local: Option<(Arc<Unit>, Port)>,
     /// The port of the endpoint.
     pub target: u16,
+    /// What is spoken there.
+    pub protocol: Protocol,
 }
 
+/// Unit, host (empty: this one) and port.
+pub type Place = (Arc<str>, Arc<str>, u16);
+
 impl Hop {
+    /// Where it leads.
+    pub fn place(&self) -> Place {
+        match (&self.local, &self.endpoint) {
+            (None, Some(endpoint)) => (endpoint.unit.clone(), endpoint.host.clone(), self.target),
+            (Some((unit, _)), _) => (unit.unit.clone(), "".into(), self.target),
+            (None, None) => ("".into(), "".into(), self.target),
+        }
+    }
+
     /// Where the next try goes.
     pub fn pick(call: &Call<'_>) -> Result<Self, Fault> {
         match &call.route.to {
@@ -86,6 +100,7 @@ impl Hop {
                 endpoint: None,
                 local: Some((unit.clone(), *port)),
                 target: port.port,
+                protocol: port.protocol,
             }),
             To::Service { service, port, only } => {
                 let endpoint = match only {
@@ -100,6 +115,7 @@ impl Hop {
                     endpoint: Some(endpoint),
                     local,
                     target: port.target,
+                    protocol: port.protocol,
                 })
             }
         }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{self, Caller, Verdict};
-use hostmesh_proxy_core::config::{Config, Port, Protocol, Timeouts};
+use hostmesh_proxy_core::config::{Config, Port, Timeouts};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::RequestEdits;
 use hostmesh_proxy_core::retry::is_idempotent;
@@ -18,7 +18,8 @@ use hostmesh_proxy_core::trace::Span;
 use tokio::time::Instant;
 
 use super::conn::Conn;
-use super::down::{Arrived, Downstream, Ended, Manner};
+use super::down::{Arrived, Downstream, Ended, Manner, Up};
+use super::http2::Links;
 use super::observe::{Account, Entry, broken, count_slow, span};
 use super::session::{self, Handler, Next};
 use crate::deliver;
@@ -72,9 +73,10 @@ pub async fn serve(worker: Rc<Worker>, config: Arc<Config>, about: About, who: W
         who,
         served: RefCell::new(Served { config, account }),
         kept: RefCell::default(),
+        links: Links::default(),
         tunnel: RefCell::default(),
     };
-    session::serve(stream, draining, &serving).await;
+    session::serve(stream, draining, Rc::new(serving)).await;
 }
 
 /// A connection to a unit, and what its requests share.
@@ -84,6 +86,8 @@ struct Serving {
     served: RefCell<Served>,
     /// Connections to the application, between requests.
     kept: RefCell<Vec<Conn>>,
+    /// The same where HTTP/2 is spoken, by port.
+    links: Links<u16>,
     /// By what the request was let in that became a tunnel.
     tunnel: RefCell<Option<(Served, Span)>>,
 }
@@ -127,7 +131,7 @@ impl Handler for Serving {
         if let Some(fault) = decision.verdict.fault() {
             return down.reply(fault, &fault.to_string()).await;
         }
-        let Some(port) = unit.port(*port).filter(|port| port.protocol == Protocol::Http).copied() else {
+        let Some(port) = unit.port(*port).filter(|port| port.protocol.is_read()).copied() else {
             let message = format!("port {port} speaks HTTP no more");
             served.account.about.failed(&self.worker, arrived.begun, message);
             return Next::Abort;
@@ -238,30 +242,39 @@ impl Serving {
             };
             served.account.ended(&self.worker, &entry);
         };
+        let mut fresh = false;
         loop {
-            let used = self.kept.borrow_mut().pop().and_then(Conn::if_clean);
-            let is_used = used.is_some();
-            let mut up = match used {
-                Some(up) => up,
-                None => match self.deliver(served, &port).await {
-                    Ok(up) => up,
-                    Err(error) => {
-                        record(503, &error.to_string(), Fault::Connect.word());
-                        return down.reply(Fault::Connect, &Fault::Connect.to_string()).await;
-                    }
-                },
+            let (mut up, is_used) = match self.connect(served, &port, fresh).await {
+                Ok(connected) => connected,
+                Err(error) => {
+                    record(503, &error.to_string(), Fault::Connect.word());
+                    return down.reply(Fault::Connect, &Fault::Connect.to_string()).await;
+                }
             };
             let denied = self.turned(served, arrived, entry.span, audited);
             match down.exchange(&mut up, &manner, |_| None, denied).await {
                 // The application had closed it just now: that is nobody's failure, if nothing can happen twice.
                 Ended::Failed(Fault::Reset)
-                    if is_used && arrived.progress.is_replayable.get() && is_idempotent(arrived.asked.method) => {}
+                    if is_used && arrived.progress.is_replayable.get() && is_idempotent(arrived.asked.method) =>
+                {
+                    fresh = true;
+                }
+                Ended::Unseen if is_used && arrived.progress.is_replayable.get() => fresh = true,
+                Ended::Unseen => {
+                    let fault = Fault::Connect;
+                    record(
+                        fault.status(),
+                        "the application took no request on its connection",
+                        fault.word(),
+                    );
+                    return down.reply(fault, &fault.to_string()).await;
+                }
                 Ended::Answered {
                     status,
                     upstream_clean,
                     downstream_clean,
                 } => {
-                    if upstream_clean {
+                    if let (true, Up::Http1(up)) = (upstream_clean, up) {
                         self.kept.borrow_mut().push(up);
                     }
                     record(status, "", "");
@@ -269,7 +282,7 @@ impl Serving {
                 }
                 Ended::Upgraded => {
                     record(101, "", "");
-                    return Next::Tunnel(up);
+                    return up.into_tunnel();
                 }
                 Ended::Denied { status, denial } => {
                     up.abort();
@@ -300,10 +313,22 @@ impl Serving {
         }
     }
 
-    /// A new connection to the application.
-    async fn deliver(&self, served: &Served, port: &Port) -> io::Result<Conn> {
+    /// A connection to the application, and whether it has served other requests.
+    async fn connect(&self, served: &Served, port: &Port, fresh: bool) -> io::Result<(Up, bool)> {
         let About { unit, client, .. } = &served.account.about;
-        let application = deliver::connect(&served.config, unit, port, *client).await?;
-        Ok(Conn::new(Stream::Tcp(application)))
+        let deliver = async {
+            deliver::connect(&served.config, unit, port, *client)
+                .await
+                .map(Stream::Tcp)
+        };
+        if port.protocol.is_http2() {
+            let (link, is_used) = self.links.get(port.port, fresh, deliver).await?;
+            return Ok((Up::Http2(link), is_used));
+        }
+        let used = self.kept.borrow_mut().pop().and_then(Conn::if_clean).filter(|_| !fresh);
+        match used {
+            Some(conn) => Ok((Up::Http1(conn), true)),
+            None => Ok((Up::Http1(Conn::new(deliver.await?)), false)),
+        }
     }
 }

@@ -8,6 +8,7 @@ mod conn;
 mod down;
 mod exchange;
 mod hop;
+mod http2;
 pub mod inbound;
 mod observe;
 pub mod outbound;

@@ -38,6 +38,13 @@ pub struct Entry<'a> {
 }
 
 impl Entry<'_> {
+    fn class(&self) -> CodeClass {
+        match (self.status, self.arrived.progress.grpc_status.get()) {
+            (200, Some(grpc)) => CodeClass::of_grpc(grpc),
+            (status, _) => CodeClass::of_status(status),
+        }
+    }
+
     fn sent(&self) -> u64 {
         self.arrived.progress.sent.get()
     }
@@ -59,7 +66,7 @@ impl Account {
     pub fn ended(&self, worker: &Worker, entry: &Entry<'_>) {
         let duration = micros(entry.arrived.begun);
         self.count(entry, duration);
-        let is_error = entry.status == 0 || entry.status >= 500 || !entry.error.is_empty();
+        let is_error = entry.class().is_failure() || !entry.error.is_empty();
         let wanted = match self.about.unit.access_log {
             AccessLog::All => true,
             AccessLog::Errors => is_error,
@@ -85,13 +92,8 @@ impl Account {
 
     fn count(&self, entry: &Entry<'_>, duration: u64) {
         let retries = u64::from(entry.tries.saturating_sub(1));
-        self.row.record(
-            CodeClass::of_status(entry.status),
-            duration,
-            entry.sent(),
-            entry.received(),
-            retries,
-        );
+        self.row
+            .record(entry.class(), duration, entry.sent(), entry.received(), retries);
     }
 
     /// A try failed, and there will be another.
@@ -144,6 +146,7 @@ impl Account {
             method: entry.arrived.asked.method.to_owned(),
             path: entry.arrived.asked.path.to_owned(),
             status: entry.status,
+            grpc_status: entry.arrived.progress.grpc_status.get(),
             tries: entry.tries,
             bytes_in: entry.sent(),
             bytes_out: entry.received(),

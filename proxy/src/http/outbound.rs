@@ -3,6 +3,7 @@
 //! Every request goes by the config in force when it comes. To a unit of the same host it is one pass: both sides'
 //! policies, no wire.
 
+mod connections;
 mod judge;
 mod mirror;
 mod routed;
@@ -14,10 +15,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::Decision;
-use hostmesh_proxy_core::config::{Port, Timeouts, Unit};
+use hostmesh_proxy_core::config::{Timeouts, Unit};
 use hostmesh_proxy_core::error::{Blame, Fault};
 use hostmesh_proxy_core::http1::RequestEdits;
-use hostmesh_proxy_core::retry::is_idempotent;
+use hostmesh_proxy_core::retry::{Failure, is_idempotent};
 use tokio::time::Instant;
 
 use super::call::{
@@ -25,16 +26,15 @@ use super::call::{
 };
 use super::conn::Conn;
 use super::down::{Answer, Arrived, Downstream, Ended, Manner};
-use super::hop::{Hop, Parties};
+use super::hop::{Hop, Parties, Place};
+use super::http2::Links;
 use super::observe::{Account, Entry, broken, count_slow, span};
 use super::route::Route;
 use super::session::{self, Handler, Next};
-use crate::connect::ConnectError;
 use crate::in_flight::InFlight;
 use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
 use crate::tcp::Relayed;
-use crate::wire::idle::Key;
 use crate::worker::{About, Worker};
 
 /// Serves a connection of `unit` from `client` to `called`, which is an HTTP port of a service or of a unit of this host.
@@ -52,9 +52,10 @@ pub async fn serve(worker: Rc<Worker>, unit: Arc<Unit>, called: SocketAddr, clie
         route: RefCell::new(Rc::new(route)),
         accounts: RefCell::default(),
         kept: RefCell::default(),
+        links: Links::default(),
         tunnel: RefCell::default(),
     };
-    session::serve(stream, draining, &calling).await;
+    session::serve(stream, draining, Rc::new(calling)).await;
 }
 
 /// A connection of a unit, and what its requests share.
@@ -68,6 +69,8 @@ struct Calling {
     accounts: RefCell<Vec<Rc<Account>>>,
     /// Connections to applications of this host, between requests.
     kept: RefCell<Vec<(Arc<str>, u16, Conn)>>,
+    /// Connections of HTTP/2, to wherever requests went.
+    links: Links<Place>,
     /// Where the request that became a tunnel went by.
     tunnel: RefCell<Option<Tunnel>>,
 }
@@ -176,6 +179,7 @@ impl Calling {
             *route = Rc::new(Route::find(&self.worker, self.number, self.called, self.client)?);
             self.accounts.borrow_mut().clear();
             self.kept.borrow_mut().clear();
+            self.links.clear();
         }
         Some(route.clone())
     }
@@ -301,7 +305,18 @@ impl Calling {
             }
             Ended::Upgraded => {
                 entry(101, "");
-                Tried::Over(Next::Tunnel(up))
+                Tried::Over(up.into_tunnel())
+            }
+            Ended::Unseen => {
+                let fault = Fault::Connect;
+                if is_used && call.arrived.progress.is_replayable.get() {
+                    return Tried::Stale;
+                }
+                Tried::Failed {
+                    fault,
+                    failure: Failure::Connect,
+                    message: "the service took no request on its connection".to_owned(),
+                }
             }
             Ended::Refused(failure) => {
                 up.abort();
@@ -336,57 +351,6 @@ impl Calling {
                     None => Tried::Over(self.give_up(down, call, Some(parties), fault, &fault.to_string()).await),
                 }
             }
-        }
-    }
-
-    /// A connection for one request, and whether it has served others.
-    async fn connect(&self, route: &Route, hop: &Hop, fresh: bool) -> Result<(Conn, bool), ConnectError> {
-        let connector = &route.connector;
-        if let Some((unit, port)) = &hop.local {
-            let kept = self.kept(unit, port).filter(|_| !fresh);
-            if let Some(conn) = kept.and_then(Conn::if_clean) {
-                return Ok((conn, true));
-            }
-            let delivered = connector.deliver(unit, port).await;
-            return Ok((
-                Conn::new(delivered.map_err(|error| ConnectError::Unreachable(error.to_string()))?),
-                false,
-            ));
-        }
-        let Some(endpoint) = &hop.endpoint else {
-            return Err(ConnectError::Unreachable("nothing to connect to".to_owned()));
-        };
-        if !fresh
-            && let Some(wire) = self
-                .worker
-                .idle
-                .take(&Key::new(&connector.unit.unit, endpoint, hop.target))
-        {
-            return Ok((Conn::new(Stream::Wire(Box::new(wire))), true));
-        }
-        Ok((Conn::new(connector.connect(endpoint, hop.target, true).await?), false))
-    }
-
-    /// A connection to this port of a unit of this host that waits for a request.
-    fn kept(&self, unit: &Unit, port: &Port) -> Option<Conn> {
-        let mut kept = self.kept.borrow_mut();
-        let fits = |(at, number, _): &(Arc<str>, u16, Conn)| *at == unit.unit && *number == port.port;
-        let index = kept.iter().position(fits)?;
-        Some(kept.swap_remove(index).2)
-    }
-
-    /// The response has ended: the connection waits for the next request.
-    fn keep(&self, route: &Rc<Route>, hop: &Hop, up: Conn) {
-        match (&hop.local, &hop.endpoint) {
-            (Some((unit, port)), _) if Rc::ptr_eq(route.called(), &self.route.borrow()) => {
-                self.kept.borrow_mut().push((unit.unit.clone(), port.port, up));
-            }
-            (None, Some(endpoint)) => {
-                if let Some(up) = up.if_clean() {
-                    route.connector.release(endpoint, hop.target, up.into_parts().0);
-                }
-            }
-            _ => {}
         }
     }
 
@@ -426,7 +390,7 @@ impl Calling {
             peer,
             service: route.to.service_name().clone(),
             port: route.to.port(),
-            protocol: "http",
+            protocol: route.to.protocol().as_str(),
             client: self.client,
         }
     }

@@ -66,7 +66,7 @@ impl Route {
             }
             Destination::UndeclaredPort(_) | Destination::Passthrough => return None,
         };
-        if to.protocol() != Protocol::Http {
+        if !to.protocol().is_read() {
             return None;
         }
         let decision = to.judge(&unit, called.ip());
@@ -123,7 +123,8 @@ impl To {
         authorize::outbound(unit, &target)
     }
 
-    fn protocol(&self) -> Protocol {
+    /// What is spoken on the port that was called.
+    pub fn protocol(&self) -> Protocol {
         match self {
             Self::Service { port, .. } => port.protocol,
             Self::Unit { port, .. } => port.protocol,

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use super::conn::{Conn, NoHead};
 use super::down::{Arrived, Downstream, Http1, Progress};
+use super::http2;
 use crate::rejudge::Denial;
 use crate::stream::Stream;
 use crate::tcp::{self, Relayed};
@@ -51,12 +53,13 @@ pub trait Handler {
 }
 
 /// Serves the connection to its end, or, when the process drains, to the end of its request.
-pub async fn serve(stream: Stream, draining: watch::Receiver<bool>, handler: &impl Handler) {
+pub async fn serve<H: Handler + 'static>(stream: Stream, draining: watch::Receiver<bool>, handler: Rc<H>) {
     let mut down = Conn::of_client(stream, handler.timeouts().stall);
     let mut quiet = pin!(sleep(handler.timeouts().idle));
     // One wait for the whole connection: to begin and end one for each request takes a lock that workers share.
     let mut told = draining.clone();
     let mut told = pin!(told.wait_for(|draining| *draining));
+    let mut is_known = false;
     loop {
         quiet.as_mut().reset(Instant::now() + handler.timeouts().idle);
         let waited = tokio::select! {
@@ -69,6 +72,9 @@ pub async fn serve(stream: Stream, draining: watch::Receiver<bool>, handler: &im
             Ok(true) => {}
             Ok(false) => return down.linger().await,
             Err(_) => return down.abort(),
+        }
+        if !std::mem::replace(&mut is_known, true) && http2::speaks(&mut down, handler.timeouts().head).await {
+            return Box::pin(http2::serve(down, draining, handler)).await;
         }
         let request = match head(&mut down, handler.timeouts().head).await {
             Ok(request) => request,
@@ -85,7 +91,7 @@ pub async fn serve(stream: Stream, draining: watch::Receiver<bool>, handler: &im
         let last = down.is_retired() || *draining.borrow();
         let begun = Instant::now();
         // Boxed: most connections wait most of the time, and a request is larger than its connection.
-        let (request, next) = Box::pin(carry(handler, &mut down, request, begun, last)).await;
+        let (request, next) = Box::pin(carry(&*handler, &mut down, request, begun, last)).await;
         match next {
             Next::Keep => {}
             Next::Close => return down.linger().await,

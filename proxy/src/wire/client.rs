@@ -361,7 +361,7 @@ impl Pair {
 
 /// Did the peer say that it never saw the stream (RFC 9113, sections 6.8 and 8.7), or did the connection break before it
 /// said anything? No byte of an application was sent, so nothing can happen twice.
-fn unprocessed(error: &h2::Error) -> bool {
+pub fn unprocessed(error: &h2::Error) -> bool {
     error.is_io() || error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM)
 }
 

@@ -52,6 +52,8 @@ pub struct Link {
     retired: Cell<bool>,
     killed: Cell<bool>,
     driver: RefCell<Option<Waker>>,
+    /// Who waits for it to be retired.
+    waiting: RefCell<Vec<Waker>>,
     alert: RefCell<Option<Alert>>,
 }
 
@@ -79,6 +81,7 @@ impl Link {
     /// No new streams; those that are open end in their own time.
     pub fn retire(&self) {
         self.retired.set(true);
+        self.waiting.take().into_iter().for_each(Waker::wake);
         self.wake();
     }
 
@@ -114,6 +117,18 @@ impl Link {
         Some(since.elapsed())
     }
 
+    /// Ready when it takes no new streams any more.
+    pub fn poll_retired(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.is_retired() {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+            waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
     fn wake(&self) {
         if let Some(driver) = self.driver.borrow_mut().take() {
             driver.wake();
@@ -142,6 +157,11 @@ impl Lease {
     /// Does the connection take no new streams any more?
     pub fn is_retired(&self) -> bool {
         self.link.is_retired()
+    }
+
+    /// The connection.
+    pub fn link(&self) -> Rc<Link> {
+        self.link.clone()
     }
 }
 

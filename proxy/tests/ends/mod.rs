@@ -2,6 +2,8 @@
 //!
 //! Deliveries carry a mark, so this needs CAP_NET_RAW, as the proxy does.
 
+pub mod web;
+
 use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;

@@ -1,5 +1,6 @@
 //! Counts a body as it passes: how many of these bytes belong to it, and is it over?
 
+use bytes::Bytes;
 use thiserror::Error;
 
 /// How a message's end is found (RFC 9112, section 6.3).
@@ -41,7 +42,8 @@ pub struct Body {
 
 #[derive(Debug, Clone)]
 enum State {
-    Done,
+    /// With the trailer fields, where there were any.
+    Done(Option<Box<[u8]>>),
     Length(u64),
     UntilClose,
     /// In a chunk's size: the value so far, digits seen.
@@ -62,7 +64,7 @@ impl Body {
     pub fn new(framing: Framing) -> Self {
         Self {
             state: match framing {
-                Framing::Empty | Framing::Length(0) => State::Done,
+                Framing::Empty | Framing::Length(0) => State::Done(None),
                 Framing::Length(length) => State::Length(length),
                 Framing::Chunked => State::Size(0, 0),
                 Framing::UntilClose => State::UntilClose,
@@ -72,7 +74,7 @@ impl Body {
 
     /// Is it over?
     pub fn is_done(&self) -> bool {
-        matches!(self.state, State::Done)
+        matches!(self.state, State::Done(_))
     }
 
     /// How many of these bytes, from the first, belong to the body.
@@ -81,12 +83,12 @@ impl Body {
         while at < bytes.len() {
             let left = &bytes[at..];
             at += match &mut self.state {
-                State::Done => break,
+                State::Done(_) => break,
                 State::UntilClose => left.len(),
                 State::Length(length) => {
                     let taken = take(length, left);
                     if *length == 0 {
-                        self.state = State::Done;
+                        self.state = State::Done(None);
                     }
                     taken
                 }
@@ -97,17 +99,43 @@ impl Body {
                     }
                     taken
                 }
-                State::Trailers(_) => self.trailers(left)?,
+                State::Trailers(_) => self.trailer_bytes(left)?,
                 _ => self.chunk_line(left[0])?,
             };
         }
         Ok(at)
     }
 
+    /// Takes the next run of data from the front of these bytes, and what stands before it. `None`: there is none in them.
+    pub fn data(&mut self, bytes: &mut Bytes) -> Result<Option<Bytes>, BodyError> {
+        while !bytes.is_empty() && !self.is_done() {
+            let run = match self.state {
+                State::UntilClose => bytes.len(),
+                State::Length(length) | State::Data(length) => usize::try_from(length).unwrap_or(usize::MAX),
+                _ => 0,
+            };
+            let length = if run == 0 { 1 } else { run.min(bytes.len()) };
+            let taken = self.feed(&bytes[..length])?;
+            let data = bytes.split_to(taken);
+            if run > 0 {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The trailer fields, their empty line included, once it is over.
+    pub fn trailers(&self) -> Option<&[u8]> {
+        match &self.state {
+            State::Done(trailers) => trailers.as_deref(),
+            _ => None,
+        }
+    }
+
     /// The connection ended: is that where the body ends?
     pub fn end(&self) -> Result<(), BodyError> {
         match self.state {
-            State::Done | State::UntilClose => Ok(()),
+            State::Done(_) | State::UntilClose => Ok(()),
             _ => Err(BodyError::Truncated),
         }
     }
@@ -135,7 +163,7 @@ impl Body {
         Ok(1)
     }
 
-    fn trailers(&mut self, left: &[u8]) -> Result<usize, BodyError> {
+    fn trailer_bytes(&mut self, left: &[u8]) -> Result<usize, BodyError> {
         let State::Trailers(seen) = &mut self.state else {
             return Err(BodyError::Trailer);
         };
@@ -147,7 +175,8 @@ impl Body {
             seen.push(*byte);
             if *byte == b'\n' && (seen.len() == 2 || seen.ends_with(b"\r\n\r\n")) {
                 check_trailers(seen)?;
-                self.state = State::Done;
+                let trailers = (seen.len() > 2).then(|| std::mem::take(seen).into());
+                self.state = State::Done(trailers);
                 return Ok(index + 1);
             }
         }
@@ -161,13 +190,20 @@ fn take(length: &mut u64, left: &[u8]) -> usize {
     taken
 }
 
-/// Fields that an application might merge into the head, where the relay has judged or set them (RFC 9110, section
-/// 6.5.1).
 fn check_trailers(bytes: &[u8]) -> Result<(), BodyError> {
     let mut slots = [httparse::EMPTY_HEADER; MAX_TRAILER_FIELDS];
     let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(bytes, &mut slots) else {
         return Err(BodyError::Trailer);
     };
+    if fields.iter().any(|field| is_never_trailer(field.name)) {
+        return Err(BodyError::Trailer);
+    }
+    Ok(())
+}
+
+/// Fields that an application might merge into the head, where the relay has judged or set them (RFC 9110, section
+/// 6.5.1).
+pub fn is_never_trailer(name: &str) -> bool {
     const NEVER: [&str; 9] = [
         "authorization",
         "connection",
@@ -179,11 +215,5 @@ fn check_trailers(bytes: &[u8]) -> Result<(), BodyError> {
         "transfer-encoding",
         "upgrade",
     ];
-    let forbidden = |name: &str| {
-        super::rewrite::is_mesh_field(name.as_bytes()) || NEVER.iter().any(|never| never.eq_ignore_ascii_case(name))
-    };
-    if fields.iter().any(|field| forbidden(field.name)) {
-        return Err(BodyError::Trailer);
-    }
-    Ok(())
+    super::rewrite::is_mesh_field(name.as_bytes()) || NEVER.iter().any(|never| never.eq_ignore_ascii_case(name))
 }

@@ -286,6 +286,12 @@ impl RequestHead {
         all.next().filter(|_| all.next().is_none())
     }
 
+    /// The fields that go beyond this connection, in their order: those are left out that concern it alone (RFC 9110,
+    /// section 7.6.1), that say how long the message is, or that only the mesh may set.
+    pub fn end_to_end(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields.end_to_end(self.names_hops, true)
+    }
+
     /// The header fields, for rules.
     pub fn headers(&self) -> &dyn Headers {
         &self.fields
@@ -333,7 +339,7 @@ fn absolute(target: &str) -> Option<(&str, &str)> {
 }
 
 /// RFC 3986, section 3.2: host and port, no user information.
-fn is_authority(byte: u8) -> bool {
+pub(crate) fn is_authority(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~:[]%!$&'()*+;=".contains(&byte)
 }
 
@@ -412,6 +418,11 @@ impl ResponseHead {
     pub fn single(&self, name: &str) -> Option<&[u8]> {
         let mut all = self.fields.all(name);
         all.next().filter(|_| all.next().is_none())
+    }
+
+    /// The fields that go beyond this connection, in their order ([`RequestHead::end_to_end`]).
+    pub fn end_to_end(&self, from_application: bool) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields.end_to_end(self.names_hops, from_application)
     }
 
     /// An interim response other than 101: another head follows (RFC 9110, section 15.2).

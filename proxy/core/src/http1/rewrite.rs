@@ -39,7 +39,7 @@ pub(crate) fn is_mesh_field(name: &[u8]) -> bool {
 }
 
 /// RFC 9110, section 7.6.1. `transfer-encoding` stays: the body passes as it is.
-fn is_hop_field(name: &[u8]) -> bool {
+pub(crate) fn is_hop_field(name: &[u8]) -> bool {
     const HOP: [&str; 6] = [
         "connection",
         "keep-alive",
@@ -59,6 +59,18 @@ impl Fields {
             let mut tokens = self.value(field).split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
             tokens.any(|token| token.eq_ignore_ascii_case(name))
         })
+    }
+}
+
+impl Fields {
+    /// `mesh`: without the fields that only the mesh may set.
+    pub(super) fn end_to_end(&self, names_hops: bool, mesh: bool) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let goes_on = move |(name, _): &(&[u8], &[u8])| {
+            let frames = name.eq_ignore_ascii_case(b"transfer-encoding");
+            !(frames || is_hop_field(name) || (mesh && is_mesh_field(name)) || (names_hops && self.names_hop(name)))
+        };
+        let field = |field| (self.name(field), self.value(field));
+        self.fields.iter().map(field).filter(goes_on)
     }
 }
 

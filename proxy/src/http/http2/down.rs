@@ -1,0 +1,173 @@
+//! A request that came as a stream of HTTP/2, and the way of its answer.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::http1::{Framing, RequestEdits};
+use hostmesh_proxy_core::http2::Head;
+use hostmesh_proxy_core::retry::Failure;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+
+use super::body::Source;
+use super::exchange::{Asked, Try};
+use super::respond::Client;
+use super::upload::{Replay, Upload};
+use crate::http::down::{Answer, Downstream, Ended, Manner, Progress, Up};
+use crate::http::session::Next;
+use crate::rejudge::Denial;
+use crate::stream::DENIED;
+
+/// One request and the place of its answer.
+pub struct Http2<'a> {
+    head: &'a Head,
+    source: Source<'static>,
+    replay: Replay,
+    respond: SendResponse<Bytes>,
+    progress: &'a Progress,
+    /// Each piece of the answer must be taken within this.
+    stall: Duration,
+}
+
+impl<'a> Http2<'a> {
+    pub fn new(
+        head: &'a Head,
+        body: RecvStream,
+        respond: SendResponse<Bytes>,
+        progress: &'a Progress,
+        stall: Duration,
+    ) -> Self {
+        Self {
+            head,
+            source: Source::http2(body),
+            replay: Replay::default(),
+            respond,
+            progress,
+            stall,
+        }
+    }
+
+    /// The request is over.
+    pub fn end(mut self, next: &Next) {
+        match next {
+            Next::Keep | Next::Close => {}
+            Next::Deny => self.respond.send_reset(DENIED),
+            Next::Abort | Next::Tunnel(_) => self.respond.send_reset(Reason::INTERNAL_ERROR),
+        }
+    }
+}
+
+impl Downstream for Http2<'_> {
+    async fn exchange(
+        &mut self,
+        up: &mut Up,
+        manner: &Manner<'_>,
+        again: impl Fn(&dyn Answer) -> Option<Failure>,
+        denied: impl Future<Output = Denial>,
+    ) -> Ended {
+        let upload = Upload {
+            source: &mut self.source,
+            replay: &mut self.replay,
+            progress: self.progress,
+            stall: None,
+        };
+        let client = Client::Http2 {
+            respond: &mut self.respond,
+            stall: self.stall,
+        };
+        let this = Try {
+            asked: Asked::Http2(self.head),
+            manner,
+            progress: self.progress,
+        };
+        this.run(client, up, upload, again, denied).await
+    }
+
+    async fn reply(&mut self, fault: Fault, message: &str) -> Next {
+        let is_head = self.head.method() == "HEAD";
+        match refuse(&mut self.respond, fault, message, self.head.is_grpc(), is_head) {
+            Ok(()) => Next::Keep,
+            Err(_) => Next::Abort,
+        }
+    }
+
+    async fn answer(&mut self, status: u16, fields: &[(&str, &str)], body: &str) -> Next {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let known = response.headers_mut();
+        for (name, value) in fields {
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
+                known.append(name, value);
+            }
+        }
+        let has_none = self.head.method() == "HEAD" || matches!(status, 204 | 304);
+        match send(&mut self.respond, response, body, has_none) {
+            Ok(()) => Next::Keep,
+            Err(_) => Next::Abort,
+        }
+    }
+
+    fn copy(&self, edits: &RequestEdits<'_>) -> Option<Bytes> {
+        let body = self.replay.whole().filter(|_| self.progress.is_replayable.get())?;
+        let request = self.head.to_http1(body.is_empty()).ok()?;
+        let mut out = BytesMut::with_capacity(body.len() + 512);
+        request.write(edits, &mut out);
+        if request.framing == Framing::Chunked {
+            out.extend_from_slice(format!("{:x}\r\n", body.len()).as_bytes());
+            out.extend_from_slice(body);
+            out.extend_from_slice(b"\r\n0\r\n\r\n");
+        } else {
+            out.extend_from_slice(body);
+        }
+        Some(out.freeze())
+    }
+}
+
+/// Answers in place of the application: to gRPC by a status of its own, since its clients see no other
+/// (grpc/doc/http-grpc-status-mapping.md).
+pub fn refuse(
+    respond: &mut SendResponse<Bytes>,
+    fault: Fault,
+    message: &str,
+    is_grpc: bool,
+    is_head: bool,
+) -> Result<(), h2::Error> {
+    let body = format!("hostmesh: {message}\n");
+    let mut response = Response::new(());
+    let fields = response.headers_mut();
+    fields.insert("x-hostmesh-error", HeaderValue::from_static(fault.word()));
+    if is_grpc {
+        fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        fields.insert("grpc-status", HeaderValue::from(fault.grpc_status()));
+        if let Ok(text) = HeaderValue::from_str(body.trim_end()) {
+            fields.insert("grpc-message", text);
+        }
+        respond.send_response(response, true)?;
+        return Ok(());
+    }
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    *response.status_mut() = StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    send(respond, response, &body, is_head)
+}
+
+/// `has_none`: the body is only told of.
+fn send(
+    respond: &mut SendResponse<Bytes>,
+    mut response: Response<()>,
+    body: &str,
+    has_none: bool,
+) -> Result<(), h2::Error> {
+    response
+        .headers_mut()
+        .insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    let is_empty = has_none || body.is_empty();
+    let mut send = respond.send_response(response, is_empty)?;
+    if is_empty {
+        return Ok(());
+    }
+    send.send_data(Bytes::copy_from_slice(body.as_bytes()), true)
+}

@@ -1,0 +1,325 @@
+//! One try where HTTP/2 is spoken on one side or on both: a request to an upstream and its response back.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use h2::client::ResponseFuture;
+use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::http1::{Body, Framing, RequestHead, ResponseHead};
+use hostmesh_proxy_core::http2::{self, Head};
+use hostmesh_proxy_core::retry::Failure;
+use http::{HeaderMap, Response};
+use tokio::time::Instant;
+
+use super::body::{Frame, Sink, Source};
+use super::respond::{Begun, Client, Cut};
+use super::upload::{Stopped, Upload};
+use crate::http::HALF_CLOSED;
+use crate::http::call::until;
+use crate::http::conn::{self, NoHead};
+use crate::http::down::{Answer, BrokenBy, Ended, Manner, Progress, Up, add};
+use crate::rejudge::Denial;
+use crate::wire::client::unprocessed;
+
+/// What is asked, as the client said it.
+#[derive(Clone, Copy)]
+pub enum Asked<'a> {
+    Http2(&'a Head),
+    Http1(&'a RequestHead),
+}
+
+/// Where the response comes from.
+enum Answering<'u> {
+    Http2(ResponseFuture),
+    Http1 {
+        source: conn::Source<'u>,
+        request: Box<RequestHead>,
+        limit: Duration,
+    },
+}
+
+/// A response's head.
+enum Found {
+    Interim(Response<()>),
+    /// `body`: where its body comes from, with HTTP/2. `keep_alive`: the upstream may serve another request.
+    Final {
+        response: Response<()>,
+        body: Option<Source<'static>>,
+        framing: Framing,
+        keep_alive: bool,
+    },
+}
+
+/// Why there is none.
+enum Lacking {
+    Fault(Fault),
+    /// The upstream says that it has not seen the request.
+    Unseen,
+}
+
+impl Answering<'_> {
+    async fn next(&mut self, from_application: bool) -> Result<Found, Lacking> {
+        match self {
+            Self::Http2(response) => {
+                let found = poll_fn(|cx| match response.poll_informational(cx) {
+                    Poll::Ready(Some(interim)) => Poll::Ready(interim.map(Found::Interim)),
+                    _ => pin!(&mut *response).poll(cx).map_ok(|response| {
+                        let (parts, receive) = response.into_parts();
+                        Found::Final {
+                            response: Response::from_parts(parts, ()),
+                            body: Some(Source::http2(receive)),
+                            framing: Framing::Empty,
+                            keep_alive: true,
+                        }
+                    }),
+                });
+                let mut found = found.await.map_err(|error| match unprocessed(&error) {
+                    true => Lacking::Unseen,
+                    false => Lacking::Fault(Fault::Reset),
+                })?;
+                if from_application && let Found::Final { response, .. } | Found::Interim(response) = &mut found {
+                    http2::strip_mesh(response.headers_mut());
+                }
+                Ok(found)
+            }
+            Self::Http1 { source, request, limit } => {
+                let bad = |refused| Lacking::Fault(Fault::BadResponse(refused));
+                let bytes = source.head(*limit).await.map_err(|no| match no {
+                    NoHead::Refused(refused) => bad(refused),
+                    _ => Lacking::Fault(Fault::Reset),
+                })?;
+                let head = ResponseHead::parse(bytes, request).map_err(bad)?;
+                let response = http2::response_of(&head, from_application).map_err(bad)?;
+                if head.is_interim() {
+                    return Ok(Found::Interim(response));
+                }
+                Ok(Found::Final {
+                    response,
+                    body: None,
+                    framing: head.framing,
+                    keep_alive: head.keep_alive,
+                })
+            }
+        }
+    }
+}
+
+impl Answer for Response<()> {
+    fn status(&self) -> u16 {
+        Self::status(self).as_u16()
+    }
+
+    fn single(&self, name: &str) -> Option<&[u8]> {
+        let mut all = self.headers().get_all(name).iter();
+        all.next()
+            .filter(|_| all.next().is_none())
+            .map(|value| value.as_bytes())
+    }
+
+    fn grpc_status(&self) -> Option<u32> {
+        self.headers().get("grpc-status")?.to_str().ok()?.parse().ok()
+    }
+}
+
+/// The client is there no more, and has no response.
+const GONE: Ended = Ended::Broken {
+    status: 0,
+    by: BrokenBy::Client,
+};
+
+/// One try.
+pub struct Try<'a> {
+    pub asked: Asked<'a>,
+    pub manner: &'a Manner<'a>,
+    pub progress: &'a Progress,
+}
+
+impl Try<'_> {
+    /// Carries the request to `up` and the response to the client, until it is `denied`. `again`: is a response of this
+    /// head to be tried again?
+    pub async fn run(
+        &self,
+        mut client: Client<'_>,
+        up: &mut Up,
+        mut upload: Upload<'_, '_>,
+        again: impl Fn(&dyn Answer) -> Option<Failure>,
+        denied: impl Future<Output = Denial>,
+    ) -> Ended {
+        let (mut denied, mut late) = (pin!(denied), pin!(until(self.manner.deadline)));
+        let opened = tokio::select! {
+            biased;
+            denial = &mut denied => return Ended::Denied { status: 0, denial },
+            opened = self.open(up, upload.is_empty()) => opened,
+            () = &mut late => return Ended::Failed(Fault::Timeout),
+            () = client.gone() => return GONE,
+        };
+        let (mut answering, mut sink, head) = match opened {
+            Ok(opened) => opened,
+            Err(Lacking::Unseen) => return Ended::Unseen,
+            Err(Lacking::Fault(fault)) => return Ended::Failed(fault),
+        };
+        let (uploaded, mut half_closed) = (Cell::new(None), false);
+        let mut pump = pin!(upload.run_and_watch(head, &mut sink, &uploaded));
+        let mut left = pin!(until(None));
+        let found = loop {
+            let found = {
+                let mut next = pin!(answering.next(self.manner.from_application));
+                let mut gone = pin!(client.gone());
+                loop {
+                    tokio::select! {
+                        biased;
+                        denial = &mut denied => return Ended::Denied { status: 0, denial },
+                        stopped = &mut pump, if !half_closed => match stopped {
+                            Stopped::Failed(fault) => return Ended::Failed(fault),
+                            Stopped::Downstream(by) => return Ended::Broken { status: 0, by },
+                            Stopped::HalfClosed => {
+                                half_closed = true;
+                                left.set(until(Some(Instant::now() + HALF_CLOSED)));
+                            }
+                            Stopped::Upstream => return GONE,
+                        },
+                        found = &mut next => break found,
+                        () = &mut late => return Ended::Failed(Fault::Timeout),
+                        () = &mut gone => return GONE,
+                        () = &mut left => return GONE,
+                    }
+                }
+            };
+            match found {
+                Ok(Found::Interim(response)) => {
+                    if client.interim(response).await.is_err() {
+                        return GONE;
+                    }
+                }
+                found => break found,
+            }
+        };
+        let (mut response, body, framing, keep_alive) = match found {
+            Ok(Found::Final {
+                response,
+                body,
+                framing,
+                keep_alive,
+            }) => (response, body, framing, keep_alive),
+            Ok(Found::Interim(_)) | Err(Lacking::Unseen) => return Ended::Unseen,
+            Err(Lacking::Fault(fault)) => return Ended::Failed(fault),
+        };
+        if let Some(failure) = again(&response) {
+            return Ended::Refused(failure);
+        }
+        let mut body = match (body, answering) {
+            (Some(body), _) => body,
+            (None, Answering::Http1 { source, .. }) => Source::Http1 {
+                source,
+                body: Body::new(framing),
+            },
+            (None, Answering::Http2(_)) => return Ended::Failed(Fault::Reset),
+        };
+        let status = response.status().as_u16();
+        if let Some(edits) = self.manner.response
+            && let Err(refused) = http2::edit_response(response.headers_mut(), edits)
+        {
+            return Ended::Failed(Fault::BadResponse(refused));
+        }
+        self.progress.see_grpc(response.headers());
+        add(&self.progress.received, size(response.headers()));
+        let Begun { mut sink, close } = match client.begin(response, body.is_over()).await {
+            Ok(begun) => begun,
+            Err(Cut::Broken(by)) => return Ended::Broken { status, by },
+            Err(Cut::Failed(fault)) => return Ended::Failed(fault),
+        };
+        let mut pass = pin!(self.pass(&mut body, &mut sink));
+        let passed = loop {
+            tokio::select! {
+                biased;
+                denial = &mut denied => return Ended::Denied { status, denial },
+                stopped = &mut pump, if !half_closed => match stopped {
+                    Stopped::HalfClosed => half_closed = true,
+                    Stopped::Failed(Fault::SlowRequest) => break Err(BrokenBy::SlowClient),
+                    Stopped::Downstream(by) => break Err(by),
+                    _ => break Err(BrokenBy::Client),
+                },
+                passed = &mut pass => break passed,
+            }
+        };
+        match passed {
+            Err(by) => Ended::Broken { status, by },
+            Ok(()) => Ended::Answered {
+                status,
+                upstream_clean: keep_alive && uploaded.get() == Some(true),
+                downstream_clean: !close && uploaded.get() == Some(true),
+            },
+        }
+    }
+
+    /// Begins the request at the upstream; to HTTP/1.1 its head is still to be sent.
+    async fn open<'u>(&self, up: &'u mut Up, is_empty: bool) -> Result<(Answering<'u>, Sink<'u>, Bytes), Lacking> {
+        let bad = |refused| Lacking::Fault(Fault::BadRequest(refused));
+        match up {
+            Up::Http2(link) => {
+                let request = match self.asked {
+                    Asked::Http2(head) => head.to_http2(&self.manner.edits),
+                    Asked::Http1(head) => http2::request_of(head, &self.manner.edits),
+                };
+                let request = request.map_err(bad)?;
+                add(&self.progress.sent, size(request.headers()));
+                let mut requests = link.requests.clone().ready().await.map_err(|_| Lacking::Unseen)?;
+                let (response, send) = requests.send_request(request, is_empty).map_err(|_| Lacking::Unseen)?;
+                let (stall, ended) = (None, is_empty);
+                let sink = Sink::Http2 { send, stall, ended };
+                Ok((Answering::Http2(response), sink, Bytes::new()))
+            }
+            Up::Http1(conn) => {
+                let request = match self.asked {
+                    Asked::Http2(head) => head.to_http1(is_empty).map_err(bad)?,
+                    Asked::Http1(head) => head.clone(),
+                };
+                let mut out = BytesMut::new();
+                request.write(&self.manner.edits, &mut out);
+                add(&self.progress.sent, out.len());
+                let (source, sink) = conn.split();
+                let sink = Sink::Http1 {
+                    sink,
+                    chunked: request.framing == Framing::Chunked,
+                    ended: false,
+                };
+                let (limit, request) = (self.manner.timeouts.head, Box::new(request));
+                let answering = Answering::Http1 { source, request, limit };
+                Ok((answering, sink, out.freeze()))
+            }
+        }
+    }
+
+    /// Passes the body of the response on.
+    async fn pass(&self, body: &mut Source<'_>, sink: &mut Sink<'_>) -> Result<(), BrokenBy> {
+        loop {
+            let frame = tokio::select! {
+                frame = body.frame() => frame.map_err(|lost| BrokenBy::of_upstream(&lost.into_io()))?,
+                error = sink.refused() => return Err(BrokenBy::of_client(&error)),
+            };
+            let sent = match frame {
+                None => return sink.finish().await.map_err(|error| BrokenBy::of_client(&error)),
+                Some(frame) => {
+                    match &frame {
+                        Frame::Data { bytes, .. } => add(&self.progress.received, bytes.len()),
+                        Frame::Trailers(fields) => self.progress.see_grpc(fields),
+                    }
+                    sink.send(frame).await
+                }
+            };
+            sent.map_err(|error| BrokenBy::of_client(&error))?;
+        }
+    }
+}
+
+/// Bytes of a head, about.
+fn size(fields: &HeaderMap) -> usize {
+    fields
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum()
+}

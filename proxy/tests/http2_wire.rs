@@ -1,0 +1,411 @@
+//! HTTP/2 and gRPC over the wire, from a client on h1 to an application on h2, and from either version to the other.
+
+#[allow(dead_code)] // other tests use the rest
+mod ends;
+
+use bytes::Bytes;
+use ends::web::{connect, mesh};
+use ends::{Mesh, ORDERS, run, soon, until};
+use h2::client::SendRequest;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, Request, Response, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_local;
+
+/// By the window h2 also measures how many small frames may wait.
+const WINDOW: u32 = 16 * 1024 * 1024;
+
+/// Takes the application's place.
+fn application(mesh: &mut Mesh) -> TcpListener {
+    let placeholder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    placeholder.set_nonblocking(true).expect("an option");
+    std::mem::replace(
+        &mut mesh.application,
+        TcpListener::from_std(placeholder).expect("a listener"),
+    )
+}
+
+/// An application of HTTP/2 that sends every body back, frame by frame, then trailers that say how long it was.
+fn serve(mesh: &mut Mesh) {
+    let listener = application(mesh);
+    spawn_local(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            spawn_local(async move {
+                let handshake = h2::server::Builder::new()
+                    .initial_connection_window_size(WINDOW)
+                    .handshake(tcp);
+                let mut connection = handshake.await.expect("HTTP/2");
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    spawn_local(echo(request, respond));
+                }
+            });
+        }
+    });
+}
+
+async fn echo(request: Request<RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
+    let (head, mut body) = request.into_parts();
+    let field = |name: &str| {
+        head.headers
+            .get(name)
+            .map(|value| value.as_bytes().to_vec())
+            .unwrap_or_default()
+    };
+    if head.uri.path() == "/reset" {
+        return respond.send_reset(Reason::ENHANCE_YOUR_CALM);
+    }
+    let mut response = Response::new(());
+    let fields = response.headers_mut();
+    fields.insert("x-peer", field("x-hostmesh-peer").try_into().expect("a value"));
+    fields.insert(
+        "x-authority",
+        head.uri
+            .authority()
+            .map_or("", |said| said.as_str())
+            .parse()
+            .expect("a value"),
+    );
+    fields.insert("x-cookie", field("cookie").try_into().expect("a value"));
+    fields.insert("x-hostmesh-error", "forged".parse().expect("a value"));
+    let mut send = respond.send_response(response, false).expect("begun");
+    let mut length = 0;
+    while let Some(data) = body.data().await {
+        let Ok(data) = data else { return };
+        length += data.len();
+        body.flow_control().release_capacity(data.len()).expect("a window");
+        all(&mut send, data, false).await;
+    }
+    let mut trailers = body.trailers().await.expect("trailers").unwrap_or_default();
+    trailers.insert("x-length", length.into());
+    trailers.insert("grpc-status", 0.into());
+    send.send_trailers(trailers).expect("ended");
+}
+
+async fn all(send: &mut SendStream<Bytes>, mut data: Bytes, end: bool) {
+    while !data.is_empty() {
+        send.reserve_capacity(data.len());
+        let room = std::future::poll_fn(|cx| send.poll_capacity(cx))
+            .await
+            .expect("open")
+            .expect("room");
+        send.send_data(data.split_to(room), false).expect("sent");
+    }
+    if end {
+        send.send_data(Bytes::new(), true).expect("ended");
+    }
+}
+
+/// A client of HTTP/2.
+async fn client(mesh: &Mesh) -> SendRequest<Bytes> {
+    let handshake = h2::client::Builder::new()
+        .initial_connection_window_size(WINDOW)
+        .handshake(connect(mesh).await);
+    let (send, connection) = soon(handshake).await.expect("HTTP/2");
+    spawn_local(connection);
+    send
+}
+
+fn post(path: &str) -> Request<()> {
+    let uri = format!("http://web{path}");
+    Request::post(uri)
+        .header("content-type", "application/grpc")
+        .body(())
+        .expect("a request")
+}
+
+struct Answered {
+    status: StatusCode,
+    fields: HeaderMap,
+    body: Vec<u8>,
+    trailers: HeaderMap,
+}
+
+async fn ask(client: &SendRequest<Bytes>, request: Request<()>, body: &[u8]) -> Result<Answered, h2::Error> {
+    let mut client = soon(client.clone().ready()).await?;
+    let (response, mut send) = client.send_request(request, body.is_empty())?;
+    if !body.is_empty() {
+        let body = Bytes::copy_from_slice(body);
+        spawn_local(async move { all(&mut send, body, true).await });
+    }
+    let (head, mut body) = soon(response).await?.into_parts();
+    let mut received = Vec::new();
+    while let Some(data) = soon(body.data()).await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+        received.extend_from_slice(&data);
+    }
+    Ok(Answered {
+        status: head.status,
+        fields: head.headers,
+        body: received,
+        trailers: soon(body.trailers()).await?.unwrap_or_default(),
+    })
+}
+
+/// What a client of HTTP/1.1 gets for these bytes, to the end of the connection.
+async fn raw(mesh: &Mesh, request: &str) -> String {
+    let mut client = connect(mesh).await;
+    client.write_all(request.as_bytes()).await.expect("sent");
+    let mut received = String::new();
+    soon(client.read_to_string(&mut received)).await.expect("an end");
+    received
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect()
+}
+
+#[test]
+fn bodies_and_trailers_come_back_whatever_their_length() {
+    run(async {
+        let mut mesh = mesh("http2").await;
+        serve(&mut mesh);
+        let client = client(&mesh).await;
+        for length in [0, 1, 16_384, 65_537, 3_000_000] {
+            let sent = pattern(length);
+            let answer = ask(&client, post("/"), &sent).await.expect("an answer");
+            assert_eq!(
+                (answer.status, &answer.fields["x-peer"]),
+                (StatusCode::OK, &ORDERS.parse().expect("a value"))
+            );
+            assert_eq!(answer.fields["x-authority"], "web");
+            assert!(
+                !answer.fields.contains_key("x-hostmesh-error"),
+                "an application speaks for itself"
+            );
+            assert_eq!(answer.trailers["x-length"], length.to_string());
+            assert!(answer.body == sent, "{length} bytes");
+        }
+        assert_eq!(
+            (mesh.accepted.get(), mesh.h2.gauge("streams")),
+            (1, 1),
+            "one connection over one stream"
+        );
+    });
+}
+
+#[test]
+fn a_thousand_streams_at_once_share_one_connection() {
+    run(async {
+        let mut mesh = mesh("grpc").await;
+        serve(&mut mesh);
+        let client = client(&mesh).await;
+        let (mut open, mut held) = (Vec::new(), Vec::new());
+        for _ in 0..1000 {
+            let mut client = soon(client.clone().ready()).await.expect("a stream");
+            let (response, send) = client.send_request(post("/"), false).expect("sent");
+            open.push(response);
+            held.push(send);
+        }
+        let mut bodies = Vec::new();
+        for response in open {
+            bodies.push(soon(response).await.expect("a response").into_body());
+        }
+        // All have begun, none has ended: both directions are open.
+        for (index, send) in held.iter_mut().enumerate() {
+            all(send, Bytes::from(index.to_string()), true).await;
+        }
+        for (index, body) in bodies.iter_mut().enumerate() {
+            assert_eq!(soon(body.data()).await.expect("data").expect("data"), index.to_string());
+            assert!(
+                soon(body.data()).await.is_none(),
+                "what went out in one frame comes in one"
+            );
+            let trailers = soon(body.trailers()).await.expect("trailers").expect("trailers");
+            assert_eq!(trailers["grpc-status"], "0");
+        }
+        assert_eq!(mesh.accepted.get(), 1);
+    });
+}
+
+#[test]
+fn http1_clients_reach_applications_of_http2() {
+    run(async {
+        let mut mesh = mesh("http2").await;
+        serve(&mut mesh);
+        let sized =
+            "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\nCookie: a=1\r\nConnection: close\r\n\r\nhello";
+        let received = raw(&mesh, sized).await;
+        assert!(received.starts_with("HTTP/1.1 200 "), "{received}");
+        assert!(received.contains(&format!("x-peer: {ORDERS}")), "{received}");
+        assert!(received.contains("x-cookie: a=1\r\n"), "{received}");
+        assert!(received.contains("transfer-encoding: chunked\r\n"), "{received}");
+        assert!(
+            received.ends_with("5\r\nhello\r\n0\r\nx-length: 5\r\ngrpc-status: 0\r\n\r\n"),
+            "{received}"
+        );
+        let chunked = "POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nx-more: yes\r\n\r\n";
+        let received = raw(&mesh, chunked).await;
+        assert!(received.contains("3\r\nabc\r\n2\r\nde\r\n0\r\n"), "{received}");
+        assert!(received.contains("x-more: yes\r\n"), "{received}");
+        assert!(received.contains("x-length: 5\r\n"), "{received}");
+    });
+}
+
+#[test]
+fn http2_clients_reach_applications_of_http1() {
+    run(async {
+        let mesh = mesh("http").await;
+        let client = client(&mesh).await;
+        let request = Request::post("http://web/a?b=c")
+            .header("cookie", "a=1")
+            .header("cookie", "b=2")
+            .header("te", "trailers")
+            .body(())
+            .expect("a request");
+        let asked = spawn_local({
+            let client = client.clone();
+            async move { ask(&client, request, b"hello").await }
+        });
+        let mut application = mesh.arrives().await;
+        let mut head = Vec::new();
+        while !head.ends_with(b"0\r\n\r\n") {
+            assert_ne!(soon(application.read_buf(&mut head)).await.expect("a request"), 0);
+        }
+        let head = String::from_utf8(head).expect("text");
+        assert!(head.starts_with("POST /a?b=c HTTP/1.1\r\nhost: web\r\n"), "{head}");
+        assert!(
+            head.contains("cookie: a=1; b=2\r\n") && !head.contains("\r\nte:"),
+            "{head}"
+        );
+        assert!(head.ends_with("transfer-encoding: chunked\r\n") || head.contains("transfer-encoding: chunked\r\n"));
+        assert!(head.ends_with("5\r\nhello\r\n0\r\n\r\n"), "{head}");
+        let answer =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n2\r\nok\r\n0\r\nx-end: yes\r\n\r\n";
+        application.write_all(answer.as_bytes()).await.expect("sent");
+        let answer = asked.await.expect("the task").expect("an answer");
+        assert_eq!((answer.status, &answer.body[..]), (StatusCode::OK, &b"ok"[..]));
+        assert_eq!(
+            (&answer.fields["x-a"], &answer.trailers["x-end"]),
+            (&"b".parse().expect("a value"), &"yes".parse().expect("a value"))
+        );
+        assert!(!answer.fields.contains_key("transfer-encoding"));
+        // The connection serves the next request, in its turn.
+        let next =
+            spawn_local(
+                async move { ask(&client, Request::get("http://web/").body(()).expect("a request"), b"").await },
+            );
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            assert_ne!(soon(application.read_buf(&mut head)).await.expect("a request"), 0);
+        }
+        application
+            .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+            .await
+            .expect("sent");
+        assert_eq!(
+            next.await.expect("the task").expect("an answer").status,
+            StatusCode::NO_CONTENT
+        );
+    });
+}
+
+#[test]
+fn policy_answers_in_the_words_of_who_asks() {
+    run(async {
+        let mut mesh = mesh("grpc").await;
+        serve(&mut mesh);
+        let client = client(&mesh).await;
+        let denied = ask(&client, post("/secret"), b"").await.expect("an answer");
+        assert_eq!(
+            (denied.status, &denied.fields["grpc-status"]),
+            (StatusCode::OK, &7.into())
+        );
+        assert_eq!(denied.fields["x-hostmesh-error"], "denied");
+        let plain = Request::get("http://web/secret").body(()).expect("a request");
+        let denied = ask(&client, plain, b"").await.expect("an answer");
+        assert_eq!(
+            (denied.status, &denied.fields["x-hostmesh-error"]),
+            (StatusCode::FORBIDDEN, &"denied".parse().expect("a value"))
+        );
+        let ambiguous = ask(
+            &client,
+            Request::get("http://web/x/%2e%2e/secret").body(()).expect("a request"),
+            b"",
+        );
+        assert_eq!(ambiguous.await.expect("an answer").status, StatusCode::BAD_REQUEST);
+        assert_eq!(
+            ask(&client, post("/"), b"x").await.expect("an answer").status,
+            StatusCode::OK,
+            "the connection lives"
+        );
+        assert_eq!(mesh.h2.shared().stats.collect().denied["web.service.toml:7"], 3);
+    });
+}
+
+#[test]
+fn what_the_client_breaks_off_is_broken_off_at_the_application() {
+    run(async {
+        let mut mesh = mesh("http2").await;
+        let listener = application(&mut mesh);
+        let client = client(&mesh).await;
+        let mut ready = soon(client.ready()).await.expect("a stream");
+        let (response, mut send) = ready.send_request(post("/"), false).expect("sent");
+        let tcp: TcpStream = soon(listener.accept()).await.expect("a connection").0;
+        let mut connection = soon(h2::server::handshake(tcp)).await.expect("HTTP/2");
+        let (mut request, mut respond) = soon(connection.accept()).await.expect("a request").expect("a request");
+        spawn_local(async move { while let Some(Ok(_)) = connection.accept().await {} });
+        let mut answer = respond.send_response(Response::new(()), false).expect("begun");
+        let mut body = soon(response).await.expect("a response").into_body();
+        answer.send_data(Bytes::from_static(b"first"), false).expect("sent");
+        assert_eq!(soon(body.data()).await.expect("data").expect("data"), "first");
+        send.send_reset(Reason::CANCEL);
+        let ended = soon(request.body_mut().data())
+            .await
+            .expect("an error")
+            .expect_err("an error");
+        assert_eq!(ended.reason(), Some(Reason::CANCEL));
+    });
+}
+
+#[test]
+fn what_the_application_breaks_off_is_an_error_for_the_client() {
+    run(async {
+        let mut mesh = mesh("http2").await;
+        serve(&mut mesh);
+        let client = client(&mesh).await;
+        let plain = Request::put("http://web/reset").body(()).expect("a request");
+        let answer = ask(&client, plain, b"x").await.expect("an answer");
+        assert_eq!(
+            (answer.status, &answer.fields["x-hostmesh-error"]),
+            (StatusCode::BAD_GATEWAY, &"reset".parse().expect("a value"))
+        );
+        let answer = ask(&client, post("/reset"), b"x").await.expect("an answer");
+        assert_eq!(answer.fields["grpc-status"], "14");
+    });
+}
+
+#[test]
+fn an_application_that_goes_away_between_requests_is_nobodys_failure() {
+    run(async {
+        let mut mesh = mesh("http2").await;
+        let listener = application(&mut mesh);
+        spawn_local(async move {
+            // Each connection serves one request and says GOAWAY.
+            while let Ok((tcp, _)) = listener.accept().await {
+                spawn_local(async move {
+                    let mut connection = h2::server::handshake(tcp).await.expect("HTTP/2");
+                    if let Some(Ok((request, respond))) = connection.accept().await {
+                        connection.graceful_shutdown();
+                        spawn_local(echo(request, respond));
+                    }
+                    while let Some(Ok(_)) = connection.accept().await {}
+                });
+            }
+        });
+        let client = client(&mesh).await;
+        for round in 0..20 {
+            let answer = ask(&client, post("/"), b"x").await.expect("an answer");
+            assert_eq!(answer.status, StatusCode::OK, "round {round}");
+            assert!(
+                !answer.fields.contains_key("grpc-status"),
+                "round {round}: {:?}",
+                answer.fields
+            );
+        }
+        until(|| mesh.h1.gauge("streams") <= 1).await;
+    });
+}
