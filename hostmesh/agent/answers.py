@@ -87,6 +87,7 @@ class Answers:
             version=VERSION,
             stats=stats,
             kernel=self._kernel(),
+            key_sets=parts.token_keys.ages(),
             svids={unit: svid.not_after for unit, svid in parts.identities.svids.items()},
             agent={
                 "policy_errors": len(parts.policies.findings),
@@ -139,6 +140,7 @@ class Answers:
         audited = [policy.unit.full for policy in parts.policies.policies if policy.mode is Mode.AUDIT]
         if audited:
             notes.append(f"nothing is enforced yet for {', '.join(audited)} (audit): hostmesh enforce UNIT")
+        notes += parts.token_keys.notes()
         notes += [f"proxy: {trouble}" for trouble in (parts.proxy.last.troubles if parts.proxy.last else [])]
         notes += [f"controller: {parts.mesh.trouble}"] if parts.mesh.connected and parts.mesh.trouble else []
         for service, files in parts.mesh.catalog.conflicts.items():

@@ -8,7 +8,7 @@ agent touches nothing.
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hostmesh.agent.identities import Identities
 from hostmesh.agent.mesh import Mesh
@@ -17,6 +17,7 @@ from hostmesh.agent.policies import PolicyFolder
 from hostmesh.agent.proxy_link import ProxyLink
 from hostmesh.agent.reports import Reports
 from hostmesh.agent.services import effective, still_ready, workloads
+from hostmesh.agent.token_keys import TokenKeys
 from hostmesh.agent.wakeups import Wakeups
 from hostmesh.apply.executor import Doors, Report, StepFailed, apply
 from hostmesh.apply.nft import Nft
@@ -54,6 +55,7 @@ class Parts:
     proxy: ProxyLink
     mesh: Mesh
     identities: Identities
+    token_keys: TokenKeys
     reports: Reports
     wakeups: Wakeups
     touched: Wakeups
@@ -164,8 +166,11 @@ class Loop:
             return diff(plan, await self.parts.host.observed(plan, self.parts.proxy.revision))
 
     async def _observe(self, policies: Sequence[Policy], numbers: Mapping[UnitName, int]) -> HostFacts:
-        await self.parts.units.watch(frozenset(units_of(self.parts.policies.policies)))
-        return await self.parts.host.facts(policies, dict(numbers))
+        in_force = self.parts.policies.policies
+        await self.parts.units.watch(frozenset(units_of(in_force)))
+        self.parts.token_keys.want(in_force)
+        facts = await self.parts.host.facts(policies, dict(numbers))
+        return replace(facts, token_keys=self.parts.token_keys.keys)
 
     def _compile(self, policies: Sequence[Policy], facts: HostFacts) -> Plan:
         parts, catalog = self.parts, self.parts.mesh.catalog

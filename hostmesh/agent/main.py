@@ -22,6 +22,7 @@ from hostmesh.agent.numbers import Numbers
 from hostmesh.agent.policies import PolicyFolder
 from hostmesh.agent.proxy_link import ProxyLink
 from hostmesh.agent.reports import Reports
+from hostmesh.agent.token_keys import TokenKeys
 from hostmesh.agent.wakeups import Wakeups
 from hostmesh.agent.watches import Watches
 from hostmesh.apply import limits
@@ -41,6 +42,7 @@ from hostmesh.observe.journal import Journal
 from hostmesh.observe.units import UnitFollower
 from hostmesh.policy.hostfile import PLACE
 from hostmesh.policy.settings import Settings
+from hostmesh.wire.proxy_control import Events
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +134,7 @@ class Agent:
             parts.proxy.run(),
             parts.mesh.run(),
             parts.identities.run(),
+            parts.token_keys.run(),
             watches.run(),
             ControlSocket(self._settings.paths.agent_socket, answers).run(),
             self._reconcile(),
@@ -202,8 +205,13 @@ def make_parts(settings: Settings) -> Parts:
         wakeups.request(what, 0.0)  # while a run is under way, the next words of the controller gather by themselves
         identities.look()
 
-    proxy = ProxyLink(settings.paths.proxy_socket, about_proxy, reports.events)
+    def events(batch: Events) -> None:
+        token_keys.events(batch)
+        reports.events(batch)
+
+    proxy = ProxyLink(settings.paths.proxy_socket, about_proxy, events)
     mesh = Mesh(settings, reports, about_mesh)
+    token_keys = TokenKeys(state / "jwks", files, reports, lambda: wakeups.request("token keys", 0.0))
     identities = Identities(proxy, mesh, reports, lambda: wakeups.request("identities"))
     return Parts(
         settings=settings,
@@ -226,6 +234,7 @@ def make_parts(settings: Settings) -> Parts:
         proxy=proxy,
         mesh=mesh,
         identities=identities,
+        token_keys=token_keys,
         reports=reports,
         wakeups=wakeups,
         touched=Wakeups(),

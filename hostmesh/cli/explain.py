@@ -3,11 +3,11 @@
 import argparse
 import ipaddress
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from hostmesh.cli import host, show
+from hostmesh.cli import claims, host, show
 from hostmesh.cli.agent_link import AgentAway, ask
 from hostmesh.cli.explain_routes import Routing, routing
 from hostmesh.errors import HostmeshError
@@ -23,6 +23,8 @@ WORDS = {
     Verdict.ALLOW: "allowed",
     Verdict.DENY: "REFUSED",
     Verdict.BAD_PATH: "REFUSED with 400",
+    Verdict.NO_TOKEN: "REFUSED with 401: there is no token (--claim NAME=VALUE: as if one said so)",
+    Verdict.BAD_TOKEN: "REFUSED with 401",
     Verdict.AUDIT_DENY: "let pass by audit mode, would be refused",
     Verdict.ASKS_REQUEST: "depends on the request: give METHOD and PATH",
 }
@@ -44,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", nargs="?", metavar="METHOD")
     parser.add_argument("path", nargs="?", metavar="PATH")
     parser.add_argument("--header", action="append", default=[], metavar="NAME:VALUE", help="may be repeated")
+    claims.configure(parser)
     show.add_json(parser)
     parser.set_defaults(do=explain)
 
@@ -54,6 +57,8 @@ def explain(arguments: argparse.Namespace) -> int:
         raise HostmeshError("a method needs a path", "for example: hostmesh explain orders inventory GET /products/7")
     snapshot, source = _snapshot()
     asked = _asked(arguments.method, arguments.path, arguments.header)
+    if asked:
+        asked = replace(asked, request=replace(asked.request, token=claims.said(arguments)))
     caller = _caller(snapshot, arguments.caller)
     name, port = _destination(arguments.destination)
     answers = _answers(snapshot, caller, name, port, asked)
@@ -151,6 +156,8 @@ def _answers(snapshot: Snapshot, caller: Peer | Plaintext, name: str, port: int,
 def _come_in(callee: "Callee", caller: Peer | Plaintext, who: str, request: Request | None) -> list[Answer]:
     if callee.unit:
         question = f"may {who} come to {callee.unit.unit}, port {callee.target}?"
+        if request:
+            request = replace(request, token=claims.as_token(callee.unit, request.token))
         return [Answer(question, authorize.inbound(callee.unit, caller, callee.target, request))]
     if callee.service:
         return [Answer(f"may {who} come to {callee.service}?", None, f"served by {callee.served_by}: ask there")]
@@ -232,4 +239,5 @@ def _text(answer: Answer) -> str:
         return f"{answer.what}\n    {answer.why_not}"
     rows = [(f"    {tried.kind}", "=>" if tried.fits else "", tried.rule, tried.why) for tried in decision.trace]
     tried = show.table(("    TRIED", "", "RULE", ""), rows) if rows else "    no rule to try"
-    return f"{answer.what}\n    {WORDS[decision.verdict]}, by {decision.rule}\n\n{tried}"
+    audited = f"\n    in force, {decision.audited} would decide otherwise (audit)" if decision.audited else ""
+    return f"{answer.what}\n    {WORDS[decision.verdict]}, by {decision.rule}{audited}\n\n{tried}"

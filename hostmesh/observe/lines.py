@@ -37,6 +37,12 @@ _REMEDIES = {
 }
 
 
+_LEADS = {
+    "audit-deny": "would be denied, let pass (audit)",
+    "audit-allow": "denied, would be let in but for audit",
+}
+
+
 def event_fields(event: Event) -> Fields:
     """The journal entry of one event of the proxy."""
     fields: Fields = {
@@ -117,10 +123,12 @@ def sentence(event: Event) -> str:
     what = f"{event.method} {event.path} " if event.method else ""
     took = f" in {event.duration_us / 1000:.1f} ms" if event.duration_us else ""
     tries = f", try {event.tries}" if event.tries > 1 or event.kind == "retry" else ""
+    if event.kind == "token":
+        return f"token: {_caller(event)}: {event.message}"
     if event.kind == "wire":
         return event.message + _REMEDIES.get(event.rule, "")
     if event.kind == "denied":
-        lead = "would be denied, let pass (audit)" if event.verdict == "audit-deny" else "denied"
+        lead = _LEADS.get(event.verdict, "denied")
         late = f"; it was open for {event.duration_us / 1e6:.3f} s and is ended" if event.duration_us else ""
         return f"{lead}: {event.message or _flow(event, what)}, by {event.rule}{late}"
     if event.verdict == "audit-deny":
@@ -167,9 +175,9 @@ def _unit_fields(unit: str) -> Fields:
 def _priority(event: Event) -> int:
     if event.kind == "error":
         return _ERROR
-    if event.verdict == "deny" or event.status >= 500:
+    if (event.verdict == "deny" and event.kind != "token") or event.status >= 500:
         return _WARNING
-    return _NOTICE if event.verdict == "audit-deny" or event.kind == "retry" else _INFO
+    return _NOTICE if event.verdict in _LEADS or event.kind == "retry" else _INFO
 
 
 @dataclass(slots=True)

@@ -31,6 +31,7 @@ Flow = tuple[str, ...]
 class Observed:
     """Everything that is shown. kernel: (unit, rule) to packets refused; svids: unit to expiry (epoch seconds).
 
+    key_sets: where token issuers' keys are had from, to seconds since they were, and how many there are.
     agent: gauge name (without prefix) to value; counters: the same for what only grows.
     """
 
@@ -38,6 +39,7 @@ class Observed:
     stats: Stats | None
     kernel: dict[tuple[str, str], int] = field(default_factory=dict)
     svids: dict[str, int] = field(default_factory=dict)
+    key_sets: dict[str, tuple[float, int]] = field(default_factory=dict)
     agent: dict[str, float] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
 
@@ -117,6 +119,7 @@ class MeshCollector(Collector):
         for name, value in seen.counters.items():
             yield CounterMetricFamily(f"hostmesh_agent_{name}", _AGENT_HELP[name], value=value)
         yield _svids(seen.svids)
+        yield from _key_sets(seen.key_sets)
         yield _kernel(seen.kernel)
         if seen.stats:
             yield from _proxy(seen.stats)
@@ -129,6 +132,17 @@ def _svids(expiry: dict[str, int]) -> Metric:
     for unit, not_after in sorted(expiry.items()):
         metric.add_metric((unit,), not_after)
     return metric
+
+
+def _key_sets(sets: dict[str, tuple[float, int]]) -> Iterator[Metric]:
+    ages = GaugeMetricFamily(
+        "hostmesh_jwks_age_seconds", "Since a token issuer's keys were read; they stay in force", labels=("jwks",)
+    )
+    counts = GaugeMetricFamily("hostmesh_jwks_keys", "Keys of a token issuer that are in force", labels=("jwks",))
+    for place, (age, keys) in sorted(sets.items()):
+        ages.add_metric((place,), age)
+        counts.add_metric((place,), keys)
+    yield from (ages, counts)
 
 
 def _kernel(refused: dict[tuple[str, str], int]) -> Metric:

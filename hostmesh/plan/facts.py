@@ -1,7 +1,9 @@
 """What was observed of the host, as data: an argument of `compile`. Made by `observe/host.py`, read here only."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from hostmesh.identity.jwks import PublicKey
 from hostmesh.names import UnitName
 
 NOBODY = 0xFFFF_FFFE
@@ -27,10 +29,12 @@ class UnitFacts:
 class HostFacts:
     """The host. addresses: global ones of its links, v4 first, without prefix length.
 
-    numbers: unit number by unit, 1..4095, kept for the life of the boot. proxy_uid: the user that the proxy runs as."""
+    numbers: unit number by unit, 1..4095, kept for the life of the boot. proxy_uid: the user that the proxy runs as.
+    token_keys: the keys of token issuers by where they are had from (`TokenIssuer.jwks`)."""
 
     host: str
     addresses: tuple[str, ...]
     units: dict[UnitName, UnitFacts] = field(default_factory=dict)
     numbers: dict[UnitName, int] = field(default_factory=dict)
     proxy_uid: int = NOBODY
+    token_keys: Mapping[str, Sequence[PublicKey]] = field(default_factory=dict)

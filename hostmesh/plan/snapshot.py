@@ -105,6 +105,7 @@ def _unit(settings: Settings, policy: model.Policy, facts: HostFacts, revoked: S
         rule_outbound_default=NO_OUTBOUND_POLICY if outbound is None else f"{policy.place.file}:no-outbound",
         access_log=policy.observe.access_log.value,
         trace=policy.observe.trace,
+        jwt=[_token_issuer(issuer, facts) for issuer in policy.jwt],
         revoked=standing(revoked, identity, dns_names_of(facts.host)) is not None,
     )
 
@@ -142,6 +143,31 @@ def _inbound_rule(settings: Settings, rule: model.InboundRule) -> wire.InboundRu
         methods=list(rule.methods),
         paths=list(rule.paths),
         headers=[(name.lower(), value) for name, value in rule.headers],
+        jwt=None
+        if rule.jwt is None
+        else wire.TokenMatch(
+            issuer=rule.jwt.issuer,
+            audience=list(rule.jwt.audience),
+            claims=[(name, list(values)) for name, values in rule.jwt.claims],
+        ),
+        audit=rule.audit,
+    )
+
+
+def _token_issuer(issuer: model.TokenIssuer, facts: HostFacts) -> wire.TokenIssuer:
+    """With the keys that are known; those that do not say what they are for get it here."""
+    return wire.TokenIssuer(
+        rule=issuer.place.rule,
+        issuer=issuer.issuer,
+        audience=list(issuer.audience),
+        keys=[
+            wire.TokenKey(kid=key.kid, algorithms=list(key.algorithms(issuer.algorithms)), key=key.spki)
+            for key in facts.token_keys.get(issuer.jwks, ())
+        ],
+        token=issuer.token,
+        forward=issuer.forward,
+        leeway_ms=issuer.leeway_ms,
+        headers=list(issuer.headers),
     )
 
 

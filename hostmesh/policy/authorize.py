@@ -4,18 +4,20 @@ Works on the compiled units of the snapshot, so that `hostmesh explain` judges b
 The law of inbound calls: a unit whose identity is revoked serves nobody; a port that is not declared is nobody's; a
 unit may call itself; a rule of deny wins over those of allow; whoever no rule allows is refused. A condition that
 cannot be judged never opens: what denies counts as met, what allows as not met. In audit mode a refusal is recorded as
-such and let pass.
+such and let pass. A rule in audit decides nothing; what it would have changed is told beside the verdict. A rule about
+tokens (`claims.py`) fits only a request that brings a good one; whoever lacks nothing but that is answered 401.
 """
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hostmesh.policy.claims import unlike_token
 from hostmesh.policy.model import Protocol
 from hostmesh.policy.paths import AmbiguousPath, normal_path, path_matches
-from hostmesh.wire.snapshot import InboundRule, OutboundRule, PlaintextRule, Unit
+from hostmesh.wire.snapshot import InboundRule, OutboundRule, PlaintextRule, TokenMatch, Unit
 
 SELF = "builtin:self"
 NO_OUTBOUND_POLICY = "builtin:no-outbound-policy"
@@ -25,13 +27,15 @@ REVOKED = "builtin:revoked"
 class Verdict(StrEnum):
     """``audit-deny``: refused, but audit mode lets pass. ``bad-path``: answered with 400.
 
-    ``asks-request``: the connection alone cannot tell.
+    ``no-token`` and ``bad-token``: answered with 401. ``asks-request``: the connection alone cannot tell.
     """
 
     ALLOW = "allow"
     DENY = "deny"
     AUDIT_DENY = "audit-deny"
     BAD_PATH = "bad-path"
+    NO_TOKEN = "no-token"  # noqa: S105 a word of ours
+    BAD_TOKEN = "bad-token"  # noqa: S105
     ASKS_REQUEST = "asks-request"
 
 
@@ -51,12 +55,23 @@ class Plaintext:
 
 
 @dataclass(frozen=True, slots=True)
+class BadToken:
+    """A token that is not believed, and the word that says why."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """The head of an HTTP request. path: as it came, no query; headers: names in lower case, one entry a line."""
+    """The head of an HTTP request. path: as it came, no query; headers: names in lower case, one entry a line.
+
+    token: the claims of one that was checked and is good; None where the request brings none.
+    """
 
     method: str
     path: str
     headers: tuple[tuple[str, str], ...] = ()
+    token: Mapping[str, object] | BadToken | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +96,15 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The verdict, the rule that decided, and every rule that was tried, in order."""
+    """The verdict, the rule that decided, and every rule that was tried, in order.
+
+    audited: the first rule in audit that would have decided otherwise, were it in force; empty if none would.
+    """
 
     verdict: Verdict
     rule: str
     trace: tuple[Tried, ...]
+    audited: str = ""
 
 
 class _Fit(StrEnum):
@@ -93,6 +112,16 @@ class _Fit(StrEnum):
     NO = "does not fit"
     ASKS_REQUEST = "depends on the request"
     BAD_PATH = "the path has no normal form"
+    NEEDS_TOKEN = "all fits but that there is no token"  # noqa: S105
+    BAD_TOKEN = "all fits but the token"  # noqa: S105
+
+
+_REFUSALS = {
+    _Fit.YES: Verdict.DENY,
+    _Fit.BAD_PATH: Verdict.BAD_PATH,
+    _Fit.BAD_TOKEN: Verdict.BAD_TOKEN,
+    _Fit.NEEDS_TOKEN: Verdict.NO_TOKEN,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,40 +147,54 @@ def inbound(unit: Unit, caller: Peer | Plaintext, port: int, request: Request | 
         return Decision(Verdict.ALLOW, SELF, (Tried(SELF, "allow", True, "a unit may call itself"),))
     call = _Call(unit, caller, port, not Protocol(protocols[port]).is_read, request)
     trace: list[Tried] = []
+    audited = ""
     for rule in unit.deny:
         fit, why = _judge(rule, call, denies=True)
-        trace.append(Tried(rule.rule, "deny", fit is not _Fit.NO, why))
-        if fit is not _Fit.NO:
+        trace.append(Tried(rule.rule, "deny", fit is not _Fit.NO, _told(rule, why)))
+        if rule.audit and fit in (_Fit.YES, _Fit.BAD_PATH):
+            audited = audited or rule.rule
+        elif fit is not _Fit.NO:
             return _refuse(unit, rule.rule, fit, trace)
-    return _allow(call, trace)
+    return _allow(call, trace, audited)
 
 
-def _allow(call: _Call, trace: list[Tried]) -> Decision:
-    """The order of allowing rules does not matter for the verdict: a bad path is refused only if no rule fits."""
+def _told(rule: InboundRule | PlaintextRule, why: str) -> str:
+    return f"{why} (audit: not in force)" if isinstance(rule, InboundRule) and rule.audit else why
+
+
+def _allow(call: _Call, trace: list[Tried], denied_by: str) -> Decision:
+    """The order of allowing rules does not matter for the verdict: a bad path is refused only if no rule fits.
+
+    denied_by: the rule in audit that would refuse.
+    """
     rules: Sequence[InboundRule | PlaintextRule] = call.unit.allow
     kind, default = "allow", call.unit.rule_default
     if isinstance(call.caller, Plaintext):
         rules, kind = call.unit.plaintext, "plaintext"
         default = call.unit.rule_default.rpartition(":")[0] + ":no-plaintext"
-    bad_path = ""
+    seen: dict[_Fit, str] = {}  # the first rule of each kind
+    allowed_by = ""
     for rule in rules:
         fit, why = _judge(rule, call, denies=False)
-        trace.append(Tried(rule.rule, kind, fit in (_Fit.YES, _Fit.ASKS_REQUEST), why))
-        if fit is _Fit.YES:
-            return Decision(Verdict.ALLOW, rule.rule, tuple(trace))
+        trace.append(Tried(rule.rule, kind, fit in (_Fit.YES, _Fit.ASKS_REQUEST), _told(rule, why)))
         if fit is _Fit.ASKS_REQUEST:
             return Decision(Verdict.ASKS_REQUEST, rule.rule, tuple(trace))
-        if fit is _Fit.BAD_PATH:
-            bad_path = bad_path or rule.rule
-    return _refuse(call.unit, bad_path or default, _Fit.BAD_PATH if bad_path else _Fit.YES, trace)
+        if isinstance(rule, InboundRule) and rule.audit:
+            allowed_by = allowed_by or (rule.rule if fit is _Fit.YES else "")
+        elif fit is _Fit.YES:
+            return Decision(Verdict.ALLOW, rule.rule, tuple(trace), denied_by)
+        else:
+            seen.setdefault(fit, rule.rule)
+    for fit in (_Fit.BAD_PATH, _Fit.BAD_TOKEN, _Fit.NEEDS_TOKEN):
+        if fit in seen:
+            return _refuse(call.unit, seen[fit], fit, trace, allowed_by)
+    return _refuse(call.unit, default, _Fit.YES, trace, allowed_by)
 
 
-def _refuse(unit: Unit, rule: str, fit: _Fit, trace: list[Tried]) -> Decision:
+def _refuse(unit: Unit, rule: str, fit: _Fit, trace: list[Tried], audited: str = "") -> Decision:
     if fit is _Fit.ASKS_REQUEST:
         return Decision(Verdict.ASKS_REQUEST, rule, tuple(trace))
-    if unit.mode == "audit":
-        return Decision(Verdict.AUDIT_DENY, rule, tuple(trace))
-    return Decision(Verdict.BAD_PATH if fit is _Fit.BAD_PATH else Verdict.DENY, rule, tuple(trace))
+    return Decision(Verdict.AUDIT_DENY if unit.mode == "audit" else _REFUSALS[fit], rule, tuple(trace), audited)
 
 
 def _judge(rule: InboundRule | PlaintextRule, call: _Call, *, denies: bool) -> tuple[_Fit, str]:
@@ -161,16 +204,39 @@ def _judge(rule: InboundRule | PlaintextRule, call: _Call, *, denies: bool) -> t
         return _Fit.NO, stranger
     if rule.ports and call.port not in rule.ports:
         return _Fit.NO, f"not for port {call.port}"
-    headers = rule.headers if isinstance(rule, InboundRule) else []
-    if not (rule.methods or rule.paths or headers):
+    headers, jwt = (rule.headers, rule.jwt) if isinstance(rule, InboundRule) else ([], None)
+    if not (rule.methods or rule.paths or headers or jwt):
         return _Fit.YES, _Fit.YES.value
     if call.opaque:
         # opaque bytes may be just what a rule refuses, and nobody can show that they are what it allows
         return (_Fit.YES if denies else _Fit.NO), "asks about the request, and the port is opaque"
     if call.request is None:
         return _Fit.ASKS_REQUEST, _Fit.ASKS_REQUEST.value
-    asked = _asked(rule.methods, headers, call.request, denies=denies)
-    return (_Fit.NO, asked) if asked else _judge_path(rule.paths, call.request.path)
+    return _judge_request(rule, call.request, denies=denies)
+
+
+def _judge_request(rule: InboundRule | PlaintextRule, request: Request, *, denies: bool) -> tuple[_Fit, str]:
+    headers, jwt = (rule.headers, rule.jwt) if isinstance(rule, InboundRule) else ([], None)
+    asked = _asked(rule.methods, headers, request, denies=denies)
+    if asked:
+        return _Fit.NO, asked
+    by_token, why = _judge_token(jwt, request, denies=denies)
+    if by_token is _Fit.NO:
+        return _Fit.NO, why
+    by_path, of_path = _judge_path(rule.paths, request.path)
+    return (by_token, why) if by_path is _Fit.YES else (by_path, of_path)
+
+
+def _judge_token(jwt: TokenMatch | None, request: Request, *, denies: bool) -> tuple[_Fit, str]:
+    """How far the token fits. What denies says nothing of who brings none that is good."""
+    if jwt is None:
+        return _Fit.YES, _Fit.YES.value
+    token = request.token
+    if token is None or isinstance(token, BadToken):
+        why = f"the token is not believed: {token.why}" if token else "there is no token"
+        return _Fit.NO if denies else _Fit.BAD_TOKEN if token else _Fit.NEEDS_TOKEN, why
+    unlike = unlike_token(jwt, token)
+    return (_Fit.NO, unlike) if unlike else (_Fit.YES, _Fit.YES.value)
 
 
 def _asked(methods: list[str], headers: list[tuple[str, str]], request: Request, *, denies: bool) -> str:

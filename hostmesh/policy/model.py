@@ -59,11 +59,46 @@ class Port:
     client_address: ClientAddress = ClientAddress.AUTO
 
 
+ClaimValue = str | int | bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMatch:
+    """A rule's ``jwt``: what a token must say. Issuer empty: any that the unit believes.
+
+    ``claims``: a claim's name, and the values of which one will do.
+    """
+
+    place: Place
+    issuer: str = ""
+    audience: tuple[str, ...] = ()
+    claims: tuple[tuple[str, tuple[ClaimValue, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIssuer:
+    """An ``[[inbound.jwt]]``: whose tokens are believed, by which keys, and what the application gets of them.
+
+    ``token``: ``header:NAME`` or ``cookie:NAME``. ``headers``: header and claim. ``algorithms``: of keys without any.
+    """
+
+    place: Place
+    issuer: str
+    audience: tuple[str, ...]
+    jwks: str
+    token: str = "header:authorization"  # noqa: S105 a place
+    forward: bool = True
+    leeway_ms: int = 60_000
+    algorithms: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class InboundRule:
     """An ``[[inbound.allow]]`` or ``[[inbound.deny]]``: all that is given must match; empty means any.
 
-    ``callers`` are unit names (``orders``), globs of them (``legacy-*``) or SPIFFE IDs with globs.
+    ``callers`` are unit names (``orders``), globs of them (``legacy-*``) or SPIFFE IDs with globs. ``audit``: recorded,
+    not in force.
     """
 
     place: Place
@@ -72,6 +107,8 @@ class InboundRule:
     methods: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     headers: tuple[tuple[str, str], ...] = ()
+    jwt: TokenMatch | None = None
+    audit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,3 +201,4 @@ class Policy:
     traffic: Traffic
     outbound: tuple[OutboundRule, ...] | None
     observe: Observe
+    jwt: tuple[TokenIssuer, ...] = ()

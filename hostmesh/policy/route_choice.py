@@ -7,7 +7,7 @@ delay, abort, share, mirror.
 
 import ipaddress
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from urllib.parse import parse_qsl
 
@@ -124,7 +124,7 @@ def sent(asked: Asked, route: Route, captured: Captured) -> Request:
     puts += edits.set if edits else []
     gone = {name for name, _ in puts} | set(edits.remove if edits else ())
     kept = [(name, value) for name, value in request.headers if name not in gone]
-    return Request(request.method, path, (*kept, *puts, *(edits.add if edits else ())))
+    return replace(request, path=path, headers=(*kept, *puts, *(edits.add if edits else ())))
 
 
 def redirected(to: str, captured: Captured) -> str:

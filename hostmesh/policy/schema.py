@@ -52,7 +52,17 @@ _FROM = Key(
     "characters; `\"*\"` alone for every unit of the mesh.",
     'from = ["orders", "spiffe://other.example/unit/*"]',
 )
-_RULE_LATER = (("jwt", "end-user tokens"),)
+_JWT = Key(
+    "jwt", "table", "any request",
+    "The request must bring a good token that says this; see `[jwt]`. Whoever lacks nothing but that is answered 401.",
+    'jwt = { claims = { role = "buyer" } }',
+)
+_AUDIT = Key(
+    "audit", "true or false", "false",
+    "`true`: the rule is not in force. What it would have decided otherwise is recorded (`audit-deny`, `audit-allow`) and "
+    "counted under its name.",
+    "audit = true",
+)
 
 ROOT = Table(
     "", "Every table may be left out.",
@@ -97,20 +107,73 @@ INBOUND = Table(
             "comes is ended.", 'mode = "audit"'),
         Key("allow", "list of tables", "nobody", "See `[[inbound.allow]]`.", "[[inbound.allow]]"),
         Key("deny", "list of tables", "nothing", "See `[[inbound.deny]]`.", "[[inbound.deny]]"),
+        Key("jwt", "list of tables", "no token is believed", "See `[[inbound.jwt]]`.", "[[inbound.jwt]]"),
         Key("plaintext", "list of tables", "nobody", "See `[[inbound.plaintext]]`.", "[[inbound.plaintext]]"),
     ),
 )
 
 ALLOW = Table(
     "inbound.allow", "A rule that lets callers in. All keys given must fit; any one rule is enough.",
-    (_FROM, _PORTS, _METHODS, _PATHS, _HEADERS), _RULE_LATER,
+    (_FROM, _PORTS, _METHODS, _PATHS, _HEADERS, _JWT, _AUDIT),
 )
 
 DENY = Table(
     "inbound.deny",
-    "A rule that refuses callers. It wins over every `allow`. On a port whose protocol is opaque, conditions on method, path "
-    "and headers cannot be seen and count as met.",
-    (_FROM, _PORTS, _METHODS, _PATHS, _HEADERS), _RULE_LATER,
+    "A rule that refuses callers. It wins over every `allow`. On a port whose protocol is opaque, conditions on method, path, "
+    "headers and token cannot be seen and count as met. One with `jwt` refuses only who brings such a token: it is no way "
+    "to ask for one.",
+    (_FROM, _PORTS, _METHODS, _PATHS, _HEADERS, _JWT, _AUDIT),
+)
+
+TOKEN = Table(
+    "jwt",
+    "What a rule asks of the request's token, as `jwt = { … }` in `[[inbound.allow]]` and `[[inbound.deny]]`. `jwt = {}`: any "
+    "token that is good by `[[inbound.jwt]]`.",
+    (
+        Key("issuer", "text", "any of the unit's", "Exactly the token's `iss`.", 'issuer = "https://id.example.org"'),
+        Key("audience", "text or list", "any of the issuer's", "The token's `aud` must have one of these.",
+            'audience = "inventory"'),
+        Key("claims", "table of claim = value or values", "any",
+            "Each claim must be equal to the value (to one of several), or be a list that has it; of `scope` the words count. "
+            "Text, numbers and true or false are never equal to each other. `realm.role` is the claim of that name, else "
+            "`role` of the object `realm`.",
+            'claims = { role = ["buyer", "admin"], realm.level = 3 }'),
+    ),
+)
+
+JWT = Table(
+    "inbound.jwt",
+    "Whose tokens (JSON Web Tokens, RFC 7519) are believed. A token must be signed by a key of the issuer's set, by an "
+    "algorithm that this key is for: RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 or EdDSA; `none` and those with a "
+    "shared secret are never believed, nor is any key that a token brings along. It must have `iss`, `aud` and `exp`, each "
+    "as written here. Where it is not believed, the answer's `WWW-Authenticate` says why in one word: `malformed`, "
+    "`algorithm`, `issuer`, `unknown-key`, `signature`, `expired`, `not-yet-valid` or `audience`.\n\n"
+    "The agent reads the set of keys (JWKS, RFC 7517), again when `Cache-Control` says so (after a minute at least, an hour at "
+    "most), and at once when a token names a key that is not in it; the request waits for that for a second at most. While "
+    "the set cannot be had, the last one stays in force, over restarts too: `hostmesh status` says for how long.",
+    (
+        Key("issuer", "text", "must be given", "Exactly the token's `iss`. One table an issuer.",
+            'issuer = "https://id.example.org"'),
+        Key("audience", "text or list", "must be given", "The token's `aud` must have one of these.",
+            'audience = ["inventory"]'),
+        Key("jwks", "URL or absolute path", "must be given",
+            "Where the issuer's public keys are: an `https` URL, checked by the host's own certificates of authorities, or a "
+            "file that the agent may read.", 'jwks = "https://id.example.org/keys"'),
+        Key("insecure_http", "true or false", "false",
+            "Take an `http` URL too: whoever is on the way then decides which tokens are good.", "insecure_http = true"),
+        Key("token", '"header:NAME" or "cookie:NAME"', '"header:authorization"',
+            "Where the token stands: in `Authorization: Bearer …`, alone in another header, or in a cookie.",
+            'token = "header:x-token"'),
+        Key("forward", "true or false", "true", "`false`: the application does not get the header in which tokens stand.",
+            "forward = false"),
+        Key("leeway", "duration", '"60s"', "How far the clocks of issuer and host may be apart.", 'leeway = "10s"'),
+        Key("algorithms", "list of algorithms", "RS256; for other keys what their curve says",
+            "What keys are for that do not say it themselves (`alg`).", 'algorithms = ["PS256"]'),
+        Key("headers", "table of header = claim", "none",
+            "Claims of a good token that the application gets, as text; of a list all, with commas between. What a client "
+            "sends under these names is always dropped. What no header can hold is left out, and told.",
+            'headers = { x-user = "sub" }'),
+    ),
 )
 
 PLAINTEXT = Table(
@@ -319,6 +382,6 @@ OBSERVE = Table(
 )
 
 TABLES = (
-    ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, PLAINTEXT, TRAFFIC, BALANCE, RETRIES,
+    ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, JWT, TOKEN, PLAINTEXT, TRAFFIC, BALANCE, RETRIES,
     ROUTE, ROUTE_MATCH, ROUTE_REWRITE, ROUTE_HEADERS, ROUTE_MIRROR, ROUTE_REDIRECT, ROUTE_RESPOND, ROUTE_FAULT, OUTBOUND, OBSERVE,
 )

@@ -3,7 +3,7 @@
 The same function serves the agent, `hostmesh check` and the tests: there is no second reader that could drift.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from hostmesh.errors import Place
@@ -21,12 +21,14 @@ from hostmesh.policy.model import (
     Policy,
     Port,
     Protocol,
+    TokenIssuer,
     Traffic,
 )
 from hostmesh.policy.read import Reader
 from hostmesh.policy.route_law import placeless
 from hostmesh.policy.routes import routes
 from hostmesh.policy.source import Node, parse
+from hostmesh.policy.tokens import issuers, token_match
 from hostmesh.policy.traffic import traffic
 from hostmesh.policy.words import caller, destination, header, method, path, plaintext_source
 
@@ -93,6 +95,7 @@ class _Reading:
         self.ports_are_sound = len(self.findings.diagnostics) == before
         inbound = self.read.table(top.get("inbound"), schema.INBOUND)
         declared = {port.number: port.protocol for port in ports}
+        believed = issuers(self.read, inbound.get("jwt"))
         return Policy(
             place=self.file,
             unit=self.unit,
@@ -100,12 +103,13 @@ class _Reading:
             ports=ports,
             mode=Mode(self.read.choice(inbound.get("mode"), Mode.ENFORCE, Mode)),
             inbound_place=top["inbound"].place if "inbound" in top else self.file,
-            allow=self._inbound_rules(inbound.get("allow"), schema.ALLOW, declared),
-            deny=self._inbound_rules(inbound.get("deny"), schema.DENY, declared),
+            allow=self._inbound_rules(inbound.get("allow"), schema.ALLOW, declared, believed),
+            deny=self._inbound_rules(inbound.get("deny"), schema.DENY, declared, believed),
             plaintext=self._plaintext_rules(inbound.get("plaintext"), declared),
             traffic=self._traffic(top.get("traffic"), declared),
             outbound=self._outbound(top.get("outbound")),
             observe=self._observe(top.get("observe")),
+            jwt=believed,
         )
 
     def _service(self, node: Node | None) -> tuple[str, tuple[Port, ...]]:
@@ -183,7 +187,7 @@ class _Reading:
 
     def _check_readable(self, table: Tables, ports: tuple[int, ...], declared: Mapping[int, Protocol]) -> None:
         """A condition on the request needs a port on which requests can be read."""
-        asks = next((table[key] for key in ("methods", "paths", "headers") if key in table), None)
+        asks = next((table[key] for key in ("methods", "paths", "headers", "jwt") if key in table), None)
         if asks is None or not self.ports_are_sound:
             return  # one mistake in [service.ports] is told once
         opaque = [port for port in ports if not declared.get(port, Protocol.HTTP).is_read]
@@ -196,7 +200,11 @@ class _Reading:
             self.findings.add(Code.BAD_VALUE, asks.key_place, message, 'for example, in [service.ports]: 8080 = "http"')
 
     def _inbound_rules(
-        self, node: Node | None, kind: schema.Table, declared: Mapping[int, Protocol]
+        self,
+        node: Node | None,
+        kind: schema.Table,
+        declared: Mapping[int, Protocol],
+        believed: Sequence[TokenIssuer],
     ) -> tuple[InboundRule, ...]:
         rules = []
         for item in self.read.tables(node, kind.name):
@@ -212,6 +220,8 @@ class _Reading:
                     self._words(table.get("methods"), method),
                     self._words(table.get("paths"), path),
                     self._headers(table.get("headers")),
+                    token_match(self.read, table.get("jwt"), believed),
+                    self.read.boolean(table.get("audit"), False),
                 )
             )
         return tuple(rules)

@@ -142,7 +142,8 @@ class Stats(Struct, tag_field="type", tag="stats"):
 class Event(Struct):
     """Something for a unit's journal.
 
-    kind: request | connection | denied | retry | error | wire. verdict: allow | deny | audit-deny. direction: inbound |
+    kind: request | connection | denied | retry | error | wire | token (by a key that is not known: ``rule`` names its
+    issuer). verdict: allow | deny | audit-deny | audit-allow. direction: inbound |
     outbound | local. ``status`` 0 when there is none; times: ns since the epoch, durations us. ``tries`` counts from 1.
     ``route``: the route of the service that it took; ``flag``: what was done to it, in one word. Empty: none, nothing.
     """

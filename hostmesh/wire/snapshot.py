@@ -51,11 +51,45 @@ class Port(Struct):
     client_address: str
 
 
+class TokenMatch(Struct):
+    """What a rule asks of a token. issuer: empty for any. claims: name, and the values of which one will do."""
+
+    issuer: str = ""
+    audience: list[str] = []
+    claims: list[tuple[str, list[str | int | bool]]] = []
+
+
+class TokenKey(Struct):
+    """A public key of an issuer. kid: empty where it has none. key: base64 DER (SubjectPublicKeyInfo, RFC 5280)."""
+
+    kid: str
+    algorithms: list[str]
+    key: str
+
+
+class TokenIssuer(Struct):
+    """Whose tokens a unit believes, and by which keys: an ``[[inbound.jwt]]``, ``rule`` is its ``file:line``.
+
+    ``token``: where it stands, ``header:NAME`` or ``cookie:NAME``. ``forward``: the application gets it too.
+    ``headers``: header, in lower case, and the claim that the application gets in it.
+    """
+
+    rule: str
+    issuer: str
+    audience: list[str]
+    keys: list[TokenKey]
+    token: str
+    forward: bool
+    leeway_ms: int
+    headers: list[tuple[str, str]]
+
+
 class InboundRule(Struct):
     """All lists that are not empty must match. ``callers``: SPIFFE IDs, ``*`` matches any run of characters.
 
     ``paths``: ``/products/*`` matches what begins with ``/products/``; without ``*`` the whole path; matched against
-    the path's normal form. ``headers``: name in lower case and exact value.
+    the path's normal form. ``headers``: name in lower case and exact value. ``jwt``: the request brings a token that is
+    good, and says this. ``audit``: recorded, not in force.
     """
 
     rule: str
@@ -64,6 +98,8 @@ class InboundRule(Struct):
     methods: list[str] = []
     paths: list[str] = []
     headers: list[tuple[str, str]] = []
+    jwt: TokenMatch | None = None
+    audit: bool = False
 
 
 class PlaintextRule(Struct):
@@ -112,6 +148,7 @@ class Unit(Struct):
     access_log: str
     trace: float
     revoked: bool = False
+    jwt: list[TokenIssuer] = []
 
 
 class Retries(Struct):

@@ -22,7 +22,7 @@ pub const BATCH: usize = 256;
 pub struct Event {
     /// Nanoseconds since the epoch.
     pub time_ns: u64,
-    /// request | connection | denied | retry | error | wire.
+    /// request | connection | denied | retry | error | wire | token.
     #[serde(deserialize_with = "words::known")]
     pub kind: Word,
     /// The unit in whose journal this belongs.
@@ -30,7 +30,7 @@ pub struct Event {
     /// inbound | outbound | local.
     #[serde(deserialize_with = "words::known")]
     pub direction: Word,
-    /// allow | deny | audit-deny.
+    /// allow | deny | audit-deny | audit-allow.
     #[serde(deserialize_with = "words::known")]
     pub verdict: Word,
     /// `file:line` of what decided.

@@ -44,9 +44,9 @@ pub struct Question {
 pub struct Audited(Cell<bool>);
 
 impl Audited {
-    /// Takes a verdict; does audit let it pass by this one, and not by the one before?
-    pub fn begins(&self, verdict: Verdict) -> bool {
-        let is_audited = verdict == Verdict::AuditDeny;
+    /// Takes a decision; does audit let it pass by this one, and not by the one before?
+    pub fn begins(&self, decision: &Decision) -> bool {
+        let is_audited = decision.would_deny().is_some();
         let was_audited = self.0.replace(is_audited);
         is_audited && !was_audited
     }
@@ -71,10 +71,7 @@ pub fn by_unit(config: &Config, about: &About, judge: impl FnOnce(&Unit) -> Deci
 
 /// Where there is no unit, no policy lets anybody in or out.
 pub fn unknown_unit() -> Decision {
-    Decision {
-        verdict: Verdict::Deny,
-        rule: RULE_UNKNOWN_UNIT.into(),
-    }
+    Decision::new(Verdict::Deny, RULE_UNKNOWN_UNIT)
 }
 
 /// Waits until other policies than those judged by are in force, and `judge` denies by them.
@@ -116,8 +113,11 @@ impl Question {
 
     /// Why it is denied, if it is. What audit lets pass is told once.
     fn weigh(&self, worker: &Worker, decision: Decision) -> Option<Denial> {
-        if self.audited.begins(decision.verdict) {
-            self.about.audited(worker, &decision.rule);
+        if self.audited.begins(&decision) {
+            self.about.audited(worker, &decision);
+        }
+        if let Some(rule) = decision.would_allow() {
+            self.about.would_be_let_in(worker, rule);
         }
         (!decision.verdict.passes()).then(|| match &self.asked {
             Asked::Call { address, .. } if self.about.service.is_empty() => Denial {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use hostmesh_proxy_core::authorize::Decision;
 use hostmesh_proxy_core::balance::Loads;
 use hostmesh_proxy_core::config::{AccessLog, Unit};
 use rustls::pki_types::UnixTime;
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::drain;
 use crate::events::Event;
+use crate::http::token::Tokens;
 use crate::listener::{self, Kind};
 use crate::outbound;
 use crate::plaintext;
@@ -47,6 +49,8 @@ pub struct Worker {
     pub loads: Rc<RefCell<Loads>>,
     /// Copies under way, by the service that they go to.
     pub copies: RefCell<HashMap<Arc<str>, u32>>,
+    /// Tokens that are believed.
+    pub tokens: RefCell<Tokens>,
     /// TLS connections from other hosts.
     pub links: RefCell<Vec<Weak<ServerLink>>>,
     /// By which they were judged last.
@@ -69,6 +73,7 @@ impl Worker {
             idle: IdleStreams::default(),
             loads,
             copies: RefCell::default(),
+            tokens: RefCell::default(),
             links: RefCell::default(),
             trust: RefCell::new(shared.trust()),
             policies_changed: Notify::new(),
@@ -302,10 +307,18 @@ impl About {
         worker.shared.events.emit(self.event("denied", "deny", rule, message));
     }
 
-    /// Records what `mode = "audit"` let pass.
-    pub fn audited(&self, worker: &Worker, rule: &str) {
+    /// Records what would be denied but for audit; nothing where it would not.
+    pub fn audited(&self, worker: &Worker, decision: &Decision) {
+        let Some(rule) = decision.would_deny() else { return };
         worker.stats.denied(rule);
         let event = self.event("denied", "audit-deny", rule, String::new());
+        worker.shared.events.emit(event);
+    }
+
+    /// Records what is denied, and this rule would let in but for audit.
+    pub fn would_be_let_in(&self, worker: &Worker, rule: &str) {
+        worker.stats.denied(rule);
+        let event = self.event("denied", "audit-allow", rule, String::new());
         worker.shared.events.emit(event);
     }
 

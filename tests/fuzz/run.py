@@ -48,6 +48,7 @@ TARGETS = (
     Target("route", seeds.route),
     Target("certificate", seeds.certificate),
     Target("control", seeds.control, talks=True),
+    Target("jwt", seeds.jwt),
     Target("policy", seeds.policy, python=True),
     Target("settings", seeds.settings, python=True),
     Target("messages", seeds.framed_messages, python=True),

@@ -57,6 +57,21 @@ def body() -> Iterator[bytes]:
         yield b"\x05" + sent.partition(b"\r\n\r\n")[2]
 
 
+def jwt() -> Iterator[bytes]:
+    """A token as it is brought; then what the target signs: header and claims, a line each."""
+    example = "eyJhbGciOiJFZERTQSIsImtpZCI6ImsifQ.eyJpc3MiOiJpIiwiYXVkIjoiYSIsImV4cCI6MTgwMDAwMDMwMH0.AAAA"
+    yield b"0" + example.encode()
+    header = b'{"alg":"EdDSA","kid":"k","typ":"JWT"}\n'
+    for said in (
+        {"sub": "ann", "nbf": 1_800_000_000.5, "realm": {"role": ["a", 7, True]}},
+        {"sub": "a\r\nb: c", "aud": ["b", "a"], "realm.role": "x"},
+        {"sub": None, "exp": "soon", "scope": "a b"},
+    ):
+        yield b"1" + header + json.dumps({"iss": "i", "aud": "a", "exp": 1_800_000_300, **said}).encode()
+    for head in ('{"alg":"none"}', '{"alg":"EdDSA","crit":["b64"]}', '{"alg":"EdDSA","kid":["k"],"jwk":{"kty":"OKP"}}'):
+        yield b"1" + head.encode() + b"\n" + b'{"iss":"i","aud":"a","exp":1800000300}'
+
+
 def stream() -> Iterator[bytes]:
     """HTTP/2 as a peer speaks it: a CONNECT and a request in it, then what else there is of frames (RFC 9113)."""
     authority = b"web.unit.mesh.example:00000"

@@ -1,17 +1,21 @@
 """Laws of the specification that no single vector can show: order, monotony, and that ambiguity never opens."""
 
+from dataclasses import replace
+
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostmesh.policy.authorize import Peer, Plaintext, Request, Verdict, inbound
+from hostmesh.policy.authorize import BadToken, Peer, Plaintext, Request, Verdict, inbound
 from hostmesh.policy.paths import AmbiguousPath, normal_path
-from hostmesh.wire.snapshot import InboundRule, PlaintextRule, Port, Unit
+from hostmesh.wire.snapshot import InboundRule, PlaintextRule, Port, TokenMatch, Unit
 
 ID = "spiffe://mesh.local/unit/"
 CALLERS = st.sampled_from(["a", "a", "b", "self"]).map(lambda name: Peer(ID + name))
 STRANGERS = st.builds(Plaintext, st.sampled_from(["198.18.0.1", "2001:2::1"]), st.booleans())
 PATHS = st.sampled_from(["/", "/x", "/x/y", "/%78", "/x/../y", "/x//y", "*", "/x%2fy"])
-ASKS = st.builds(Request, st.sampled_from(["GET", "get", "POST"]), PATHS, st.just(()) | st.just((("k", "v"),)))
+TOKENS = st.sampled_from([None, None, BadToken("expired"), {"iss": "i"}, {"iss": "i", "role": ["x", "y"]}])
+ASKS = st.builds(Request, st.sampled_from(["GET", "get", "POST"]), PATHS, st.just(()) | st.just((("k", "v"),)), TOKENS)
 REQUESTS = st.none() | ASKS
 RULES = st.builds(
     InboundRule,
@@ -21,6 +25,8 @@ RULES = st.builds(
     methods=st.sampled_from([[], ["GET"], ["POST"]]),
     paths=st.sampled_from([[], ["/x"], ["/x/*"], ["/*"]]),
     headers=st.sampled_from([[], [], [("k", "v")]]),
+    jwt=st.sampled_from([None, None, TokenMatch(), TokenMatch(claims=[("role", ["x"])])]),
+    audit=st.sampled_from([False, False, True]),
 )
 PLAINTEXT = st.builds(
     PlaintextRule,
@@ -38,11 +44,16 @@ UNITS = st.builds(
     plaintext=st.lists(PLAINTEXT, max_size=2), rule_default=st.just("u.service.toml:no-allow"), outbound=st.none(),
     rule_outbound_default=st.just(""), access_log=st.just("none"), trace=st.just(0.0),
 )  # fmt: skip
+REFUSALS = {Verdict.DENY, Verdict.BAD_PATH, Verdict.NO_TOKEN, Verdict.BAD_TOKEN}
 ASKED = (CALLERS | STRANGERS, st.sampled_from([80, 80, 81, 82]), REQUESTS)
 
 
 def changed(unit: Unit, **fields: object) -> Unit:
     return Unit(**{**{name: getattr(unit, name) for name in unit.__struct_fields__}, **fields})
+
+
+def changed_rule(rule: InboundRule, *, audit: bool) -> InboundRule:
+    return msgspec.structs.replace(rule, audit=audit)
 
 
 @given(st.data(), UNITS, *ASKED)
@@ -57,9 +68,8 @@ def test_the_order_of_rules_is_nothing_to_who_may(
         plaintext=data.draw(st.permutations(unit.plaintext)),
     )
     before, after = (inbound(u, caller, port, request).verdict for u in (unit, moved))
-    refusals = {Verdict.DENY, Verdict.BAD_PATH}
     if Verdict.ASKS_REQUEST not in (before, after):
-        assert before == after or {before, after} <= refusals
+        assert before == after or {before, after} <= REFUSALS
 
 
 @given(UNITS, RULES, *ASKED)
@@ -98,8 +108,36 @@ def test_audit_decides_the_same_and_lets_pass(
     strict = inbound(unit, caller, port, request)
     audit = inbound(changed(unit, mode="audit"), caller, port, request)
     assert audit.rule == strict.rule
-    softened = strict.verdict in (Verdict.DENY, Verdict.BAD_PATH) and port != 82
+    softened = strict.verdict in REFUSALS and port != 82
     assert audit.verdict is (Verdict.AUDIT_DENY if softened else strict.verdict)
+
+
+@given(UNITS, *ASKED)
+def test_a_rule_in_audit_decides_nothing_and_is_told_where_it_would(
+    unit: Unit, caller: Peer | Plaintext, port: int, request: Request | None
+) -> None:
+    decision = inbound(unit, caller, port, request)
+    in_force = {kind: [rule for rule in getattr(unit, kind) if not rule.audit] for kind in ("allow", "deny")}
+    without = inbound(changed(unit, **in_force), caller, port, request)
+    if decision.verdict is Verdict.ASKS_REQUEST:
+        return
+    assert (decision.verdict, decision.rule) == (without.verdict, without.rule)
+    one_more = {
+        kind: [changed_rule(rule, audit=rule.audit and rule.rule != decision.audited) for rule in getattr(unit, kind)]
+        for kind in ("allow", "deny")
+    }
+    if decision.audited:
+        then = inbound(changed(unit, **one_more), caller, port, request).verdict
+        assert (then is Verdict.ALLOW) != (decision.verdict is Verdict.ALLOW)
+
+
+@given(UNITS, CALLERS, st.sampled_from([80, 81]), ASKS)
+def test_a_token_that_is_not_good_opens_no_more_than_none(
+    unit: Unit, caller: Peer, port: int, request: Request
+) -> None:
+    bad, none = (inbound(unit, caller, port, replace(request, token=token)) for token in (BadToken("x"), None))
+    assert (bad.verdict is Verdict.ALLOW) == (none.verdict is Verdict.ALLOW)
+    assert bad.verdict is not Verdict.NO_TOKEN and none.verdict is not Verdict.BAD_TOKEN
 
 
 @given(st.text(st.sampled_from("/.%2fFeE5cC;x\\?#A\x00 é"), max_size=12))

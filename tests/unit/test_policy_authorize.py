@@ -28,7 +28,9 @@ def decide(case: dict[str, Any]) -> authorize.Decision:
     request = None
     if "method" in case:
         headers = tuple((name, value) for name, value in case["headers"])
-        request = authorize.Request(case["method"], case["path"], headers)
+        token = case.get("token", {})
+        bad = authorize.BadToken(token["bad"]) if "bad" in token else None
+        request = authorize.Request(case["method"], case["path"], headers, bad or token.get("claims"))
     return authorize.inbound(unit, caller, case["port"], request)
 
 
@@ -36,6 +38,7 @@ def decide(case: dict[str, Any]) -> authorize.Decision:
 def test_vector(case: dict[str, Any]) -> None:
     decision = decide(case)
     assert (decision.verdict.value, decision.rule) == (case["expect"]["verdict"], case["expect"]["rule"])
+    assert decision.audited == case["expect"].get("audited", "")
     assert decision.trace or decision.rule.endswith((":no-allow", ":no-plaintext", ":no-outbound"))
 
 

@@ -130,7 +130,6 @@ CASES: list[tuple[str, Code, tuple[int, int], str, str]] = [
     ("[[inbound.allow]]\nfrom = ['a b']\n", Code.BAD_VALUE, (2, 9), "no caller", ""),
     ("[[inbound.allow]]\nfrom = ['spiffe://*/unit/a']\n", Code.BAD_VALUE, (2, 9), "named as a whole", ""),
     ("[[inbound.allow]]\nfrom = ['spiffe://A/unit/a']\n", Code.BAD_VALUE, (2, 9), "not a SPIFFE ID", ""),
-    ("[[inbound.allow]]\nfrom = ['a']\njwt = {}\n", Code.NOT_YET, (3, 1), "'jwt' (end-user tokens)", "leave it out"),
     (ALLOW + "ports = [81]\n", Code.BAD_VALUE, (6, 10), "81 is not declared", "5, 80"),
     (ALLOW + "methods = ['get']\n", Code.BAD_VALUE, (6, 12), "case counts", "'GET'"),
     (ALLOW + "methods = ['G T']\n", Code.BAD_VALUE, (6, 12), "not an HTTP method", ""),
@@ -271,7 +270,9 @@ BESIDE = {
     ("traffic.route.fault", "delay_percent"): 'delay = "2s"\n',
     ("traffic.route.fault", "abort_percent"): "abort = 503\n",
 }
-KEYS = [(table, key) for table in schema.TABLES if table.name for key in table.keys if table is not schema.PORTS]
+BELIEVED = '[[inbound.jwt]]\nissuer = "https://id.example.org"\naudience = "inventory"\njwks = "/etc/keys"\n'
+ELSEWHERE = ("", schema.PORTS.name, schema.JWT.name, schema.TOKEN.name)
+KEYS = [(table, key) for table in schema.TABLES for key in table.keys if table.name not in ELSEWHERE]
 
 
 @pytest.mark.parametrize(("table", "key"), KEYS, ids=lambda value: value.name)
@@ -291,7 +292,7 @@ def test_the_examples_of_the_reference_are_right(table: schema.Table, key: schem
         others = {"by": 'by = "consistent-hash"\n', "on": 'on = "source"\n'}
     rest = "".join(line for name, line in others.items() if name != key.name)
     rest += BESIDE.get((table.name, key.name), "")
-    ports = '[service.ports]\n8080 = "http"\n'
+    ports = '[service.ports]\n8080 = "http"\n' + BELIEVED
     one(f"{ports}{head}{key.example}\n{rest}" if table is not schema.SERVICE else f"{head}{key.example}\n")
 
 

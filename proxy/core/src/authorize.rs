@@ -1,17 +1,17 @@
 //! Who may call whom: the twin of `hostmesh/policy/authorize.py`, which is the specification.
 //!
 //! Both are held to `tests/vectors/authorize.json`. Deny wins over allow, silence is a refusal, `mode = "audit"` turns a
-//! refusal into a record. A connection is judged once where no rule in play asks about the request.
+//! refusal into a record. A connection is judged once where no rule in play asks about the request. A rule in audit decides
+//! nothing; what it would have changed is told beside the verdict.
 
-use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::config::{Mode, OutboundTarget, PathPattern, RequestMatch, Source, Unit};
+use crate::claims::Claims;
+use crate::config::{Mode, OutboundTarget, Unit};
 use crate::error::Fault;
-use crate::glob::Glob;
-use crate::path::{self, Ambiguous};
+use crate::token::Doubt;
 
 /// A unit may call itself.
 pub const RULE_SELF: &str = "builtin:self";
@@ -35,6 +35,10 @@ pub enum Verdict {
     AuditDeny,
     /// A path rule applies and the path has no one meaning: 400.
     BadPath,
+    /// A token would have opened, and there is none: 401.
+    NoToken,
+    /// The token is not believed, and nothing else opens: 401.
+    BadToken(Doubt),
 }
 
 impl Verdict {
@@ -49,6 +53,8 @@ impl Verdict {
             Self::Allow | Self::AuditDeny => None,
             Self::Deny => Some(Fault::Denied),
             Self::BadPath => Some(Fault::BadPath),
+            Self::NoToken => Some(Fault::NoToken),
+            Self::BadToken(doubt) => Some(Fault::BadToken(doubt)),
         }
     }
 }
@@ -59,6 +65,33 @@ impl Verdict {
 pub struct Decision {
     pub verdict: Verdict,
     pub rule: Arc<str>,
+    /// The first rule in audit that would have decided otherwise, were it in force.
+    pub audited: Option<Arc<str>>,
+}
+
+impl Decision {
+    /// By this rule.
+    pub fn new(verdict: Verdict, rule: impl Into<Arc<str>>) -> Self {
+        Self {
+            verdict,
+            rule: rule.into(),
+            audited: None,
+        }
+    }
+
+    /// The rule that would deny what goes on: by audit mode, or by a rule in audit.
+    pub fn would_deny(&self) -> Option<&Arc<str>> {
+        match self.verdict {
+            Verdict::AuditDeny => Some(&self.rule),
+            Verdict::Allow => self.audited.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The rule in audit that would let in what is denied.
+    pub fn would_allow(&self) -> Option<&Arc<str>> {
+        self.audited.as_ref().filter(|_| self.verdict != Verdict::Allow)
+    }
 }
 
 /// Who calls.
@@ -88,6 +121,18 @@ pub struct Request<'a> {
     pub method: &'a str,
     pub path: &'a str,
     pub headers: &'a dyn Headers,
+    pub token: Token<'a>,
+}
+
+/// The token of a request.
+#[derive(Debug, Clone, Copy)]
+pub enum Token<'a> {
+    /// It brings none, or none is looked for.
+    None,
+    /// It brings one that is not believed.
+    Bad(Doubt),
+    /// The claims of one that is.
+    Good(&'a Claims),
 }
 
 /// What a unit wants to call: whatever is known of it.
@@ -110,21 +155,19 @@ pub fn connection(unit: &Unit, caller: &Caller<'_>, port: u16) -> Option<Decisio
 
 /// Judges a connection whose bytes are carried unread, whatever is spoken on its port by now.
 pub fn opaque(unit: &Unit, caller: &Caller<'_>, port: u16) -> Decision {
-    judge(unit, caller, port, None, true).unwrap_or_else(|| default(unit, caller))
+    judge(unit, caller, port, None, true).unwrap_or_else(|| refuse(unit, Verdict::Deny, default(unit, caller)))
 }
 
 /// Judges one request on an HTTP port of `unit`.
 pub fn request(unit: &Unit, caller: &Caller<'_>, port: u16, request: &Request<'_>) -> Decision {
     // Only the lack of a request leaves a question open.
-    judge(unit, caller, port, Some(request), false).unwrap_or_else(|| default(unit, caller))
+    judge(unit, caller, port, Some(request), false)
+        .unwrap_or_else(|| refuse(unit, Verdict::Deny, default(unit, caller)))
 }
 
 /// Judges what `unit` wants to call. Not softened by audit, which is about callers.
 pub fn outbound(unit: &Unit, target: &Target<'_>) -> Decision {
-    let allow = |rule: &str| Decision {
-        verdict: Verdict::Allow,
-        rule: rule.into(),
-    };
+    let allow = |rule: &str| Decision::new(Verdict::Allow, rule);
     if target.service.is_some() && unit.revoked {
         return revoked();
     }
@@ -144,32 +187,10 @@ pub fn outbound(unit: &Unit, target: &Target<'_>) -> Decision {
                 .is_some_and(|address| network.contains(&address.to_canonical())),
         };
         if fits && (rule.port == 0 || rule.port == target.port) {
-            return Decision {
-                verdict: Verdict::Allow,
-                rule: rule.rule.clone(),
-            };
+            return Decision::new(Verdict::Allow, rule.rule.clone());
         }
     }
-    Decision {
-        verdict: Verdict::Deny,
-        rule: unit.rule_outbound_default.clone(),
-    }
-}
-
-/// How far a rule fits.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fit {
-    No,
-    Yes,
-    AsksRequest,
-    BadPath,
-}
-
-/// A request with its path's normal form, made when the first rule asks for it.
-struct Asked<'a> {
-    request: Option<&'a Request<'a>>,
-    is_http: bool,
-    normal: OnceCell<Result<Cow<'a, str>, Ambiguous>>,
+    Decision::new(Verdict::Deny, unit.rule_outbound_default.clone())
 }
 
 fn judge(
@@ -183,10 +204,8 @@ fn judge(
         return Some(revoked());
     }
     let Some(declared) = unit.port(port) else {
-        return Some(Decision {
-            verdict: Verdict::Deny, // whatever the mode: nobody knows what is there
-            rule: unit.rule_default.clone(),
-        });
+        // Whatever the mode: nobody knows what is there.
+        return Some(Decision::new(Verdict::Deny, unit.rule_default.clone()));
     };
     let asked = Asked {
         request,
@@ -194,45 +213,82 @@ fn judge(
         normal: OnceCell::new(),
     };
     if matches!(caller, Caller::Identity(id) if **id == *unit.spiffe_id) {
-        return Some(Decision {
-            verdict: Verdict::Allow,
-            rule: RULE_SELF.into(),
-        });
+        return Some(Decision::new(Verdict::Allow, RULE_SELF));
     }
+    let mut audited = None;
     for rule in &unit.deny {
         if !(fits_caller(&rule.callers, caller) && fits_port(&rule.ports, port)) {
             continue;
         }
-        match asked.fit_deny(&rule.request) {
-            Fit::No => {}
-            Fit::Yes => return Some(refuse(unit, Verdict::Deny, &rule.rule)),
+        let verdict = match asked.fit_deny(&rule.request) {
             Fit::AsksRequest => return None,
-            Fit::BadPath => return Some(refuse(unit, Verdict::BadPath, &rule.rule)),
+            Fit::Yes => Verdict::Deny,
+            Fit::BadPath => Verdict::BadPath,
+            Fit::No | Fit::NeedsToken | Fit::BadToken(_) => continue,
+        };
+        if !rule.audit {
+            return Some(refuse(unit, verdict, &rule.rule));
+        }
+        audited.get_or_insert(&rule.rule);
+    }
+    let decided = judge_allow(unit, caller, port, &asked)?;
+    Some(match decided.verdict {
+        Verdict::Allow => Decision {
+            audited: audited.cloned(),
+            ..decided
+        },
+        _ => decided,
+    })
+}
+
+/// The rules that fit but for something, the first of each kind.
+#[derive(Default)]
+struct Nearly<'a> {
+    bad_path: Option<&'a Arc<str>>,
+    bad_token: Option<(Doubt, &'a Arc<str>)>,
+    needs_token: Option<&'a Arc<str>>,
+    audited: Option<&'a Arc<str>>,
+}
+
+impl<'a> Nearly<'a> {
+    /// `Some`: it is decided, and with `Some(None)` that the connection alone cannot tell.
+    fn see(&mut self, rule: &'a Arc<str>, audit: bool, fit: Fit) -> Option<Option<Decision>> {
+        match fit {
+            Fit::AsksRequest => return Some(None),
+            Fit::Yes if audit => self.audited = self.audited.or(Some(rule)),
+            Fit::Yes => return Some(Some(Decision::new(Verdict::Allow, rule.clone()))),
+            Fit::No => {}
+            _ if audit => {}
+            Fit::BadPath => self.bad_path = self.bad_path.or(Some(rule)),
+            Fit::BadToken(doubt) => self.bad_token = self.bad_token.or(Some((doubt, rule))),
+            Fit::NeedsToken => self.needs_token = self.needs_token.or(Some(rule)),
+        }
+        None
+    }
+
+    /// Nothing let in.
+    fn refusal(&self, unit: &Unit, caller: &Caller<'_>) -> Decision {
+        let (verdict, rule) = match (self.bad_path, self.bad_token, self.needs_token) {
+            (Some(rule), _, _) => (Verdict::BadPath, rule),
+            (None, Some((doubt, rule)), _) => (Verdict::BadToken(doubt), rule),
+            (None, None, Some(rule)) => (Verdict::NoToken, rule),
+            (None, None, None) => (Verdict::Deny, default(unit, caller)),
+        };
+        Decision {
+            audited: self.audited.cloned(),
+            ..refuse(unit, verdict, rule)
         }
     }
-    judge_allow(unit, caller, port, &asked)
 }
 
 fn judge_allow(unit: &Unit, caller: &Caller<'_>, port: u16, asked: &Asked<'_>) -> Option<Decision> {
-    let mut bad_path = None;
-    let mut see = |rule: &Arc<str>, fit: Fit| match fit {
-        Fit::No => None,
-        Fit::Yes => Some(Some(Decision {
-            verdict: Verdict::Allow,
-            rule: rule.clone(),
-        })),
-        Fit::AsksRequest => Some(None),
-        Fit::BadPath => {
-            bad_path.get_or_insert_with(|| rule.clone());
-            None
-        }
-    };
+    let mut nearly = Nearly::default();
     match caller {
         Caller::Identity(_) => {
             for rule in &unit.allow {
                 if fits_caller(&rule.callers, caller)
                     && fits_port(&rule.ports, port)
-                    && let Some(decided) = see(&rule.rule, asked.fit_allow(&rule.request))
+                    && let Some(decided) = nearly.see(&rule.rule, rule.audit, asked.fit_allow(&rule.request))
                 {
                     return decided;
                 }
@@ -242,128 +298,41 @@ fn judge_allow(unit: &Unit, caller: &Caller<'_>, port: u16, asked: &Asked<'_>) -
             for rule in &unit.plaintext {
                 if fits_source(&rule.sources, *address, *local)
                     && fits_port(&rule.ports, port)
-                    && let Some(decided) = see(&rule.rule, asked.fit_allow(&rule.request))
+                    && let Some(decided) = nearly.see(&rule.rule, false, asked.fit_allow(&rule.request))
                 {
                     return decided;
                 }
             }
         }
     }
-    Some(match bad_path {
-        Some(rule) => refuse(unit, Verdict::BadPath, &rule),
-        None => default(unit, caller),
-    })
-}
-
-impl Asked<'_> {
-    fn fit_allow(&self, wanted: &RequestMatch) -> Fit {
-        if !wanted.asks() {
-            return Fit::Yes;
-        }
-        if !self.is_http {
-            return Fit::No; // nobody can show that opaque bytes are what the rule wants
-        }
-        let Some(request) = self.request else {
-            return Fit::AsksRequest;
-        };
-        let methods = &wanted.methods;
-        let method = methods.is_empty() || methods.iter().any(|method| **method == *request.method);
-        let header = |(name, value): &(Box<str>, Box<str>)| {
-            // One line of this name, no more: which of two the application would take is not known.
-            let (mut lines, mut same) = (0, false);
-            request.headers.each(name, &mut |line| {
-                lines += 1;
-                same = line == value.as_bytes();
-            });
-            lines == 1 && same
-        };
-        if !method || !wanted.headers.iter().all(header) {
-            return Fit::No;
-        }
-        self.fit_path(&wanted.paths, request)
-    }
-
-    fn fit_deny(&self, wanted: &RequestMatch) -> Fit {
-        if !wanted.asks() || !self.is_http {
-            return Fit::Yes; // opaque bytes may be just what the rule refuses
-        }
-        let Some(request) = self.request else {
-            return Fit::AsksRequest;
-        };
-        let methods = &wanted.methods;
-        // Some applications take methods without regard to case (RFC 9110 says they should not).
-        let header = |(name, value): &(Box<str>, Box<str>)| {
-            let mut same = false;
-            request.headers.each(name, &mut |line| same |= line == value.as_bytes());
-            same
-        };
-        if !(methods.is_empty() || methods.iter().any(|method| method.eq_ignore_ascii_case(request.method)))
-            || !wanted.headers.iter().all(header)
-        {
-            return Fit::No;
-        }
-        self.fit_path(&wanted.paths, request)
-    }
-
-    fn fit_path(&self, paths: &[PathPattern], request: &Request<'_>) -> Fit {
-        if paths.is_empty() {
-            return Fit::Yes;
-        }
-        let normal = self
-            .normal
-            .get_or_init(|| path::normal(request.path).map(|p| Cow::Owned(p.into_owned())));
-        match normal {
-            Err(_) => Fit::BadPath,
-            Ok(path) if paths.iter().any(|pattern| pattern.matches(path)) => Fit::Yes,
-            Ok(_) => Fit::No,
-        }
-    }
-}
-
-fn fits_caller(callers: &[Glob], caller: &Caller<'_>) -> bool {
-    match caller {
-        _ if callers.is_empty() => true,
-        Caller::Identity(id) => callers.iter().any(|glob| glob.matches(id)),
-        Caller::Plaintext { .. } => false,
-    }
-}
-
-fn fits_source(sources: &[Source], address: IpAddr, local: bool) -> bool {
-    sources.iter().any(|source| match source {
-        Source::Local => local,
-        Source::Network(network) => !local && network.contains(&address.to_canonical()),
-    })
-}
-
-fn fits_port(ports: &[u16], port: u16) -> bool {
-    ports.is_empty() || ports.contains(&port)
+    Some(nearly.refusal(unit, caller))
 }
 
 /// Whatever the mode: audit is about what policy says.
 fn revoked() -> Decision {
-    Decision {
-        verdict: Verdict::Deny,
-        rule: RULE_REVOKED.into(),
-    }
+    Decision::new(Verdict::Deny, RULE_REVOKED)
 }
 
-fn default(unit: &Unit, caller: &Caller<'_>) -> Decision {
-    let rule = match caller {
+/// By the rule for whom none lets in.
+fn default<'a>(unit: &'a Unit, caller: &Caller<'_>) -> &'a Arc<str> {
+    match caller {
         Caller::Identity(_) => &unit.rule_default,
         Caller::Plaintext { .. } => &unit.rule_plaintext_default,
-    };
-    refuse(unit, Verdict::Deny, rule)
+    }
 }
 
 fn refuse(unit: &Unit, verdict: Verdict, rule: &Arc<str>) -> Decision {
-    Decision {
-        verdict: match unit.mode {
-            Mode::Enforce => verdict,
-            Mode::Audit => Verdict::AuditDeny,
-        },
-        rule: rule.clone(),
-    }
+    let verdict = match unit.mode {
+        Mode::Enforce => verdict,
+        Mode::Audit => Verdict::AuditDeny,
+    };
+    Decision::new(verdict, rule.clone())
 }
+
+#[path = "authorize_fit.rs"]
+mod fit;
+
+use fit::{Asked, Fit, fits_caller, fits_port, fits_source};
 
 #[cfg(test)]
 #[path = "authorize_tests.rs"]

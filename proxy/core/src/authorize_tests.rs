@@ -21,6 +21,7 @@ struct Case {
     method: Option<String>,
     path: Option<String>,
     headers: Option<Vec<(String, String)>>,
+    token: Option<Brought>,
     outbound: Option<Called>,
     expect: Expect,
 }
@@ -41,9 +42,17 @@ struct Called {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Brought {
+    Claims(Claims),
+    Bad(String),
+}
+
+#[derive(Deserialize)]
 struct Expect {
     verdict: String,
     rule: String,
+    audited: Option<String>,
 }
 
 struct Listed(Vec<(String, String)>);
@@ -84,6 +93,11 @@ fn decide(case: &Case, unit: &Unit) -> Option<Decision> {
         method,
         path: case.path.as_deref().expect("a path"),
         headers: &headers,
+        token: match &case.token {
+            None => Token::None,
+            Some(Brought::Claims(claims)) => Token::Good(claims),
+            Some(Brought::Bad(why)) => Token::Bad(doubt(why)),
+        },
     };
     let decided = request(unit, &caller, port, &asked);
     if let Some(early) = connection(unit, &caller, port) {
@@ -96,6 +110,11 @@ fn decide(case: &Case, unit: &Unit) -> Option<Decision> {
     Some(decided)
 }
 
+fn doubt(why: &str) -> Doubt {
+    let known = [Doubt::Expired, Doubt::Signature, Doubt::Audience];
+    known.into_iter().find(|doubt| doubt.word() == why).expect("a doubt")
+}
+
 #[test]
 fn the_vectors() {
     let text = include_str!("../../../tests/vectors/authorize.json");
@@ -103,7 +122,7 @@ fn the_vectors() {
     assert!(vectors.cases.len() > 100);
     for case in vectors.cases {
         let unit = Config::unit(case.unit.clone()).expect("a unit");
-        let (verdict, rule) = match decide(&case, &unit) {
+        let (verdict, decided) = match decide(&case, &unit) {
             None => ("asks-request", None),
             Some(decision) => {
                 let verdict = match decision.verdict {
@@ -111,13 +130,21 @@ fn the_vectors() {
                     Verdict::Deny => "deny",
                     Verdict::AuditDeny => "audit-deny",
                     Verdict::BadPath => "bad-path",
+                    Verdict::NoToken => "no-token",
+                    Verdict::BadToken(_) => "bad-token",
                 };
-                (verdict, Some(decision.rule))
+                (verdict, Some(decision))
             }
         };
         assert_eq!(verdict, case.expect.verdict, "{}", case.name);
-        if let Some(rule) = rule {
-            assert_eq!(*rule, *case.expect.rule, "{}", case.name);
+        if let Some(decision) = decided {
+            assert_eq!(*decision.rule, *case.expect.rule, "{}", case.name);
+            assert_eq!(
+                decision.audited.as_deref(),
+                case.expect.audited.as_deref(),
+                "{}",
+                case.name
+            );
         }
     }
 }

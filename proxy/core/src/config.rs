@@ -288,7 +288,7 @@ impl Config {
     }
 }
 
-fn bad(at: &str, value: impl Into<String>, expected: &'static str) -> ConfigError {
+pub(crate) fn bad(at: &str, value: impl Into<String>, expected: &'static str) -> ConfigError {
     ConfigError::Bad {
         at: at.to_owned(),
         value: value.into(),

@@ -3,6 +3,7 @@
 use super::traffic::traffic;
 use super::*;
 use crate::balance::hash::digest;
+use crate::token;
 
 /// Only one word of a closed list will do.
 pub(super) fn word<T: Copy>(
@@ -80,6 +81,7 @@ pub(super) fn unit(unit: snapshot::Unit) -> Result<Unit, ConfigError> {
         )?,
         trace: unit.trace,
         revoked: unit.revoked,
+        tokens: token::compile(&at, unit.jwt)?,
         rule_default: unit.rule_default.into(),
         rule_outbound_default: unit.rule_outbound_default.into(),
         spiffe_id: unit.spiffe_id.into(),
@@ -139,6 +141,7 @@ fn request_match(
             .map(|text| path_pattern(at, text))
             .collect::<Result<_, _>>()?,
         headers: headers.into_iter().map(lower).collect(),
+        token: None,
     })
 }
 
@@ -162,7 +165,11 @@ fn inbound_rule(at: &str, rule: snapshot::InboundRule) -> Result<InboundRule, Co
     Ok(InboundRule {
         callers: rule.callers.iter().map(|text| Glob::new(text)).collect(),
         ports: rule.ports,
-        request: request_match(at, rule.methods, rule.paths, rule.headers)?,
+        request: RequestMatch {
+            token: rule.jwt.map(Into::into),
+            ..request_match(at, rule.methods, rule.paths, rule.headers)?
+        },
+        audit: rule.audit,
         rule: rule.rule.into(),
     })
 }

@@ -8,7 +8,9 @@ use ipnet::IpNet;
 
 use super::traffic::Traffic;
 use super::{ConfigError, bad};
+use crate::claims::TokenMatch;
 use crate::glob::Glob;
+use crate::token::Issuers;
 
 /// How long clients that speak HTTP are waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,12 +127,13 @@ pub struct RequestMatch {
     pub paths: Vec<PathPattern>,
     /// Name in lower case, exact value.
     pub headers: Vec<(Box<str>, Box<str>)>,
+    pub token: Option<TokenMatch>,
 }
 
 impl RequestMatch {
     /// Whether the connection alone cannot tell.
     pub fn asks(&self) -> bool {
-        !(self.methods.is_empty() && self.paths.is_empty() && self.headers.is_empty())
+        !(self.methods.is_empty() && self.paths.is_empty() && self.headers.is_empty() && self.token.is_none())
     }
 }
 
@@ -142,6 +145,8 @@ pub struct InboundRule {
     pub callers: Vec<Glob>,
     pub ports: Vec<u16>,
     pub request: RequestMatch,
+    /// Recorded, not in force.
+    pub audit: bool,
 }
 
 /// Where plain-text callers may be.
@@ -206,12 +211,19 @@ pub struct Unit {
     pub trace: f64,
     /// Its identity was taken back: it serves nobody and calls no service.
     pub revoked: bool,
+    /// Whose tokens it believes; `None`: it reads none.
+    pub tokens: Option<Arc<Issuers>>,
 }
 
 impl Unit {
     /// The declared port of this number.
     pub fn port(&self, number: u16) -> Option<&Port> {
         self.ports.iter().find(|port| port.port == number)
+    }
+
+    /// Header fields of clients that its application does not get: it has them from tokens only.
+    pub fn withheld(&self) -> &[Box<str>] {
+        self.tokens.as_ref().map_or(&[], |issuers| &issuers.withheld)
     }
 }
 

@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use crate::http1::{BodyError, Refused};
 use crate::retry::Failure;
+use crate::token::Doubt;
 
 /// Who is to blame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,6 +37,12 @@ pub enum Fault {
     /// A rule refused, or none allowed.
     #[error("denied by policy")]
     Denied,
+    /// A token would have opened.
+    #[error("there is no token")]
+    NoToken,
+    /// The token is not believed.
+    #[error("the token is not believed: {0}")]
+    BadToken(Doubt),
     /// The service has no endpoint.
     #[error("the service has no endpoint")]
     NoEndpoint,
@@ -73,7 +80,7 @@ impl Fault {
     pub fn blame(self) -> Blame {
         match self {
             Self::BadRequest(_) | Self::BadRequestBody(_) | Self::SlowRequest | Self::Gone => Blame::Downstream,
-            Self::BadPath | Self::Denied => Blame::Policy,
+            Self::BadPath | Self::Denied | Self::NoToken | Self::BadToken(_) => Blame::Policy,
             Self::Internal => Blame::Internal,
             _ => Blame::Upstream,
         }
@@ -84,6 +91,7 @@ impl Fault {
         match self {
             Self::BadRequest(refused) => refused.status(),
             Self::BadRequestBody(_) | Self::BadPath | Self::Gone => 400,
+            Self::NoToken | Self::BadToken(_) => 401,
             Self::Denied => 403,
             Self::SlowRequest => 408,
             Self::Reset | Self::BadResponse(_) | Self::BadResponseBody(_) => 502,
@@ -98,6 +106,7 @@ impl Fault {
             Self::Gone => 1,
             Self::Timeout => 4,
             Self::Denied => 7,
+            Self::NoToken | Self::BadToken(_) => 16,
             Self::NoEndpoint | Self::Connect | Self::Reset | Self::Internal => 14,
             _ => 13,
         }
@@ -110,6 +119,8 @@ impl Fault {
             Self::SlowRequest => "slow-request",
             Self::BadPath => "bad-path",
             Self::Denied => "denied",
+            Self::NoToken => "no-token",
+            Self::BadToken(_) => "bad-token",
             Self::NoEndpoint => "no-endpoint",
             Self::Ejected => "ejected",
             Self::NoRoute => "no-route",
@@ -119,6 +130,15 @@ impl Fault {
             Self::Timeout => "timeout",
             Self::Gone => "gone",
             Self::Internal => "not-ready",
+        }
+    }
+
+    /// What the caller may bring to be let in: the value of `WWW-Authenticate` (RFC 6750, section 3).
+    pub fn challenge(self) -> Option<String> {
+        match self {
+            Self::NoToken => Some("Bearer".to_owned()),
+            Self::BadToken(doubt) => Some(format!("Bearer error=\"invalid_token\", error_description=\"{doubt}\"")),
+            _ => None,
         }
     }
 
@@ -144,6 +164,8 @@ mod tests {
             Fault::SlowRequest,
             Fault::BadPath,
             Fault::Denied,
+            Fault::NoToken,
+            Fault::BadToken(Doubt::Expired),
             Fault::NoEndpoint,
             Fault::Ejected,
             Fault::NoRoute,

@@ -187,6 +187,7 @@ mod tests {
             method: head.method(),
             path: head.path(),
             headers: head.headers(),
+            token: crate::authorize::Token::None,
         };
         let same = |judged: &Request<'_>| assert_eq!((judged.method, judged.path), (sent.method(), sent.path()));
         as_sent(asked, Some(&changes), same);

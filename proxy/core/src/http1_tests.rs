@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::*;
+use crate::error::Fault;
 
 pub(super) fn request(text: &str) -> Result<RequestHead, Refused> {
     RequestHead::parse(Bytes::copy_from_slice(text.as_bytes()))
@@ -320,7 +321,7 @@ fn responses_are_rewritten() {
         "HTTP/1.1 200 Fine Thing\r\nA: b\r\nContent-Length: 0\r\nconnection: close\r\n\r\n"
     );
     assert!(write(&ResponseEdits::default()).contains("x-hostmesh-error: fake\r\n"));
-    let reply = local_reply(503, "no-endpoint", "nobody there", true, false);
+    let reply = local_reply(Fault::NoEndpoint, "nobody there", true, false);
     let parsed = ResponseHead::parse(reply.slice(..reply.len() - 23), &get()).expect("our own reply");
     assert_eq!(
         (parsed.status, parsed.framing, parsed.keep_alive),

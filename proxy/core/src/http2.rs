@@ -309,6 +309,10 @@ fn edit(request: &mut Request<()>, edits: &RequestEdits<'_>) -> Result<(), Refus
         edit_fields(request.headers_mut(), |name| changes.drops(name), changes.fields.puts())?;
     }
     let fields = request.headers_mut();
+    if !edits.withheld.is_empty() {
+        let stated = edits.stated.iter().map(|(name, value)| (&**name, &**value));
+        edit_fields(fields, |name| edits.withholds(name), stated)?;
+    }
     fields.remove(HOST);
     for (name, value) in [("traceparent", edits.traceparent), ("x-hostmesh-peer", edits.peer)] {
         if let Some(value) = value {

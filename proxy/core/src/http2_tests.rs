@@ -105,6 +105,34 @@ fn fields_of_one_hop_do_not_travel() {
 }
 
 #[test]
+fn fields_that_only_tokens_say_are_not_the_client_s() {
+    let text = "GET /a HTTP/1.1\r\nHost: web\r\nX-User: root\r\nx_user: root\r\nX-Keep: 2\r\n\r\n";
+    let head = RequestHead::parse(Bytes::from(text)).expect("a head");
+    let edits = RequestEdits {
+        withheld: &["x-user".into(), "x-role".into()],
+        stated: &[("x-user".into(), "ann".into())],
+        ..RequestEdits::default()
+    };
+    let same = check(
+        "GET",
+        "http://web/a",
+        &[("x_user", "root"), ("x-role", "root"), ("x-keep", "2")],
+    )
+    .expect("a head");
+    for request in [request_of(&head, &edits), same.to_http2(&edits)] {
+        let mut fields = request.expect("a request").into_parts().0.headers;
+        fields.remove("te");
+        assert_eq!(
+            (fields.len(), &fields["x-user"], &fields["x-keep"]),
+            (2, &HeaderValue::from_static("ann"), &HeaderValue::from_static("2"))
+        );
+    }
+    let mut out = BytesMut::new();
+    head.write(&edits, &mut out);
+    assert_eq!(out, "GET /a HTTP/1.1\r\nHost: web\r\nX-Keep: 2\r\nx-user: ann\r\n\r\n");
+}
+
+#[test]
 fn a_response_keeps_its_meaning_in_both_directions() {
     let get = RequestHead::parse(Bytes::from_static(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")).expect("a head");
     let text = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\nX-Hostmesh-Error: forged\r\nX-A: 1\r\n\r\n";

@@ -4,6 +4,7 @@
 
 pub mod authorize;
 pub mod balance;
+pub mod claims;
 pub mod config;
 pub mod dns;
 pub mod error;
@@ -19,4 +20,5 @@ pub mod route;
 pub mod snapshot;
 mod snapshot_routes;
 pub mod template;
+pub mod token;
 pub mod trace;

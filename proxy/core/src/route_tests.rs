@@ -114,6 +114,7 @@ fn vectors() {
                 method: &case.method,
                 path: path::of_target(&case.target),
                 headers: &Listed(&case.headers),
+                token: crate::authorize::Token::None,
             },
             query: case.target.split_once('?').map_or("", |(_, query)| query),
             source: case.source.unwrap_or([127, 0, 0, 1].into()),
@@ -201,6 +202,7 @@ fn shares_come_out_by_weight_and_a_value_keeps_its_choice() {
             method: "GET",
             path: "/",
             headers: &Listed(&headers),
+            token: crate::authorize::Token::None,
         };
         let view = View {
             request,

@@ -95,6 +95,54 @@ pub struct Port {
     pub client_address: String,
 }
 
+/// A claim's value in a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum ClaimValue {
+    Bool(bool),
+    Number(i64),
+    Text(String),
+}
+
+/// What a rule asks of a token. `issuer` empty: any.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct TokenMatch {
+    #[serde(default)]
+    pub issuer: String,
+    #[serde(default)]
+    pub audience: Vec<String>,
+    #[serde(default)]
+    pub claims: Vec<(String, Vec<ClaimValue>)>,
+}
+
+/// A public key of an issuer, base64 DER (SubjectPublicKeyInfo). `kid` empty: it has none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct TokenKey {
+    pub kid: String,
+    pub algorithms: Vec<String>,
+    pub key: String,
+}
+
+/// Whose tokens a unit believes. `token`: `header:NAME` or `cookie:NAME`; `headers`: header and claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct TokenIssuer {
+    pub rule: String,
+    pub issuer: String,
+    pub audience: Vec<String>,
+    pub keys: Vec<TokenKey>,
+    pub token: String,
+    pub forward: bool,
+    pub leeway_ms: u64,
+    pub headers: Vec<(String, String)>,
+}
+
 /// Who may call, by identity: all lists that are not empty must match.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,6 +158,10 @@ pub struct InboundRule {
     pub paths: Vec<String>,
     #[serde(default)]
     pub headers: Vec<(String, String)>,
+    #[serde(default)]
+    pub jwt: Option<TokenMatch>,
+    #[serde(default)]
+    pub audit: bool,
 }
 
 /// Callers without identity: CIDR networks, or `local`.
@@ -165,6 +217,8 @@ pub struct Unit {
     pub trace: f64,
     #[serde(default)]
     pub revoked: bool,
+    #[serde(default)]
+    pub jwt: Vec<TokenIssuer>,
 }
 
 /// How callers try again. `per_try_timeout_ms` 0: none.

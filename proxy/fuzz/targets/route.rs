@@ -2,7 +2,7 @@
 #![no_main]
 
 use bytes::{Bytes, BytesMut};
-use hostmesh_proxy_core::authorize::{Headers, Request};
+use hostmesh_proxy_core::authorize::{Headers, Request, Token};
 use hostmesh_proxy_core::config::Config;
 use hostmesh_proxy_core::fields::{Changes, as_sent};
 use hostmesh_proxy_core::http1::{HeadScanner, MAX_FIELDS, MAX_HEAD, RequestEdits, RequestHead};
@@ -30,6 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
         method: head.method(),
         path: head.path(),
         headers: head.headers(),
+        token: Token::None,
     };
     let view = View {
         request: asked,

@@ -15,7 +15,8 @@ use hostmesh_proxy_core::trace::Span;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::down::{Answer, Arrived};
-use super::observe::{Account, Entry};
+use super::hop::Callee;
+use super::observe::Entry;
 use super::route::Route;
 use super::session::Next;
 use crate::connect::ConnectError;
@@ -72,7 +73,7 @@ pub struct Call<'a> {
     /// What consistent hashing goes by.
     pub key: Option<u64>,
     /// Who is called by this try, where it is a unit of this host.
-    pub callee: Option<Rc<Account>>,
+    pub callee: Option<Rc<Callee>>,
     pub audited: Audited,
 }
 

@@ -18,6 +18,7 @@ use super::conn::Conn;
 use super::exchange::{Exchange, Upload};
 use super::http2::{self, Link, Replay};
 use super::session::Next;
+use super::token::Brought;
 use crate::rejudge::Denial;
 
 /// How far a request has come, in all its tries.
@@ -62,6 +63,18 @@ pub struct Arrived<'a> {
     pub query: &'a str,
     pub progress: &'a Progress,
     pub begun: Instant,
+}
+
+impl<'a> Arrived<'a> {
+    /// The same, when its token was read.
+    pub fn with<'b>(self, brought: &'b Brought) -> Arrived<'b>
+    where
+        'a: 'b,
+    {
+        let token = brought.token();
+        let asked = Request { token, ..self.asked };
+        Arrived { asked, ..self }
+    }
 }
 
 /// Counts bytes.
@@ -338,8 +351,7 @@ impl Downstream for Http1<'_> {
 
     async fn reply(&mut self, fault: Fault, message: &str) -> Next {
         let (close, is_head) = (self.closes(), self.is_head());
-        self.send(local_reply(fault.status(), fault.word(), message, close, is_head))
-            .await
+        self.send(local_reply(fault, message, close, is_head)).await
     }
 
     async fn answer(&mut self, status: u16, fields: &[(&str, &str)], body: &str) -> Next {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use hostmesh_proxy_core::config::{Endpoint, Port, Protocol, Unit};
 use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::http1::RequestEdits;
 
 use super::call::Call;
 use super::observe::{Account, Entry};
 use super::route::To;
+use super::token::Brought;
 use crate::rejudge::Denial;
 use crate::stream::DENIED_THERE;
 use crate::worker::Worker;
@@ -16,11 +18,38 @@ use crate::worker::Worker;
 /// Whose counters and journals a try concerns.
 pub struct Parties {
     pub caller: Rc<Account>,
-    /// Where it is a unit of this host; and the rule that lets the caller in.
-    pub callee: Option<(Rc<Account>, Arc<str>)>,
+    /// Where it is a unit of this host.
+    pub callee: Option<Rc<Callee>>,
+}
+
+/// A unit of this host that is called.
+pub struct Callee {
+    pub account: Rc<Account>,
+    /// The rule that lets the caller in.
+    pub rule: Arc<str>,
+    /// The token by which it does.
+    pub brought: Brought,
 }
 
 impl Parties {
+    /// What is set on a request that goes to a unit of this host; another host's proxy does that itself.
+    pub fn edits<'a>(&'a self, traceparent: &'a str, caller: &'a Unit) -> RequestEdits<'a> {
+        let traceparent = Some(traceparent);
+        match &self.callee {
+            None => RequestEdits {
+                traceparent,
+                ..RequestEdits::default()
+            },
+            Some(callee) => RequestEdits {
+                traceparent,
+                peer: Some(&caller.spiffe_id),
+                withheld: callee.account.about.unit.withheld(),
+                stated: callee.brought.headers(),
+                ..RequestEdits::default()
+            },
+        }
+    }
+
     pub fn ended(&self, worker: &Worker, entry: &Entry<'_>) {
         self.caller.ended(worker, entry);
         self.callee_ended(worker, entry);
@@ -31,8 +60,8 @@ impl Parties {
     pub fn denied(&self, worker: &Worker, entry: &Entry<'_>, denial: &Denial) {
         let decision = &denial.decision;
         match &self.callee {
-            Some((callee, _)) if denial.about.direction == callee.about.direction => {
-                callee.denied(worker, entry, decision);
+            Some(callee) if denial.about.direction == callee.account.about.direction => {
+                callee.account.judged(worker, entry, decision);
                 let answered = decision.verdict.fault().filter(|_| entry.status == 0);
                 let (status, error) = answered.map_or((entry.status, DENIED_THERE), |fault| (fault.status(), ""));
                 let flag = answered.map_or("", Fault::word);
@@ -47,7 +76,7 @@ impl Parties {
                 );
             }
             _ => {
-                self.caller.denied(worker, entry, decision);
+                self.caller.judged(worker, entry, decision);
                 let error = DENIED_THERE;
                 self.callee_ended(worker, &Entry { error, ..*entry });
             }
@@ -55,11 +84,11 @@ impl Parties {
     }
 
     pub fn callee_ended(&self, worker: &Worker, entry: &Entry<'_>) {
-        if let Some((callee, rule)) = &self.callee {
-            callee.ended(
+        if let Some(callee) = &self.callee {
+            callee.account.ended(
                 worker,
                 &Entry {
-                    rule,
+                    rule: &callee.rule,
                     tries: 1,
                     ..*entry
                 },

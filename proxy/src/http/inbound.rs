@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hostmesh_proxy_core::authorize::{self, Caller, Verdict};
+use hostmesh_proxy_core::authorize::{self, Caller, Request, Token};
 use hostmesh_proxy_core::config::{Config, Port, Timeouts};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::RequestEdits;
@@ -22,6 +22,7 @@ use super::down::{Arrived, Downstream, Ended, Manner, Up};
 use super::http2::Links;
 use super::observe::{Account, Entry, broken, count_slow, span};
 use super::session::{self, Handler, Next};
+use super::token::{self, Brought};
 use crate::deliver;
 use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
@@ -89,7 +90,7 @@ struct Serving {
     /// The same where HTTP/2 is spoken, by port.
     links: Links<u16>,
     /// By what the request was let in that became a tunnel.
-    tunnel: RefCell<Option<(Served, Span)>>,
+    tunnel: RefCell<Option<(Served, Span, Brought)>>,
 }
 
 /// The unit as it is by one config.
@@ -108,13 +109,23 @@ impl Handler for Serving {
         let is_there = self.refresh();
         let served = self.served.borrow().clone();
         let About { unit, port, .. } = &served.account.about;
+        let judge = |token: Token<'_>| {
+            let asked = Request { token, ..arrived.asked };
+            authorize::request(unit, &self.who.caller(), *port, &asked)
+        };
+        let found = token::find(unit, arrived.asked.headers);
+        let brought = token::read(&self.worker, &served.account.about, found, |token| {
+            !judge(token).verdict.passes()
+        });
+        let brought = brought.await;
         let decision = if is_there {
-            authorize::request(unit, &self.who.caller(), *port, &arrived.asked)
+            judge(brought.token())
         } else {
             rejudge::unknown_unit()
         };
+        let arrived = arrived.with(&brought);
         let audited = Audited::default();
-        audited.begins(decision.verdict);
+        audited.begins(&decision);
         let entry = Entry {
             arrived,
             rule: &decision.rule,
@@ -125,9 +136,7 @@ impl Handler for Serving {
             route: "",
             flag: "",
         };
-        if decision.verdict != Verdict::Allow {
-            served.account.denied(&self.worker, &entry, &decision);
-        }
+        served.account.judged(&self.worker, &entry, &decision);
         if let Some(fault) = decision.verdict.fault() {
             return down.reply(fault, &fault.to_string()).await;
         }
@@ -136,9 +145,9 @@ impl Handler for Serving {
             served.account.about.failed(&self.worker, arrived.begun, message);
             return Next::Abort;
         };
-        let next = self.carry(down, &served, port, entry, &audited).await;
+        let next = self.carry(down, &served, port, entry, &brought, &audited).await;
         if matches!(next, Next::Tunnel(_)) {
-            self.tunnel.replace(Some((served.clone(), entry.span)));
+            self.tunnel.replace(Some((served.clone(), entry.span, brought.clone())));
         }
         next
     }
@@ -152,7 +161,10 @@ impl Handler for Serving {
     async fn denied(&self, arrived: Arrived<'_>) -> Denial {
         let tunnel = self.tunnel.borrow().clone();
         match tunnel {
-            Some((served, span)) => self.turned(&served, arrived, span, &Audited::default()).await,
+            Some((served, span, brought)) => {
+                let arrived = arrived.with(&brought);
+                self.turned(&served, arrived, span, &Audited::default()).await
+            }
             None => pending().await,
         }
     }
@@ -194,7 +206,7 @@ impl Serving {
             let decision = rejudge::by_unit(config, about, |unit| {
                 authorize::request(unit, &self.who.caller(), about.port, &arrived.asked)
             });
-            if audited.begins(decision.verdict) {
+            if audited.begins(&decision) {
                 let entry = Entry {
                     arrived,
                     rule: &decision.rule,
@@ -205,7 +217,7 @@ impl Serving {
                     route: "",
                     flag: "",
                 };
-                served.account.denied(&self.worker, &entry, &decision);
+                served.account.judged(&self.worker, &entry, &decision);
             }
             (!decision.verdict.passes()).then(|| Denial::new(about.clone(), decision))
         })
@@ -218,6 +230,7 @@ impl Serving {
         served: &Served,
         port: Port,
         entry: Entry<'_>,
+        brought: &Brought,
         audited: &Audited,
     ) -> Next {
         let arrived = entry.arrived;
@@ -226,6 +239,8 @@ impl Serving {
             edits: RequestEdits {
                 traceparent: Some(&traceparent),
                 peer: self.who.identity(),
+                withheld: served.account.about.unit.withheld(),
+                stated: brought.headers(),
                 ..RequestEdits::default()
             },
             response: None,
@@ -288,7 +303,7 @@ impl Serving {
                     up.abort();
                     let rule = &denial.decision.rule;
                     let entry = Entry { status, rule, ..entry };
-                    served.account.denied(&self.worker, &entry, &denial.decision);
+                    served.account.judged(&self.worker, &entry, &denial.decision);
                     return down.refuse(&denial.decision, status).await;
                 }
                 Ended::Broken { status, by } => {

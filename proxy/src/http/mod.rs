@@ -16,6 +16,7 @@ mod route;
 mod session;
 #[cfg(test)]
 mod tests;
+pub mod token;
 
 use std::time::Duration;
 

@@ -107,18 +107,34 @@ impl Account {
         }
     }
 
-    /// Policy refused, or would have.
-    pub fn denied(&self, worker: &Worker, entry: &Entry<'_>, decision: &Decision) {
-        worker.stats.denied(&decision.rule);
+    /// Policy refused, or a rule in audit would decide otherwise; nothing where neither is.
+    pub fn judged(&self, worker: &Worker, entry: &Entry<'_>, decision: &Decision) {
+        match decision.would_deny() {
+            Some(rule) => self.denied_by(worker, entry, decision, rule),
+            None if decision.verdict != Verdict::Allow => self.denied_by(worker, entry, decision, &decision.rule),
+            None => {}
+        }
+        if let Some(rule) = decision.would_allow() {
+            worker.stats.denied(rule);
+            let event = self.event(entry, "denied", "audit-allow", String::new());
+            let rule = rule.to_string();
+            worker.shared.events.emit(Event { rule, ..event });
+        }
+    }
+
+    fn denied_by(&self, worker: &Worker, entry: &Entry<'_>, decision: &Decision, rule: &str) {
+        worker.stats.denied(rule);
+        let verdict = if decision.verdict.passes() {
+            "audit-deny"
+        } else {
+            "deny"
+        };
         // Words only where the line would not say why.
-        let (verdict, message) = match decision.verdict {
-            Verdict::Allow => return,
-            Verdict::AuditDeny => ("audit-deny", String::new()),
-            Verdict::Deny => ("deny", String::new()),
-            Verdict::BadPath => {
+        let message = match decision.verdict.fault() {
+            None | Some(Fault::Denied) => String::new(),
+            Some(why) => {
                 let (peer, method, path) = (&self.about.peer, entry.arrived.asked.method, entry.arrived.asked.path);
-                let why = "the path is ambiguous and a path rule applies";
-                ("deny", format!("{peer} {method} {path}: {why}"))
+                format!("{peer} {method} {path}: {why}")
             }
         };
         if !decision.verdict.passes() {
@@ -134,7 +150,7 @@ impl Account {
         // What was passed on already was open: for so long.
         let is_late = !decision.verdict.passes() && entry.sent() > 0;
         worker.shared.events.emit(Event {
-            rule: decision.rule.to_string(),
+            rule: rule.to_owned(),
             flag: decision.verdict.fault().map_or("", Fault::word),
             duration_us: if is_late { micros(entry.arrived.begun) } else { 0 },
             ..event

@@ -26,7 +26,7 @@ use super::call::{
 };
 use super::conn::Conn;
 use super::down::{Answer, Arrived, Downstream, Ended, Manner};
-use super::hop::{Hop, Parties, Place};
+use super::hop::{Callee, Hop, Parties, Place};
 use super::http2::Links;
 use super::observe::{Account, Entry, broken, count_slow, span};
 use super::route::Route;
@@ -76,7 +76,7 @@ struct Calling {
 }
 
 /// A request that became a tunnel: its route, what that makes of it, and the unit of this host to which it leads.
-type Tunnel = (Rc<Route>, Option<Rc<Taken>>, Option<Rc<Account>>);
+type Tunnel = (Rc<Route>, Option<Rc<Taken>>, Option<Rc<Callee>>);
 
 impl Handler for Calling {
     fn timeouts(&self) -> Timeouts {
@@ -136,7 +136,7 @@ impl Handler for Calling {
         let tunnel = self.tunnel.borrow().clone();
         match tunnel {
             Some((route, taken, callee)) => {
-                let tell = |callee: &Account, decision: &Decision| callee.about.audited(&self.worker, &decision.rule);
+                let tell = |callee: &Account, decision: &Decision| callee.about.audited(&self.worker, decision);
                 let audited = Audited::default();
                 self.turned(
                     &route,
@@ -203,7 +203,7 @@ impl Calling {
                 Ok(parties) => parties,
                 Err(next) => return next,
             };
-            call.callee = parties.callee.as_ref().map(|(callee, _)| callee.clone());
+            call.callee.clone_from(&parties.callee);
             let service = call.service.as_deref();
             let in_flight = InFlight::begin(&self.worker, service, hop.endpoint.as_ref());
             call.span.span_id = call.span.child(self.worker.random()).span_id;
@@ -261,10 +261,8 @@ impl Calling {
         let changes = call.taken.as_ref().and_then(|taken| taken.changes());
         let manner = Manner {
             edits: RequestEdits {
-                traceparent: Some(&traceparent),
-                peer: is_local.then_some(&*connector.unit.spiffe_id),
                 changes: changes.as_ref(),
-                alone: false,
+                ..parties.edits(&traceparent, &connector.unit)
             },
             response: call.taken.as_ref().and_then(|taken| taken.response()),
             deadline,
@@ -277,7 +275,7 @@ impl Calling {
             call.may_retry(&self.worker, failure).then_some(failure)
         };
         let tell = |callee: &Account, decision: &Decision| {
-            callee.denied(&self.worker, &call.entry(0, ""), decision);
+            callee.judged(&self.worker, &call.entry(0, ""), decision);
         };
         let denied = self.turned(
             &call.route,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hostmesh_proxy_core::authorize::Request;
+use hostmesh_proxy_core::authorize::{Request, Token};
 use hostmesh_proxy_core::config::Timeouts;
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{RequestHead, local_reply};
@@ -81,7 +81,7 @@ pub async fn serve<H: Handler + 'static>(stream: Stream, draining: watch::Receiv
             Err(None) => return down.abort(),
             Err(Some(fault)) => {
                 handler.unreadable(fault);
-                let reply = local_reply(fault.status(), fault.word(), &fault.to_string(), true, false);
+                let reply = local_reply(fault, &fault.to_string(), true, false);
                 if down.send(reply).await.is_err() {
                     return down.abort();
                 }
@@ -142,12 +142,13 @@ async fn head(down: &mut Conn, limit: Duration) -> Result<RequestHead, Option<Fa
     RequestHead::parse(bytes).map_err(|refused| Some(Fault::BadRequest(refused)))
 }
 
-/// What rules may ask of the request.
+/// What rules may ask of the request; its token is read by who serves it.
 pub fn asked(request: &RequestHead) -> Request<'_> {
     Request {
         method: request.method(),
         path: request.path(),
         headers: request.headers(),
+        token: Token::None,
     }
 }
 

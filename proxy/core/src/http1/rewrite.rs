@@ -4,6 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::head::{Fields, is_same_variable};
 use super::{RequestHead, ResponseHead};
+use crate::error::Fault;
 use crate::fields::{Changes, FieldEdits};
 
 /// What is set on a request on its way.
@@ -13,10 +14,22 @@ pub struct RequestEdits<'a> {
     pub traceparent: Option<&'a str>,
     /// `x-hostmesh-peer`: the SPIFFE ID of the caller, for the application.
     pub peer: Option<&'a str>,
+    /// Fields of the client's that are dropped, and those that an application would take for them.
+    pub withheld: &'a [Box<str>],
+    /// Fields that are set, by names that are withheld.
+    pub stated: &'a [(Box<str>, Box<str>)],
     /// What its route makes of it.
     pub changes: Option<&'a Changes<'a>>,
     /// It is a copy that goes out whole, on a connection that ends after it.
     pub alone: bool,
+}
+
+impl RequestEdits<'_> {
+    /// Is a field of this name dropped?
+    pub(crate) fn withholds(&self, name: &[u8]) -> bool {
+        let withheld = &mut self.withheld.iter();
+        withheld.any(|withheld| is_same_variable(name, withheld.as_bytes()))
+    }
 }
 
 /// What is set on a response on its way.
@@ -104,6 +117,7 @@ impl RequestHead {
             if replaced
                 || dropped
                 || is_mesh_field(name)
+                || edits.withholds(name)
                 || (self.names_hops && !upgrade && self.fields.names_hop(name))
                 || changes.is_some_and(|changes| changes.drops(name))
                 || (edits.alone && name.eq_ignore_ascii_case(b"expect"))
@@ -113,7 +127,9 @@ impl RequestHead {
             put_field(out, name, self.fields.value(field));
         }
         for (name, value) in changes.into_iter().flat_map(Changes::puts) {
-            put_field(out, name.as_bytes(), value.as_bytes());
+            if !edits.withholds(name.as_bytes()) {
+                put_field(out, name.as_bytes(), value.as_bytes());
+            }
         }
         if edits.alone {
             out.put_slice(b"connection: close\r\n");
@@ -125,6 +141,9 @@ impl RequestHead {
         }
         if let Some(peer) = edits.peer {
             put_field(out, b"x-hostmesh-peer", peer.as_bytes());
+        }
+        for (name, value) in edits.stated {
+            put_field(out, name.as_bytes(), value.as_bytes());
         }
         out.put_slice(b"\r\n");
     }
@@ -173,12 +192,22 @@ pub fn continues() -> Bytes {
 }
 
 /// An answer of the proxy's own: `x-hostmesh-error` names the reason, the body says it to a person. `bodiless` for HEAD.
-pub fn local_reply(status: u16, error: &str, message: &str, close: bool, bodiless: bool) -> Bytes {
+pub fn local_reply(fault: Fault, message: &str, close: bool, bodiless: bool) -> Bytes {
+    let challenge = fault.challenge();
     let fields = [
         ("content-type", "text/plain; charset=utf-8"),
-        ("x-hostmesh-error", error),
+        ("x-hostmesh-error", fault.word()),
     ];
-    answer(status, fields, &format!("hostmesh: {message}\n"), close, bodiless)
+    let fields = fields
+        .into_iter()
+        .chain(challenge.as_deref().map(|says| ("www-authenticate", says)));
+    answer(
+        fault.status(),
+        fields,
+        &format!("hostmesh: {message}\n"),
+        close,
+        bodiless,
+    )
 }
 
 /// Any answer of the proxy's own. `bodiless`: to a HEAD.
@@ -220,6 +249,7 @@ fn phrase(status: u16) -> &'static str {
         307 => "Temporary Redirect",
         308 => "Permanent Redirect",
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
         404 => "Not Found",
         408 => "Request Timeout",

@@ -124,6 +124,7 @@ async fn carry(handler: &impl Handler, request: Request<RecvStream>, mut respond
         method: head.method(),
         path: head.path(),
         headers: head.headers(),
+        token: authorize::Token::None,
     };
     let arrived = Arrived {
         asked,

@@ -1,15 +1,18 @@
 //! Judges a request by the policies of this host: when it comes, and again while it is under way.
 
-use hostmesh_proxy_core::authorize::{self, Caller, Decision, Request, Verdict};
+use std::rc::Rc;
+
+use hostmesh_proxy_core::authorize::{self, Caller, Decision, Request, Token};
 use hostmesh_proxy_core::fields::as_sent;
 
 use super::Calling;
 use crate::http::call::{Call, Taken};
 use crate::http::down::Downstream;
-use crate::http::hop::{Hop, Parties};
+use crate::http::hop::{Callee, Hop, Parties};
 use crate::http::observe::{Account, Entry};
 use crate::http::route::Route;
 use crate::http::session::Next;
+use crate::http::token;
 use crate::rejudge::{self, Audited, Denial};
 use crate::worker::About;
 
@@ -34,26 +37,37 @@ impl Calling {
         };
         let id = call.route.connector.unit.spiffe_id.clone();
         let caller = self.account(&call.route, unit.spiffe_id.clone(), "outbound");
-        let changes = call.taken.as_ref().and_then(|taken| taken.changes());
-        let decision = as_sent(call.arrived.asked, changes.as_ref(), |asked| {
-            authorize::request(unit, &Caller::Identity(&id), port.port, asked)
-        });
-        call.audited.begins(decision.verdict);
-        let about = About {
+        let account = self.account_like(About {
             unit: unit.clone(),
             direction: "local",
-            peer: id,
+            peer: id.clone(),
             port: port.port,
             ..caller.about.clone()
+        });
+        let changes = call.taken.as_ref().and_then(|taken| taken.changes());
+        let asked = call.arrived.asked;
+        let judge = |token: Token<'_>| {
+            as_sent(Request { token, ..asked }, changes.as_ref(), |asked| {
+                authorize::request(unit, &Caller::Identity(&id), port.port, asked)
+            })
         };
-        let callee = self.account_like(about);
-        if decision.verdict != Verdict::Allow {
-            callee.denied(&self.worker, &call.entry(0, ""), &decision);
-        }
+        let found = as_sent(asked, changes.as_ref(), |asked| token::find(unit, asked.headers));
+        let brought = token::read(&self.worker, &account.about, found, |token| {
+            !judge(token).verdict.passes()
+        });
+        let brought = brought.await;
+        let decision = judge(brought.token());
+        call.audited.begins(&decision);
+        account.judged(&self.worker, &call.entry(0, ""), &decision);
         let Some(fault) = decision.verdict.fault() else {
+            let callee = Callee {
+                account,
+                rule: decision.rule,
+                brought,
+            };
             return Ok(Parties {
                 caller,
-                callee: Some((callee, decision.rule)),
+                callee: Some(Rc::new(callee)),
             });
         };
         let flag = fault.word();
@@ -74,7 +88,7 @@ impl Calling {
         route: &Route,
         taken: Option<&Taken>,
         asked: Request<'_>,
-        callee: Option<&Account>,
+        callee: Option<&Callee>,
         audited: &Audited,
         tell: impl Fn(&Account, &Decision),
     ) -> Denial {
@@ -88,15 +102,17 @@ impl Calling {
                     return Some(Denial::new(about, decision));
                 }
             }
-            let about = &callee?.about;
+            let callee = callee?;
+            let about = &callee.account.about;
             let caller = Caller::Identity(&about.peer);
+            let token = callee.brought.token();
             let decision = rejudge::by_unit(config, about, |unit| {
-                as_sent(asked, changes.as_ref(), |asked| {
+                as_sent(Request { token, ..asked }, changes.as_ref(), |asked| {
                     authorize::request(unit, &caller, about.port, asked)
                 })
             });
-            if audited.begins(decision.verdict) {
-                callee.inspect(|callee| tell(callee, &decision));
+            if audited.begins(&decision) {
+                tell(&callee.account, &decision);
             }
             (!decision.verdict.passes()).then(|| Denial::new(about.clone(), decision))
         })

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hostmesh_proxy_core::authorize::{self, Caller, Verdict};
+use hostmesh_proxy_core::authorize::{self, Caller, Request};
 use hostmesh_proxy_core::config::Endpoint;
 use hostmesh_proxy_core::fields::as_sent;
 use hostmesh_proxy_core::http1::{HeadScanner, RequestEdits, RequestHead, ResponseHead};
@@ -20,6 +20,7 @@ use crate::http::down::{Arrived, Downstream, Progress, add};
 use crate::http::observe::{Account, Entry};
 use crate::http::route::{Route, To};
 use crate::http::session::asked;
+use crate::http::token::{self, Brought};
 use crate::stats::Gauge;
 use crate::worker::{About, Worker};
 
@@ -75,13 +76,13 @@ impl Calling {
         let key = hash_key(Some(service), call.arrived, self.client);
         let endpoint = route.connector.pick(service, &[], key).ok()?;
         let account = self.account(&route, endpoint.spiffe_id.clone(), "outbound");
-        if !self.may_copy(call, &route, &endpoint, &account) {
-            return None;
-        }
+        let brought = self.may_copy(call, &route, &endpoint, &account)?;
         let (traceparent, changes) = (call.span.child(self.worker.random()).to_string(), taken.changes());
         let bytes = down.copy(&RequestEdits {
             traceparent: Some(&traceparent),
             peer: endpoint.local.as_ref().map(|_| &*route.connector.unit.spiffe_id),
+            withheld: endpoint.local.as_ref().map_or(&[], |unit| unit.withheld()),
+            stated: brought.headers(),
             changes: changes.as_ref(),
             alone: true,
         })?;
@@ -97,20 +98,24 @@ impl Calling {
         Some(())
     }
 
-    /// By the policies of this host: a mirror is called as any service is.
-    fn may_copy(&self, call: &Call<'_>, route: &Rc<Route>, endpoint: &Endpoint, account: &Rc<Account>) -> bool {
+    /// By the policies of this host: a mirror is called as any service is. The token that it is called with; `None`: it
+    /// may not be.
+    fn may_copy(
+        &self,
+        call: &Call<'_>,
+        route: &Rc<Route>,
+        endpoint: &Endpoint,
+        account: &Rc<Account>,
+    ) -> Option<Brought> {
         if !route.decision.verdict.passes() {
-            account.denied(&self.worker, &call.entry(0, ""), &route.decision);
-            return false;
+            account.judged(&self.worker, &call.entry(0, ""), &route.decision);
+            return None;
         }
         let (Some(unit), To::Service { port, .. }) = (&endpoint.local, &route.to) else {
-            return true;
+            return Some(Brought::Nothing);
         };
         let id = route.connector.unit.spiffe_id.clone();
         let changes = call.taken.as_ref().and_then(|taken| taken.changes());
-        let decision = as_sent(call.arrived.asked, changes.as_ref(), |asked| {
-            authorize::request(unit, &Caller::Identity(&id), port.target, asked)
-        });
         let callee = self.account_like(About {
             unit: unit.clone(),
             direction: "local",
@@ -118,10 +123,15 @@ impl Calling {
             port: port.target,
             ..account.about.clone()
         });
-        if decision.verdict != Verdict::Allow {
-            callee.denied(&self.worker, &call.entry(0, ""), &decision);
-        }
-        decision.verdict.passes()
+        let asked = call.arrived.asked;
+        let found = as_sent(asked, changes.as_ref(), |asked| token::find(unit, asked.headers));
+        let brought = token::read_now(&self.worker, &callee.about, found);
+        let token = brought.token();
+        let decision = as_sent(Request { token, ..asked }, changes.as_ref(), |asked| {
+            authorize::request(unit, &Caller::Identity(&id), port.target, asked)
+        });
+        callee.judged(&self.worker, &call.entry(0, ""), &decision);
+        decision.verdict.passes().then_some(brought)
     }
 }
 

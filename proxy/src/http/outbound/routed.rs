@@ -25,7 +25,7 @@ impl Calling {
         let decision = &call.route.decision;
         let fault = decision.verdict.fault()?;
         self.account(&call.route, "".into(), "outbound")
-            .denied(&self.worker, &call.entry(0, ""), decision);
+            .judged(&self.worker, &call.entry(0, ""), decision);
         Some(down.reply(fault, &fault.to_string()).await)
     }
 
@@ -50,16 +50,13 @@ impl Calling {
         let taken = match choose(&service.traffic.routes, &view, || self.worker.random()) {
             Choice::Service => return None,
             Choice::BadPath(route) => {
-                let decision = Decision {
-                    verdict: Verdict::BadPath,
-                    rule: route.rule.clone(),
-                };
+                let decision = Decision::new(Verdict::BadPath, route.rule.clone());
                 let entry = Entry {
                     route: &route.name,
                     ..call.entry(0, "")
                 };
                 let account = self.account(&call.route, "".into(), "outbound");
-                account.denied(&self.worker, &entry, &decision);
+                account.judged(&self.worker, &entry, &decision);
                 return Some(down.reply(Fault::BadPath, &Fault::BadPath.to_string()).await);
             }
             Choice::Route(taken) => taken,

@@ -140,6 +140,8 @@ fn rule(rule: &str) -> InboundRule {
         methods: Vec::new(),
         paths: Vec::new(),
         headers: Vec::new(),
+        jwt: None,
+        audit: false,
     }
 }
 
