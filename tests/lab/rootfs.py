@@ -25,6 +25,7 @@ SYSTEM = (
 STOCK = (
     "nginx-light", "redis-server", "redis-tools", "postgresql-15", "postgresql-client-15", "wrk", "haproxy",
     "python3-httpx",  # for the demo's orders
+    "nghttp2-client", "nghttp2-server", "python3-websockets",
 )  # fmt: skip
 
 # Runs in the tree once everything is installed. A host starts what a test or a person starts, nothing else;
