@@ -21,6 +21,9 @@ setup: ## Debian packages of packages.debian, .venv with requirements.lock; quic
 rootfs: setup ## the test hosts' root file system, in /var/cache/hostmesh-lab (a minute, once)
 	@$(PY) -m tests.lab rootfs >/dev/null
 
+collector: setup ## the OpenTelemetry Collector of the tests, in /var/cache/hostmesh-lab (a minute, once)
+	@$(PY) -m tests.lab collector >/dev/null
+
 wheels: setup ## dist/ (our two wheels) and build/wheelhouse/ (their dependencies)
 	@packaging/wheels
 
@@ -33,11 +36,11 @@ lab: rootfs ## two test hosts to step into, until Ctrl-C
 demo: changes rootfs wheels ## the main job on two real hosts, as a table (KEEP=1 leaves them up)
 	@$(PY) -m demo $(if $(KEEP),--keep)
 
-test: changes rootfs wheels ## everything but the slow suites
+test: changes rootfs collector wheels ## everything but the slow suites
 	cargo test --manifest-path proxy/Cargo.toml --workspace --profile tests --locked
 	$(PY) -m pytest $(ARGS)
 
-test-long: changes rootfs wheels ## the same with every repetition that is promised; an hour and more
+test-long: changes rootfs collector wheels ## the same with every repetition that is promised; an hour and more
 	$(PY) -m pytest --long --timeout 3600 $(ARGS)
 
 test-fast: setup ## what needs neither hosts nor the kernel, in seconds
@@ -84,4 +87,4 @@ soak: changes rootfs wheels ## 10,000 open connections, 2,000 requests/s, 1,000 
 soak-quick: changes rootfs wheels ## the same, smaller, judged the same way; two minutes
 	@$(PY) -m bench.soak quick $(ARGS)
 
-.PHONY: help changes setup rootfs wheels install lab demo test test-long test-fast lint format fuzz vm-smoke lock bench bench-quick soak soak-quick
+.PHONY: help changes setup rootfs collector wheels install lab demo test test-long test-fast lint format fuzz vm-smoke lock bench bench-quick soak soak-quick

@@ -226,4 +226,6 @@ def snapshot_changes(before: Snapshot | None, after: Snapshot) -> list[str]:
         lines.append("~ trust bundle")
     if before and before.revoked != after.revoked:
         lines.append("~ revoked")
+    if before and (before.traces, before.propagate) != (after.traces, after.propagate):
+        lines.append("~ traces")
     return lines

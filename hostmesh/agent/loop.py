@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from hostmesh.agent.collector import CollectorWatch
 from hostmesh.agent.identities import Identities
 from hostmesh.agent.mesh import Mesh
 from hostmesh.agent.numbers import Numbers
@@ -57,6 +58,7 @@ class Parts:
     identities: Identities
     token_keys: TokenKeys
     reports: Reports
+    collector: CollectorWatch
     wakeups: Wakeups
     touched: Wakeups
     """Somebody changed something in the kernel, perhaps of ours."""
@@ -170,7 +172,7 @@ class Loop:
         await self.parts.units.watch(frozenset(units_of(in_force)))
         self.parts.token_keys.want(in_force)
         facts = await self.parts.host.facts(policies, dict(numbers))
-        return replace(facts, token_keys=self.parts.token_keys.keys)
+        return replace(facts, token_keys=self.parts.token_keys.keys, collector=self.parts.collector.known)
 
     def _compile(self, policies: Sequence[Policy], facts: HostFacts) -> Plan:
         parts, catalog = self.parts, self.parts.mesh.catalog

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hostmesh.agent.answers import Answers
+from hostmesh.agent.collector import CollectorWatch
 from hostmesh.agent.control import ControlSocket
 from hostmesh.agent.identities import Identities
 from hostmesh.agent.loop import Loop, Parts
@@ -135,6 +136,7 @@ class Agent:
             parts.mesh.run(),
             parts.identities.run(),
             parts.token_keys.run(),
+            parts.collector.run(),
             watches.run(),
             ControlSocket(self._settings.paths.agent_socket, answers).run(),
             self._reconcile(),
@@ -144,7 +146,8 @@ class Agent:
 
     async def _reconcile(self) -> None:
         """READY says: what was asked for when we started is in force, or it is told why not."""
-        started = (self._parts.units.connected.wait(), self._parts.proxy.first.wait())
+        parts = self._parts
+        started = (parts.units.connected.wait(), parts.proxy.first.wait(), parts.collector.first.wait())
         waiting = [asyncio.ensure_future(event) for event in started]
         await asyncio.wait(waiting, timeout=_START_SECONDS)
         for task in waiting:
@@ -236,6 +239,7 @@ def make_parts(settings: Settings) -> Parts:
         identities=identities,
         token_keys=token_keys,
         reports=reports,
+        collector=CollectorWatch(settings.traces, reports, lambda: wakeups.request("collector", 0.0)),
         wakeups=wakeups,
         touched=Wakeups(),
     )

@@ -79,8 +79,9 @@ _PROXY_HELP = {
     "mirrored": "Copies of requests sent to mirrors",
     "mirror_dropped": "Copies left out: too many under way, or nowhere to go",
     "events_dropped": "Events that did not fit into the proxy's queue; their counters are exact",
+    "traces_exported": "Spans that the collector took",
     "log_lost": "Lines of the proxy itself that journald did not take",
-    "troubles": "What is wrong with the proxy or its host (disk, descriptors): hostmesh status says what",
+    "troubles": "What is wrong with the proxy, its host (disk, descriptors) or its collector: see hostmesh status",
 }
 _PROXY_COUNTERS = frozenset(
     {
@@ -94,6 +95,7 @@ _PROXY_COUNTERS = frozenset(
         "mirror_dropped",
         "events_dropped",
         "log_lost",
+        "traces_exported",
     }
 )
 
@@ -211,6 +213,11 @@ def _proxy(stats: Stats) -> Iterator[Metric]:
         denied.add_metric((rule,), number)
     yield denied
     yield _tls_failures(stats.tls_failures)
+    told = "Spans that did not reach the collector, by why"
+    spans = CounterMetricFamily("hostmesh_traces_dropped", told, labels=("reason",))
+    for reason, number in sorted(stats.traces_dropped.items()):
+        spans.add_metric((reason,), number)
+    yield spans
     for name, number in sorted(stats.gauges.items()):
         family = CounterMetricFamily if name in _PROXY_COUNTERS else GaugeMetricFamily
         yield family(f"hostmesh_proxy_{name}", _PROXY_HELP.get(name, "What the proxy says of itself"), value=number)

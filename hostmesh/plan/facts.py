@@ -26,6 +26,14 @@ class UnitFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectorFacts:
+    """What was found of the collector of traces. addresses: of its name. ca: base64 DER of `[traces] ca`."""
+
+    addresses: tuple[str, ...] = ()
+    ca: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """The host. addresses: global ones of its links, v4 first, without prefix length.
 
@@ -38,3 +46,4 @@ class HostFacts:
     numbers: dict[UnitName, int] = field(default_factory=dict)
     proxy_uid: int = NOBODY
     token_keys: Mapping[str, Sequence[PublicKey]] = field(default_factory=dict)
+    collector: CollectorFacts = field(default_factory=CollectorFacts)

@@ -11,6 +11,7 @@ from hostmesh.names import SpiffeId, UnitName, dns_names_of, sni_of
 from hostmesh.plan.facts import HostFacts, UnitFacts
 from hostmesh.policy import model
 from hostmesh.policy.settings import Settings
+from hostmesh.policy.traces import collector_of
 from hostmesh.policy.traffic import as_sent
 from hostmesh.wire import snapshot as wire
 
@@ -41,6 +42,8 @@ def snapshot(  # noqa: PLR0917 the order of the flow
         services=sorted(services, key=lambda service: service.name),
         revoked=list(revoked),
         zone=settings.zone,
+        propagate=list(settings.traces.propagate),
+        traces=_traces(settings, facts),
     )
     return msgspec.structs.replace(bare, revision=revision_of(bare))
 
@@ -104,9 +107,28 @@ def _unit(settings: Settings, policy: model.Policy, facts: HostFacts, revoked: S
         outbound=None if outbound is None else [_outbound_rule(rule) for rule in outbound],
         rule_outbound_default=NO_OUTBOUND_POLICY if outbound is None else f"{policy.place.file}:no-outbound",
         access_log=policy.observe.access_log.value,
-        trace=policy.observe.trace,
+        trace=policy.observe.trace.share,
+        trace_errors=policy.observe.trace.errors,
         jwt=[_token_issuer(issuer, facts) for issuer in policy.jwt],
         revoked=standing(revoked, identity, dns_names_of(facts.host)) is not None,
+    )
+
+
+def _traces(settings: Settings, facts: HostFacts) -> wire.Traces | None:
+    traces, collector = settings.traces, collector_of(settings.traces)
+    if collector is None:
+        return None
+    return wire.Traces(
+        endpoint=traces.endpoint,
+        protocol=traces.protocol,
+        tls=collector.tls,
+        host=collector.host,
+        port=collector.port,
+        path=collector.path,
+        addresses=list(facts.collector.addresses),
+        headers=list(traces.headers),
+        ca=list(facts.collector.ca),
+        queue=traces.queue,
     )
 
 

@@ -11,6 +11,7 @@ from hostmesh.policy.read import Reader
 from hostmesh.policy.schema import Key, Table
 from hostmesh.policy.settings import Marks, Paths, Ports, Settings, Timeouts
 from hostmesh.policy.source import Node, parse
+from hostmesh.policy.traces import read_traces
 
 PLACE = "/etc/hostmesh/hostmesh.toml"
 
@@ -53,6 +54,7 @@ class _Reading:
             ports=self._ports(top.get("ports")),
             timeouts=self._timeouts(top.get("timeouts")),
             paths=self._paths(top.get("paths")),
+            traces=read_traces(self.read, top.get("traces")),
         )
 
     def _trust_domain(self, node: Node | None, default: str) -> str:
@@ -167,7 +169,8 @@ def render(settings: Settings) -> str:
             else []
         )
     text = "\n".join(top) + "\n"
-    for section, written in (("ports", str), ("marks", hex), ("timeouts", _duration), ("paths", quoted)):
+    sections = (("ports", str), ("marks", hex), ("timeouts", _duration), ("paths", quoted), ("traces", _value))
+    for section, written in sections:
         mine, usual = getattr(settings, section), getattr(default, section)
         lines = [
             f"{field.name} = {written(getattr(mine, field.name))}"
@@ -180,6 +183,18 @@ def render(settings: Settings) -> str:
 
 def _duration(milliseconds: int) -> str:
     return quoted(f"{milliseconds}ms" if milliseconds % 1000 else f"{milliseconds // 1000}s")
+
+
+def _value(value: str | int | tuple[object, ...]) -> str:
+    """A text, a number, a list of texts, or a table of texts."""
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return quoted(value)
+    pairs = [item for item in value if isinstance(item, tuple)]
+    if pairs:
+        return "{ " + ", ".join(f"{quoted(name)} = {quoted(text)}" for name, text in pairs) + " }"
+    return f"[{', '.join(quoted(str(item)) for item in value)}]"
 
 
 def quoted(text: str) -> str:

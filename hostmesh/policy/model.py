@@ -178,11 +178,19 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class Trace:
+    """Which traces are recorded: a share of those begun here, 0..1, and what fails, whoever began it."""
+
+    share: float = 0.01
+    errors: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Observe:
-    """What is recorded. ``trace`` is the share of traces begun here, 0..1."""
+    """What is recorded."""
 
     access_log: AccessLog = AccessLog.ERRORS
-    trace: float = 0.01
+    trace: Trace = Trace()
 
 
 @dataclass(frozen=True, slots=True)

@@ -377,11 +377,25 @@ OBSERVE = Table(
     (
         Key("access_log", '"all", "errors" or "none"', '"errors"', "Which requests get a line in the unit's journal.",
             'access_log = "all"'),
-        Key("trace", "0..1", "0.01", "The share of traces that are begun here; those begun elsewhere go on.", "trace = 1"),
+        Key("trace", "0..1 or table", "0.01",
+            "The share of the traces begun here that is recorded, where `[traces]` of `hostmesh.toml` names a collector; for "
+            "others their beginner decided. Or a table, see `[observe.trace]`.", "trace = 1"),
+    ),
+)
+
+TRACE = Table(
+    "observe.trace", "Which traces are recorded.",
+    (
+        Key("share", "0..1", "0.01", "The share of the traces that are begun here.", "share = 0.01"),
+        Key("errors", "true or false", "false",
+            "Record what fails, whoever began the trace and whatever he decided: the request or connection and its tries, as this "
+            "unit's proxy saw them. Nobody can be asked afterwards for what went well elsewhere, so such a trace has those "
+            "hops only that saw a failure and have `errors` too.", "errors = true"),
     ),
 )
 
 TABLES = (
     ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, JWT, TOKEN, PLAINTEXT, TRAFFIC, BALANCE, RETRIES,
     ROUTE, ROUTE_MATCH, ROUTE_REWRITE, ROUTE_HEADERS, ROUTE_MIRROR, ROUTE_REDIRECT, ROUTE_RESPOND, ROUTE_FAULT, OUTBOUND, OBSERVE,
+    TRACE,
 )

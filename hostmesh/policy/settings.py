@@ -42,6 +42,23 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Traces:
+    """Where spans go, and how traces are told to whom is called.
+
+    endpoint: URL of a collector that speaks OTLP; empty: nothing is recorded. protocol: grpc | http. propagate: w3c,
+    b3, b3multi, beside what the caller itself sent. headers: sent with every export. ca: file of certificates in PEM;
+    empty: what the system trusts. queue: spans that wait for the collector at most.
+    """
+
+    endpoint: str = ""
+    protocol: str = "grpc"
+    propagate: tuple[str, ...] = ("w3c",)
+    headers: tuple[tuple[str, str], ...] = ()
+    ca: str = ""
+    queue: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
 class Paths:
     """Where things are on the host."""
 
@@ -71,3 +88,4 @@ class Settings:
     timeouts: Timeouts = field(default_factory=Timeouts)
     paths: Paths = field(default_factory=Paths)
     zone: str = ""
+    traces: Traces = field(default_factory=Traces)

@@ -22,6 +22,7 @@ from hostmesh.policy.model import (
     Port,
     Protocol,
     TokenIssuer,
+    Trace,
     Traffic,
 )
 from hostmesh.policy.read import Reader
@@ -288,7 +289,16 @@ class _Reading:
         default = Observe()
         return Observe(
             AccessLog(self.read.choice(table.get("access_log"), default.access_log, AccessLog)),
-            self.read.ratio(table.get("trace"), default.trace),
+            self._trace(table.get("trace"), default.trace),
+        )
+
+    def _trace(self, node: Node | None, default: Trace) -> Trace:
+        """A share alone, or a table."""
+        if node is None or not isinstance(node.data, dict):
+            return Trace(self.read.ratio(node, default.share))
+        table = self.read.table(node, schema.TRACE)
+        return Trace(
+            self.read.ratio(table.get("share"), default.share), self.read.boolean(table.get("errors"), default.errors)
         )
 
 

@@ -88,7 +88,8 @@ class RetiredProxy(Struct):
 class Status(Struct, tag_field="type", tag="status"):
     """Proxy: what is in force. ``revision`` is empty before the first snapshot; started: seconds since the epoch.
 
-    troubles: what is wrong with the proxy itself or its host (disk, descriptors), each with what helps.
+    troubles: what is wrong with the proxy itself, its host (disk, descriptors) or its collector of traces, each with
+    what helps.
     """
 
     id: int
@@ -128,7 +129,8 @@ class TrafficCount(Struct):
 class Stats(Struct, tag_field="type", tag="stats"):
     """Proxy: counters. ``denied`` maps rule to count; ``gauges``: connections, streams, pools, workers, memory.
 
-    ``tls_failures``: side (the proxy's own: client | server) to reason to count.
+    ``tls_failures``: side (the proxy's own: client | server) to reason to count. ``traces_dropped``: spans that did not
+    reach the collector, reason to count.
     """
 
     id: int
@@ -137,6 +139,7 @@ class Stats(Struct, tag_field="type", tag="stats"):
     denied: dict[str, int]
     gauges: dict[str, int]
     tls_failures: dict[str, dict[str, int]] = {}
+    traces_dropped: dict[str, int] = {}
 
 
 class Event(Struct):

@@ -128,7 +128,8 @@ class Unit(Struct):
     ``deliver``: the addresses to try for the application, in order: where it was seen to listen, else the host's
     addresses and loopback. ``allow``/``deny``/``plaintext``: deny first, then allow, else refused by ``rule_default``.
     ``outbound``: None means anything goes. mode: enforce | audit. access_log: all | errors | none. revoked: its
-    identity was taken back; it serves nobody, and calls no service.
+    identity was taken back; it serves nobody, and calls no service. trace: the share of traces begun here that are
+    recorded; trace_errors: and whatever fails.
     """
 
     unit: str
@@ -147,6 +148,7 @@ class Unit(Struct):
     rule_outbound_default: str
     access_log: str
     trace: float
+    trace_errors: bool = False
     revoked: bool = False
     jwt: list[TokenIssuer] = []
 
@@ -337,6 +339,24 @@ class Revoked(Struct):
     reason: str
 
 
+class Traces(Struct):
+    """The collector of traces: `Traces` of `hostmesh/policy/settings.py`, with its endpoint taken apart.
+
+    addresses: where ``host`` leads. ca: what its chain must end in; empty: what the system trusts.
+    """
+
+    endpoint: str
+    protocol: str
+    tls: bool
+    host: str
+    port: int
+    path: str
+    addresses: list[str]
+    headers: list[tuple[str, str]] = []
+    ca: list[str] = []
+    queue: int = 2048
+
+
 class Snapshot(Struct):
     """All that the proxy knows. ``revision`` is the digest of the rest: equal content, equal revision."""
 
@@ -353,3 +373,5 @@ class Snapshot(Struct):
     services: list[Service]
     revoked: list[Revoked] = []
     zone: str = ""
+    propagate: list[str] = msgspec.field(default_factory=lambda: ["w3c"])
+    traces: Traces | None = None

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::deliver;
 use crate::stream::Stream;
+use crate::traces::connection::Opening;
 use crate::wire::client::OpenError;
 use crate::wire::idle::Key;
 use crate::worker::Worker;
@@ -105,7 +106,13 @@ impl Connector {
 
     /// A stream to the endpoint's `target` port, for the connection or request that comes now. `fresh`: not one that was
     /// used before. Not judged here: neither the caller's policy nor, on the same host, the endpoint's.
-    pub async fn connect(&self, endpoint: &Endpoint, target: u16, fresh: bool) -> Result<Stream, ConnectError> {
+    pub async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        target: u16,
+        fresh: bool,
+        opening: &Opening,
+    ) -> Result<Stream, ConnectError> {
         if let Some(unit) = &endpoint.local {
             let Some(port) = unit.port(target) else {
                 return Err(ConnectError::Unreachable(format!(
@@ -121,7 +128,8 @@ impl Connector {
         if !fresh && let Some(stream) = self.worker.idle.take(&Key::new(&self.unit.unit, endpoint, target)) {
             return Ok(Stream::Wire(Box::new(stream)));
         }
-        let stream = self.worker.pool.open(&self.unit.unit, endpoint, target).await?;
+        let pool = &self.worker.pool;
+        let stream = pool.open(&self.unit.unit, endpoint, target, opening).await?;
         Ok(Stream::Wire(Box::new(stream)))
     }
 

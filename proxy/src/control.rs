@@ -89,6 +89,7 @@ enum Answer<'a> {
         denied: BTreeMap<String, u64>,
         gauges: BTreeMap<String, i64>,
         tls_failures: TlsFailures,
+        traces_dropped: BTreeMap<String, u64>,
     },
     Events {
         events: &'a [Event],
@@ -403,6 +404,7 @@ impl Control {
             denied: all.denied,
             gauges: all.gauges,
             tls_failures: all.tls_failures,
+            traces_dropped: all.traces_dropped,
         }
     }
 }

@@ -14,6 +14,7 @@ use rcgen::{
 use crate::events::{EventSource, queue};
 use crate::shared::Shared;
 use crate::stats::Stats;
+use crate::traces;
 
 /// A root that signs requests.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -75,7 +76,7 @@ pub fn snapshot(authority: &Authority) -> Snapshot {
 /// Nothing in force, one worker.
 pub fn shared() -> (Arc<Shared>, EventSource) {
     let (sink, source) = queue();
-    (Arc::new(Shared::new(sink, Stats::new(), 1)), source)
+    (Arc::new(Shared::new(sink, traces::queue().0, Stats::new(), 1)), source)
 }
 
 /// With this snapshot in force.

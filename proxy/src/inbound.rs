@@ -14,6 +14,7 @@ use crate::http::{self, inbound::Who};
 use crate::rejudge::{Asked, Opened};
 use crate::stream::Stream;
 use crate::tcp;
+use crate::traces::connection::Opaque;
 use crate::wire::server::Call;
 use crate::worker::{About, Worker};
 
@@ -51,6 +52,7 @@ pub async fn answer(worker: &Rc<Worker>, call: Call) {
         return http(worker, config, call, about, begun).await;
     }
     let mut opened = Opened::new(worker, &config, begun);
+    opened.trace = Opaque::begin(worker, &unit, call.traceparent());
     let who = Who::Identity(about.peer.clone());
     match opened.ask(&config, about.clone(), Asked::ComeIn(who)) {
         Some(rule) => deliver(worker, &config, call, about, port, &opened, &rule).await,
@@ -90,12 +92,11 @@ async fn deliver(
     opened: &Opened,
     rule: &str,
 ) {
-    let begun = opened.begun;
     let connect = deliver::connect(config, &about.unit, &port, about.client);
     let application = match opened.unless_denied(connect).await {
         Some(Ok(application)) => application,
         Some(Err(error)) => {
-            about.failed(worker, begun, error.to_string());
+            opened.failed(&about, error.to_string());
             return call.refuse(StatusCode::SERVICE_UNAVAILABLE);
         }
         None => return call.refuse(StatusCode::FORBIDDEN),
@@ -105,6 +106,6 @@ async fn deliver(
             let relayed = tcp::relay(application, Stream::Wire(Box::new(stream)), opened.denied()).await;
             opened.ended(&about, rule, &relayed.reversed());
         }
-        Err(error) => about.failed(worker, begun, error.to_string()),
+        Err(error) => opened.failed(&about, error.to_string()),
     }
 }

@@ -34,6 +34,7 @@ pub mod stream;
 pub mod tcp;
 pub mod tls;
 pub mod told;
+pub mod traces;
 pub mod unix_socket;
 pub mod wire;
 pub mod words;

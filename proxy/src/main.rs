@@ -26,12 +26,14 @@ use hostmesh_proxy::persist::{Persist, Saver};
 use hostmesh_proxy::shared::Shared;
 use hostmesh_proxy::stats::Stats;
 use hostmesh_proxy::told::{self, Level};
+use hostmesh_proxy::traces::{self, export::Exporter};
 use hostmesh_proxy::{generations, listener, unix_socket};
 use hostmesh_proxy_core::config::Config;
 use hostmesh_proxy_core::snapshot::Snapshot;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
-use tokio::task::LocalSet;
+use tokio::sync::oneshot;
+use tokio::task::{LocalSet, spawn_local};
 
 use process::{Process, tell};
 
@@ -118,9 +120,17 @@ fn main() -> ExitCode {
 
 fn run(options: &Options, inherited: Inherited, launched: Option<Launched>) -> io::Result<()> {
     let (sink, source) = events::queue();
-    let shared = Arc::new(Shared::new(sink, Stats::new(), options.workers));
+    let (spans, finished) = traces::queue();
+    let shared = Arc::new(Shared::new(sink, spans, Stats::new(), options.workers));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = LocalSet::new().block_on(&runtime, begin(options, inherited, launched, shared, source));
+    let result = LocalSet::new().block_on(&runtime, async {
+        let (end, ended) = oneshot::channel();
+        let exporting = spawn_local(Exporter::new(shared.clone(), finished).run(ended));
+        let result = begin(options, inherited, launched, shared, source).await;
+        drop(end);
+        exporting.await.map_err(io::Error::other)?;
+        result
+    });
     // A worker that hangs is not waited for: its connections are cut by the end of the process.
     runtime.shutdown_background();
     result

@@ -22,6 +22,7 @@ use crate::rejudge::{Asked, Opened};
 use crate::sockopt;
 use crate::stream::Stream;
 use crate::tcp;
+use crate::traces::connection::{Opaque, Opening};
 use crate::worker::{About, Worker};
 
 /// A passed-through destination gets as long as Linux itself would give it (tcp_syn_retries 6), near enough.
@@ -126,6 +127,7 @@ impl Outgoing {
             worker, config, unit, ..
         } = &self.connector;
         let mut opened = Opened::new(worker, config, self.begun);
+        opened.trace = Opaque::begin(worker, unit, None);
         let address = self.called.ip();
         let hosts = if about.service.is_empty() {
             worker.shared.lookups.names(unit, address)
@@ -155,7 +157,7 @@ impl Outgoing {
             Err(error) => {
                 if let Some((peer, error)) = error {
                     let message = format!("{}:{}: {error}", service.name, port.port);
-                    About { peer, ..about }.failed(&self.connector.worker, self.begun, message);
+                    opened.failed(&About { peer, ..about }, message);
                 }
                 sockopt::abort(tcp);
             }
@@ -190,8 +192,16 @@ impl Outgoing {
             {
                 return Err(None);
             }
-            let connected = opened.unless_denied(self.connector.connect(&endpoint, port.target, true));
-            match connected.await.ok_or(None)? {
+            let opening = Opening {
+                traceparent: opened.trace.as_ref().map(Opaque::traceparent),
+                ..Opening::default()
+            };
+            let connect = self.connector.connect(&endpoint, port.target, true, &opening);
+            let connected = opened.unless_denied(connect).await.ok_or(None)?;
+            if let (Some(trace), Some(steps)) = (&opened.trace, opening.dialed.get()) {
+                trace.dialed(&self.connector.worker, &self.connector.unit, steps);
+            }
+            match connected {
                 Ok(stream) => return Ok((endpoint, stream)),
                 Err(denied @ ConnectError::Denied) => return Err(Some((endpoint.spiffe_id.clone(), denied))),
                 Err(error) => last = (endpoint.spiffe_id.clone(), error),
@@ -234,7 +244,7 @@ impl Outgoing {
                 opened.ended(&about, &rule, &relayed);
             }
             Some(Err(error)) => {
-                about.failed(&self.connector.worker, self.begun, error.to_string());
+                opened.failed(&about, error.to_string());
                 sockopt::abort(tcp);
             }
             None => sockopt::abort(tcp),
@@ -273,7 +283,7 @@ impl Outgoing {
                 opened.ended(&about, &rule, &relayed);
             }
             Err(error) => {
-                about.failed(&self.connector.worker, self.begun, format!("{}: {error}", self.called));
+                opened.failed(&about, format!("{}: {error}", self.called));
                 sockopt::abort(tcp);
             }
         }

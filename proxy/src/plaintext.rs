@@ -13,6 +13,7 @@ use crate::rejudge::{Asked, Opened};
 use crate::sockopt;
 use crate::stream::Stream;
 use crate::tcp;
+use crate::traces::connection::Opaque;
 use crate::worker::{About, Worker};
 
 /// The word for a caller without identity.
@@ -56,6 +57,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         return http::inbound::serve(worker, config, about, who, Stream::Tcp(tcp)).await;
     }
     let mut opened = Opened::new(&worker, &config, begun);
+    opened.trace = Opaque::begin(&worker, &about.unit, None);
     let Some(rule) = opened.ask(&config, about.clone(), Asked::ComeIn(who)) else {
         return sockopt::abort(tcp);
     };
@@ -68,7 +70,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
             opened.ended(&about, &rule, &relayed);
         }
         Some(Err(error)) => {
-            about.failed(&worker, begun, error.to_string());
+            opened.failed(&about, error.to_string());
             sockopt::abort(tcp);
         }
         None => sockopt::abort(tcp),

@@ -17,6 +17,7 @@ use crate::events::Event;
 use crate::http::inbound::Who;
 use crate::stats::CodeClass;
 use crate::tcp::Relayed;
+use crate::traces::connection::Opaque;
 use crate::worker::{About, Worker, micros};
 
 /// What is asked of one unit's policy.
@@ -140,6 +141,8 @@ pub struct Opened {
     /// Of the config by which it was opened.
     policies: u64,
     questions: Vec<Question>,
+    /// Its place in its trace.
+    pub trace: Option<Opaque>,
 }
 
 impl Opened {
@@ -150,6 +153,7 @@ impl Opened {
             begun,
             policies: config.policies,
             questions: Vec::new(),
+            trace: None,
         }
     }
 
@@ -196,8 +200,19 @@ impl Opened {
         }
     }
 
+    /// It came to nothing: counts and records it.
+    pub fn failed(&self, about: &About, message: String) {
+        if let Some(trace) = &self.trace {
+            trace.failed(&self.worker, about, self.begun, message.clone());
+        }
+        about.failed(&self.worker, self.begun, message);
+    }
+
     /// It is over: counts and records it, in the journal of `about` and in that of who denied it.
     pub fn ended(&self, about: &About, rule: &str, relayed: &Relayed) {
+        if let Some(trace) = &self.trace {
+            trace.ended(&self.worker, about, self.begun, relayed);
+        }
         let Some(denial) = &relayed.denied else {
             return about.relayed(&self.worker, self.begun, rule, relayed);
         };

@@ -19,6 +19,7 @@ use crate::lookups::Lookups;
 use crate::stats::{Collected, Stats};
 use crate::tls::{BadBundle, Trust};
 use crate::told::Told;
+use crate::traces::SpanSink;
 
 /// A unit's certificate chain and key, ready for TLS.
 pub struct Svid {
@@ -99,6 +100,8 @@ pub struct Shared {
     retired: watch::Sender<bool>,
     /// Where events for the agent go: never blocks, counts what it must drop.
     pub events: EventSink,
+    /// Where spans for the collector go: never blocks, counts what it must drop.
+    pub spans: SpanSink,
     /// The counters; every worker asks for its own ([`Stats::worker`]).
     pub stats: Arc<Stats>,
     /// What the process says of itself.
@@ -116,7 +119,7 @@ pub struct Shared {
 
 impl Shared {
     /// Nothing in force yet: no listener opens before [`Shared::set_config`].
-    pub fn new(events: EventSink, stats: Arc<Stats>, workers: usize) -> Self {
+    pub fn new(events: EventSink, spans: SpanSink, stats: Arc<Stats>, workers: usize) -> Self {
         Self {
             config: ArcSwapOption::empty(),
             svids: ArcSwap::from_pointee(Svids::default()),
@@ -125,6 +128,7 @@ impl Shared {
             draining: watch::channel(false).0,
             retired: watch::channel(false).0,
             events,
+            spans,
             stats,
             told: Told::default(),
             lookups: Lookups::default(),
@@ -175,6 +179,7 @@ impl Shared {
             self.trust.store(Arc::new(trust));
         }
         self.lookups.keep(&config);
+        self.spans.keep(config.traces.as_ref().map_or(0, |traces| traces.queue));
         self.config.store(Some(Arc::new(config)));
         self.changes.send_modify(|count| *count += 1);
         Ok(())
@@ -228,7 +233,9 @@ impl Shared {
         all.gauges.extend([
             ("events_dropped".to_owned(), number(self.events.dropped_total())),
             ("log_lost".to_owned(), number(self.told.lost())),
+            ("traces_exported".to_owned(), number(self.spans.exported())),
         ]);
+        all.traces_dropped = self.spans.dropped();
         all
     }
 

@@ -280,6 +280,7 @@ impl Stats {
             denied,
             gauges,
             tls_failures,
+            traces_dropped: BTreeMap::new(),
         }
     }
 }
@@ -391,6 +392,8 @@ pub struct Collected {
     pub gauges: BTreeMap<String, i64>,
     /// Wire connections that came to nothing or were ended.
     pub tls_failures: TlsFailures,
+    /// Spans that did not reach the collector, by reason.
+    pub traces_dropped: BTreeMap<String, u64>,
 }
 
 /// `TrafficCount` of `hostmesh/wire/proxy_control.py`.

@@ -48,7 +48,8 @@ pub struct Trust {
     clients: Option<Arc<dyn ClientCertVerifier>>,
 }
 
-fn provider() -> Arc<CryptoProvider> {
+/// The cryptography of all TLS here.
+pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 

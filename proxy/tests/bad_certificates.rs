@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ends::{Authority, Mesh, ORDERS, WEB, WEB_SNI, WEB_UNIT, run, soon, until, with_chain};
 use hostmesh_proxy::shared::Svid;
+use hostmesh_proxy::traces::connection::Opening;
 use hostmesh_proxy::wire::client::OpenError;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
@@ -168,7 +169,13 @@ fn assert_readable(message: &str) {
 
 async fn refused(mesh: &Mesh) -> String {
     let pool = &mesh.h1.worker.pool;
-    let opened = soon(pool.open(&"orders.service".into(), &mesh.endpoint(), mesh.ports[0])).await;
+    let opened = soon(pool.open(
+        &"orders.service".into(),
+        &mesh.endpoint(),
+        mesh.ports[0],
+        &Opening::default(),
+    ))
+    .await;
     match opened {
         Err(OpenError::Unreachable(error)) => error.to_string(),
         Err(error) => panic!("another failure: {error}"),

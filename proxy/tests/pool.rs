@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use ends::{End, Mesh, config, run, soon, until};
 use hostmesh_proxy::connect::Connector;
 use hostmesh_proxy::shared::Svids;
+use hostmesh_proxy::traces::connection::Opening;
 use hostmesh_proxy::wire::client::OpenError;
 use hostmesh_proxy_core::balance::Ask;
 use hostmesh_proxy_core::config::{Endpoint, Service};
@@ -38,7 +39,14 @@ fn those_who_wait_for_a_peer_learn_together_that_it_is_not_there() {
         });
         let endpoint = h1.shared().config().expect("a config").services[0].endpoints[0].clone();
         let unit = "orders.service".into();
-        let open = || soon(h1.worker.pool.open(&unit, &endpoint, mesh.ports[0]));
+        let open = || {
+            soon(async {
+                h1.worker
+                    .pool
+                    .open(&unit, &endpoint, mesh.ports[0], &Opening::default())
+                    .await
+            })
+        };
         let (one, two, three) = tokio::join!(open(), open(), open());
         for opened in [one, two, three] {
             assert!(matches!(opened, Err(OpenError::Unreachable(_))));
@@ -55,7 +63,15 @@ fn a_client_whose_certificate_is_over_opens_nothing_more_on_its_connection() {
         let mesh = Mesh::new().await;
         let unit = "orders.service".into();
         let endpoint = mesh.endpoint();
-        let open = || soon(mesh.h1.worker.pool.open(&unit, &endpoint, mesh.ports[0]));
+        let open = || {
+            soon(async {
+                mesh.h1
+                    .worker
+                    .pool
+                    .open(&unit, &endpoint, mesh.ports[0], &Opening::default())
+                    .await
+            })
+        };
         let (first, mut application) = tokio::join!(open(), mesh.arrives());
         let mut first = first.expect("a stream");
         let link = mesh.h2.worker.links.borrow()[0].upgrade().expect("a connection");
@@ -116,7 +132,8 @@ fn a_dial_goes_on_when_nobody_waits_and_serves_the_next_try() {
         let unit = "orders.service".into();
         let tries = async {
             loop {
-                let open = h1.worker.pool.open(&unit, &endpoint, mesh.ports[0]);
+                let opening = Opening::default();
+                let open = h1.worker.pool.open(&unit, &endpoint, mesh.ports[0], &opening);
                 if let Ok(opened) = timeout(ROUND_TRIP / 4, open).await {
                     break opened;
                 }
@@ -136,7 +153,7 @@ fn an_endpoint_that_is_called_by_an_address_is_dialed_there_only() {
         let endpoint = mesh.endpoint();
         let open = |endpoint| {
             let (pool, unit) = (mesh.h1.worker.pool.clone(), &unit);
-            soon(async move { pool.open(unit, endpoint, mesh.ports[0]).await })
+            soon(async move { pool.open(unit, endpoint, mesh.ports[0], &Opening::default()).await })
         };
         let (by_name, _application) = tokio::join!(open(&endpoint), mesh.arrives());
         by_name.expect("a stream");
@@ -177,7 +194,12 @@ fn a_connection_that_is_made_while_the_certificate_is_replaced_opens_nothing_mor
         let unit = "orders.service".into();
         let open = async |endpoint: &Endpoint| {
             let (opened, _application) = tokio::join!(
-                soon(h1.worker.pool.open(&unit, endpoint, mesh.ports[0])),
+                soon(async {
+                    h1.worker
+                        .pool
+                        .open(&unit, endpoint, mesh.ports[0], &Opening::default())
+                        .await
+                }),
                 mesh.arrives()
             );
             opened.expect("a stream");

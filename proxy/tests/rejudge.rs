@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ends::{Mesh, ORDERS, run, snapshot, soon, until};
 use hostmesh_proxy::stream::Stream;
+use hostmesh_proxy::traces::connection::Opening;
 use hostmesh_proxy_core::config::Config;
 use hostmesh_proxy_core::snapshot::Snapshot;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -41,7 +42,8 @@ fn nobody(snapshot: &mut Snapshot) {
 
 async fn open(mesh: &Mesh) -> (Stream, TcpStream) {
     let (endpoint, unit) = (mesh.endpoint(), "orders.service".into());
-    let opened = mesh.h1.worker.pool.open(&unit, &endpoint, mesh.ports[0]);
+    let opening = Opening::default();
+    let opened = mesh.h1.worker.pool.open(&unit, &endpoint, mesh.ports[0], &opening);
     let (stream, application) = tokio::join!(soon(opened), mesh.arrives());
     (Stream::Wire(Box::new(stream.expect("a stream"))), application)
 }

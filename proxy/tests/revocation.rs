@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ends::{End, Mesh, ORDERS, WEB, config_with, run, soon, until};
 use hostmesh_proxy::shared::Svids;
 use hostmesh_proxy::stream::{Stream, WireStream};
+use hostmesh_proxy::traces::connection::Opening;
 use hostmesh_proxy::wire::client::OpenError;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,7 +19,13 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 
 async fn open(mesh: &Mesh) -> Result<WireStream, OpenError> {
     let pool = &mesh.h1.worker.pool;
-    soon(pool.open(&"orders.service".into(), &mesh.endpoint(), mesh.ports[0])).await
+    soon(pool.open(
+        &"orders.service".into(),
+        &mesh.endpoint(),
+        mesh.ports[0],
+        &Opening::default(),
+    ))
+    .await
 }
 
 async fn carried(mesh: &Mesh) -> (Stream, TcpStream) {

@@ -8,18 +8,19 @@ use std::sync::Arc;
 use ends::{Authority, End, Mesh, ORDERS, WEB, WEB_SNI, WEB_UNIT, config, ours, run, soon, tls_on, until};
 use hostmesh_proxy::shared::{Shared, Svids};
 use hostmesh_proxy::stream::{Stream, WireStream};
+use hostmesh_proxy::traces::connection::Opening;
 use hostmesh_proxy::wire::client::OpenError;
 use hostmesh_proxy::wire::idle::Key;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 async fn open(mesh: &Mesh) -> Result<Stream, OpenError> {
-    let opened = soon(
-        mesh.h1
-            .worker
-            .pool
-            .open(&"orders.service".into(), &mesh.endpoint(), mesh.ports[0]),
-    )
+    let opened = soon(mesh.h1.worker.pool.open(
+        &"orders.service".into(),
+        &mesh.endpoint(),
+        mesh.ports[0],
+        &Opening::default(),
+    ))
     .await;
     opened.map(|stream| Stream::Wire(Box::new(stream)))
 }
@@ -219,7 +220,12 @@ fn policy_refuses_by_rule_and_the_caller_learns_it_at_once() {
             .h1
             .worker
             .pool
-            .open(&"orders.service".into(), &mesh.endpoint(), mesh.ports[1])
+            .open(
+                &"orders.service".into(),
+                &mesh.endpoint(),
+                mesh.ports[1],
+                &Opening::default(),
+            )
             .await;
         assert!(matches!(denied.err(), Some(OpenError::Denied)));
         let event = mesh.h2.event().await;
@@ -253,7 +259,12 @@ async fn h1_open(
     endpoint: &hostmesh_proxy_core::config::Endpoint,
     port: u16,
 ) -> Result<WireStream, OpenError> {
-    soon(worker.pool.open(&"orders.service".into(), endpoint, port)).await
+    soon(
+        worker
+            .pool
+            .open(&"orders.service".into(), endpoint, port, &Opening::default()),
+    )
+    .await
 }
 
 #[test]

@@ -121,6 +121,22 @@ def route() -> Iterator[bytes]:
         yield f"{routes}\n{case['method']} {case['target']} HTTP/1.1\r\nHost: h\r\n{fields}\r\n".encode()
 
 
+def trace() -> Iterator[bytes]:
+    """Requests whose caller says in each way where they stand in their trace; passed on in all ways."""
+    trace_id, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    several = f"X-B3-TraceId: {trace_id}\r\nX-B3-SpanId: {span}\r\nX-B3-ParentSpanId: {span}\r\n"
+    for fields in (
+        "",
+        f"traceparent: 00-{trace_id}-{span}-01\r\ntracestate: a=b\r\nbaggage: k=v\r\n",
+        f"traceparent: 01-{trace_id}-{span}-00-more\r\nb3: 0\r\n",
+        f"b3: {trace_id}-{span}-d-{span}\r\n",
+        f"b3: {trace_id[16:]}-{span}\r\n",
+        f"{several}X-B3-Sampled: 1\r\n",
+        f"{several}X-B3-Flags: 1\r\n",
+    ):
+        yield f"\7GET / HTTP/1.1\r\nHost: h\r\n{fields}\r\n".encode()
+
+
 def certificate() -> Iterator[bytes]:
     """A root, a chain, and what systemd would keep of a unit."""
     root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))

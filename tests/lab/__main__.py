@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypedDict
 
-from tests.lab import rootfs
+from tests.lab import collector, rootfs
 from tests.lab.host import ENVIRONMENT, Host, new_unit_name, unit_argv
 from tests.lab.install import hostmesh_layer
 from tests.lab.lab import STATE, Lab, LabError
@@ -35,6 +35,8 @@ def main() -> int:
     up.set_defaults(do=_up)
     made = verbs.add_parser("rootfs", help="make the root file system, if it isn't there")
     made.set_defaults(do=_rootfs)
+    built = verbs.add_parser("collector", help="build the OpenTelemetry Collector, if it isn't there")
+    built.set_defaults(do=_collector)
     for name, do, text in (
         ("exec", _exec, "run a command as root, in no unit's cgroup"),
         ("run", _run, "run a command as a transient unit"),
@@ -61,6 +63,11 @@ def main() -> int:
 
 def _rootfs(_: argparse.Namespace) -> int:
     print(rootfs.debian())
+    return 0
+
+
+def _collector(_: argparse.Namespace) -> int:
+    print(collector.binary())
     return 0
 
 

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from hostmesh.errors import Diagnostic, Place, PolicyError
 from hostmesh.policy import schema
 from hostmesh.policy.findings import Code
-from hostmesh.policy.model import AccessLog, ClientAddress, InboundRule, Mode, OutboundRule, Policy, Protocol, Retries
+from hostmesh.policy.model import (
+    AccessLog,
+    ClientAddress,
+    InboundRule,
+    Mode,
+    OutboundRule,
+    Policy,
+    Protocol,
+    Retries,
+    Trace,
+)
 from hostmesh.policy.validate import load
 
 FILE = "inventory.service.toml"
@@ -92,7 +102,7 @@ def test_everything_that_can_be_said() -> None:
         OutboundRule(Place(FILE, 30, 82), network="2001:db8::1/128", port=443),
         OutboundRule(Place(FILE, 30, 103), network="2001:db8::/32"),
     )
-    assert (policy.observe.access_log, policy.observe.trace) == (AccessLog.ALL, 0.5)
+    assert (policy.observe.access_log, policy.observe.trace) == (AccessLog.ALL, Trace(0.5))
     assert policy.allow[0].place.rule == "inventory.service.toml:10"
 
 
@@ -101,7 +111,12 @@ def test_what_silence_means() -> None:
     assert (policy.service, policy.mode, policy.ports) == ("postgresql-15-main", Mode.ENFORCE, ())
     assert (policy.allow, policy.deny, policy.plaintext, policy.outbound) == ((), (), (), None)
     assert (policy.traffic.timeout_ms, policy.traffic.retries, policy.traffic.balance.by) == (0, None, "least-request")
-    assert (policy.observe.access_log, policy.observe.trace) == (AccessLog.ERRORS, 0.01)
+    assert (policy.observe.access_log, policy.observe.trace) == (AccessLog.ERRORS, Trace())
+
+
+def test_traces_of_what_fails() -> None:
+    assert one("[observe]\ntrace = { errors = true }\n").observe.trace == Trace(0.01, errors=True)
+    assert one("[observe.trace]\nshare = 0\n").observe.trace == Trace(0.0)
 
 
 HTTP = '[service.ports]\n80 = "http"\n5 = "tcp"\n'
@@ -168,6 +183,7 @@ CASES: list[tuple[str, Code, tuple[int, int], str, str]] = [
     ("[outbound]\nallow = ['10.0.0.1/8']\n", Code.BAD_VALUE, (2, 10), "names a host", "'10.0.0.0/8'"),
     ("[observe]\naccess_log = 'error'\n", Code.BAD_VALUE, (2, 14), "none of", "'errors'"),
     ("[observe]\ntrace = 1.5\n", Code.BAD_VALUE, (2, 9), "1.5 is not in 0..1", ""),
+    ("[observe]\ntrace = { error = true }\n", Code.UNKNOWN_KEY, (2, 11), "in [observe.trace]", "'errors'"),
 ]  # fmt: skip
 
 

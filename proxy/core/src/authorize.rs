@@ -112,6 +112,9 @@ pub enum Caller<'a> {
 pub trait Headers {
     /// Calls `see` with the value of every field line of this lower-case name.
     fn each(&self, name: &str, see: &mut dyn FnMut(&[u8]));
+
+    /// Calls `see` with name and value of every field line; names may have capitals.
+    fn all(&self, see: &mut dyn FnMut(&[u8], &[u8]));
 }
 
 /// What rules may ask of a request. `path` is the target's path as it came, without the query.

@@ -64,6 +64,12 @@ impl Headers for Listed {
             .filter(|(key, _)| key == name)
             .for_each(|(_, value)| see(value.as_bytes()));
     }
+
+    fn all(&self, see: &mut dyn FnMut(&[u8], &[u8])) {
+        self.0
+            .iter()
+            .for_each(|(key, value)| see(key.as_bytes(), value.as_bytes()));
+    }
 }
 
 fn decide(case: &Case, unit: &Unit) -> Option<Decision> {

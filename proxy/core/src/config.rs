@@ -16,6 +16,7 @@ use crate::glob::Glob;
 use crate::revoked::Revoked;
 use crate::route::Route;
 use crate::snapshot::{self, Listeners, Marks, SNAPSHOT_VERSION, Snapshot};
+use crate::trace::Formats;
 
 /// Unit numbers live in the mark's low bits.
 pub const MAX_UNIT_NUMBER: u32 = 4095;
@@ -101,6 +102,10 @@ pub struct Config {
     pub revoked: Arc<Revoked>,
     pub units: Vec<Arc<Unit>>,
     pub services: Vec<Arc<Service>>,
+    /// How traces are told to whom is called.
+    pub propagate: Formats,
+    /// Where spans go; none: nothing is recorded.
+    pub traces: Option<Arc<Traces>>,
     /// Which policies these are: set anew when it is put in force with others than those before ([`Config::follow`]).
     pub policies: u64,
     by_number: HashMap<u32, Arc<Unit>>,
@@ -120,7 +125,7 @@ impl Config {
         }
         let mut config = Self {
             addresses: addresses("snapshot", &snapshot.addresses)?,
-            trust_bundle: trust_bundle(&snapshot.trust_bundle)?,
+            trust_bundle: certificates("trust_bundle", &snapshot.trust_bundle)?,
             revoked: Arc::new(Revoked::build(&snapshot.revoked)?),
             revision: snapshot.revision,
             trust_domain: snapshot.trust_domain,
@@ -131,6 +136,8 @@ impl Config {
             timeouts: compile::timeouts(snapshot.timeouts)?,
             units: Vec::with_capacity(snapshot.units.len()),
             services: Vec::with_capacity(snapshot.services.len()),
+            propagate: compile::propagate(&snapshot.propagate)?,
+            traces: snapshot.traces.map(compile::traces).transpose()?.map(Arc::new),
             policies: 0,
             by_number: HashMap::new(),
             by_sni: HashMap::new(),
@@ -315,11 +322,11 @@ fn addresses(at: &str, texts: &[String]) -> Result<Vec<IpAddr>, ConfigError> {
         .collect()
 }
 
-fn trust_bundle(texts: &[String]) -> Result<Vec<Vec<u8>>, ConfigError> {
+fn certificates(at: &str, texts: &[String]) -> Result<Vec<Vec<u8>>, ConfigError> {
     let decode = |text: &String| base64::engine::general_purpose::STANDARD.decode(text);
     texts
         .iter()
-        .map(|text| decode(text).map_err(|_| bad("trust_bundle", text, "base64")))
+        .map(|text| decode(text).map_err(|_| bad(at, text, "base64")))
         .collect()
 }
 

@@ -79,6 +79,7 @@ pub(super) fn unit(unit: snapshot::Unit) -> Result<Unit, ConfigError> {
             ],
             "an access_log (all, errors, none)",
         )?,
+        trace_errors: unit.trace_errors,
         trace: unit.trace,
         revoked: unit.revoked,
         tokens: token::compile(&at, unit.jwt)?,
@@ -265,5 +266,36 @@ pub(super) fn service(
             .map(|e| endpoint(&at, &service.name, e, here, units).map(Arc::new))
             .collect::<Result<_, _>>()?,
         name: not_empty(&at, service.name.to_ascii_lowercase(), "a service name")?,
+    })
+}
+
+/// How traces are told.
+pub(super) fn propagate(words: &[String]) -> Result<Formats, ConfigError> {
+    words.iter().try_fold(Formats::default(), |formats, word| {
+        let more =
+            Formats::parse(word).ok_or_else(|| bad("propagate", word, "a way to tell traces (w3c, b3, b3multi)"))?;
+        Ok(formats.and(more))
+    })
+}
+
+/// The collector of traces.
+pub(super) fn traces(traces: snapshot::Traces) -> Result<Traces, ConfigError> {
+    let at = "traces";
+    let protocols = [("grpc", Otlp::Grpc), ("http", Otlp::Http)];
+    Ok(Traces {
+        protocol: word(at, &traces.protocol, &protocols, "a protocol (grpc, http)")?,
+        port: port_number(at, traces.port)?,
+        addresses: addresses(at, &traces.addresses)?,
+        ca: certificates(at, &traces.ca)?,
+        queue: traces.queue as usize,
+        headers: traces
+            .headers
+            .into_iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect(),
+        endpoint: traces.endpoint.into(),
+        is_tls: traces.tls,
+        host: traces.host.into(),
+        path: traces.path.into(),
     })
 }

@@ -209,6 +209,8 @@ pub struct Unit {
     pub access_log: AccessLog,
     /// The share of traces begun here that are sampled, 0..1.
     pub trace: f64,
+    /// What ends in an error is recorded all the same.
+    pub trace_errors: bool,
     /// Its identity was taken back: it serves nobody and calls no service.
     pub revoked: bool,
     /// Whose tokens it believes; `None`: it reads none.
@@ -225,6 +227,39 @@ impl Unit {
     pub fn withheld(&self) -> &[Box<str>] {
         self.tokens.as_ref().map_or(&[], |issuers| &issuers.withheld)
     }
+}
+
+/// In what OTLP is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Otlp {
+    Grpc,
+    Http,
+}
+
+/// The collector of traces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traces {
+    /// As a person wrote it.
+    pub endpoint: Box<str>,
+    /// What it speaks.
+    pub protocol: Otlp,
+    /// In TLS?
+    pub is_tls: bool,
+    /// Its name: what TLS must show, and what it is asked as.
+    pub host: Box<str>,
+    /// Its port.
+    pub port: u16,
+    /// Of HTTP.
+    pub path: Box<str>,
+    /// Where its name leads.
+    pub addresses: Vec<IpAddr>,
+    /// Sent with every request.
+    pub headers: Vec<(Box<str>, Box<str>)>,
+    /// DER certificates that its chain must end in; none: what the system trusts.
+    pub ca: Vec<Vec<u8>>,
+    /// Spans that wait for it at most.
+    pub queue: usize,
 }
 
 /// Callers of the VIP say `port`; it goes to the endpoints' `target` port.

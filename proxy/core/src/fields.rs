@@ -90,6 +90,16 @@ impl Headers for Changed<'_> {
         let fits = |(put, _): &(&str, &str)| is_same_variable(put.as_bytes(), name.as_bytes());
         puts.filter(fits).for_each(|(_, value)| see(value.as_bytes()));
     }
+
+    fn all(&self, see: &mut dyn FnMut(&[u8], &[u8])) {
+        self.headers.all(&mut |name, value| {
+            if !self.changes.drops(name) {
+                see(name, value);
+            }
+        });
+        let puts = self.changes.puts();
+        puts.for_each(|(name, value)| see(name.as_bytes(), value.as_bytes()));
+    }
 }
 
 /// May a policy set or remove it? Not what only the mesh says, what frames or routes a message, or what is for one hop.

@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::*;
 use crate::error::Fault;
+use crate::trace::{Formats, Incoming, Span};
 
 pub(super) fn request(text: &str) -> Result<RequestHead, Refused> {
     RequestHead::parse(Bytes::copy_from_slice(text.as_bytes()))
@@ -137,14 +138,16 @@ fn heads_are_rewritten() {
     )
     .expect("a request");
     assert!(!head.keep_alive);
+    let span = Span::new(0xa, 0xb, true).expect("ids");
     let edits = RequestEdits {
-        traceparent: Some("new"),
+        trace: Some(Incoming::default().outgoing(span, None, Formats::W3C)),
         peer: Some("spiffe://mesh.local/unit/orders"),
         ..RequestEdits::default()
     };
     assert_eq!(
         written(&head, &edits),
-        "POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: Chunked\r\nX-Keep: yes\r\ntraceparent: new\r\n\
+        "POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: Chunked\r\nX-Keep: yes\r\n\
+         traceparent: 00-0000000000000000000000000000000a-000000000000000b-01\r\n\
          x-hostmesh-peer: spiffe://mesh.local/unit/orders\r\n\r\n"
     );
     let alone = RequestEdits {

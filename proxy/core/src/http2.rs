@@ -172,6 +172,11 @@ impl Headers for Head {
             see(said.as_str().as_bytes());
         }
     }
+
+    fn all(&self, see: &mut dyn FnMut(&[u8], &[u8])) {
+        let fields = self.parts.headers.iter();
+        fields.for_each(|(name, value)| see(name.as_str().as_bytes(), value.as_bytes()));
+    }
 }
 
 /// A request of HTTP/1.1 for a next hop that speaks HTTP/2.
@@ -314,11 +319,18 @@ fn edit(request: &mut Request<()>, edits: &RequestEdits<'_>) -> Result<(), Refus
         edit_fields(fields, |name| edits.withholds(name), stated)?;
     }
     fields.remove(HOST);
-    for (name, value) in [("traceparent", edits.traceparent), ("x-hostmesh-peer", edits.peer)] {
-        if let Some(value) = value {
-            let value = HeaderValue::from_str(value).map_err(|_| Refused::Syntax)?;
-            fields.insert(HeaderName::from_static(name), value);
-        }
+    if let Some(trace) = edits.trace {
+        strip(fields, |name| trace.replaces(name));
+        trace.fields(|name, value| {
+            // Digits and dashes are a value.
+            if let Ok(value) = HeaderValue::from_bytes(value) {
+                fields.insert(HeaderName::from_static(name), value);
+            }
+        });
+    }
+    if let Some(peer) = edits.peer {
+        let peer = HeaderValue::from_str(peer).map_err(|_| Refused::Syntax)?;
+        fields.insert(HeaderName::from_static("x-hostmesh-peer"), peer);
     }
     Ok(())
 }

@@ -48,6 +48,11 @@ impl Headers for Listed<'_> {
         let fits = |(key, _): &&(String, String)| key == name;
         self.0.iter().filter(fits).for_each(|(_, value)| see(value.as_bytes()));
     }
+
+    fn all(&self, see: &mut dyn FnMut(&[u8], &[u8])) {
+        let fields = self.0.iter();
+        fields.for_each(|(key, value)| see(key.as_bytes(), value.as_bytes()));
+    }
 }
 
 fn told(choice: Choice<'_>) -> Expect {

@@ -29,6 +29,33 @@ pub struct Snapshot {
     pub services: Vec<Service>,
     #[serde(default)]
     pub revoked: Vec<Revoked>,
+    #[serde(default = "w3c")]
+    pub propagate: Vec<String>,
+    #[serde(default)]
+    pub traces: Option<Traces>,
+}
+
+fn w3c() -> Vec<String> {
+    vec!["w3c".to_owned()]
+}
+
+/// The collector of traces. `addresses` are those of `host`; `ca` empty: what the system trusts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Traces {
+    pub endpoint: String,
+    pub protocol: String,
+    pub tls: bool,
+    pub host: String,
+    pub port: u16,
+    pub path: String,
+    pub addresses: Vec<String>,
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+    #[serde(default)]
+    pub ca: Vec<String>,
+    pub queue: u32,
 }
 
 /// Certificates that count for nothing. `kind`: host, unit or serial; `begun_by` 0: whenever they were made.
@@ -215,6 +242,8 @@ pub struct Unit {
     pub rule_outbound_default: String,
     pub access_log: String,
     pub trace: f64,
+    #[serde(default)]
+    pub trace_errors: bool,
     #[serde(default)]
     pub revoked: bool,
     #[serde(default)]

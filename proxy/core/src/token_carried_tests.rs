@@ -12,6 +12,11 @@ impl Headers for Lines {
         let lines = self.0.iter().filter(|(key, _)| *key == name);
         lines.for_each(|(_, value)| see(value.as_bytes()));
     }
+
+    fn all(&self, see: &mut dyn FnMut(&[u8], &[u8])) {
+        let lines = self.0.iter();
+        lines.for_each(|(key, value)| see(key.as_bytes(), value.as_bytes()));
+    }
 }
 
 #[test]

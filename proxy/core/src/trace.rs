@@ -1,6 +1,13 @@
-//! Reads and writes W3C Trace Context (the recommendation of 2021, sections 3.2 and 4). Random numbers are arguments.
+//! Where a request stands in its trace: read from what the caller sent, written for whom is called. Random numbers are
+//! arguments.
+//!
+//! Read and written are W3C Trace Context (`w3c`) and B3 in its two forms (`b3`). `tracestate` and `baggage` pass as they
+//! come; a `tracestate` without its `traceparent` says nothing to anybody, and is dropped.
 
-use std::fmt;
+use crate::authorize::Headers;
+
+pub mod b3;
+pub mod w3c;
 
 /// One span: which trace, which span, is it recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,59 +16,26 @@ pub struct Span {
     pub trace_id: u128,
     /// Not zero.
     pub span_id: u64,
-    /// The caller's flags; bit 0: sampled.
-    pub flags: u8,
+    /// Is the trace recorded, by the word of who began it?
+    pub is_sampled: bool,
 }
 
-const SAMPLED: u8 = 1;
-
 impl Span {
-    /// Reads a `traceparent`. Later versions than 00 count by the fields that they share with it (section 3.2.4).
-    pub fn parse(value: &[u8]) -> Option<Self> {
-        let (fixed, rest) = value.split_at_checked(55)?;
-        let parts: Vec<&[u8]> = fixed.split(|byte| *byte == b'-').collect();
-        let [version, trace, span, flags] = parts[..] else {
-            return None;
-        };
-        let version = hex(version, 2)?;
-        if version == 0xff || (version == 0 && !rest.is_empty()) || (!rest.is_empty() && rest[0] != b'-') {
-            return None;
-        }
-        let (trace_id, span_id) = (hex(trace, 32)?, hex(span, 16)?);
-        if trace_id == 0 || span_id == 0 {
-            return None;
-        }
-        Some(Self {
+    /// A span of these ids; zeros are none.
+    pub fn new(trace_id: u128, span_id: u64, is_sampled: bool) -> Option<Self> {
+        (trace_id != 0 && span_id != 0).then_some(Self {
             trace_id,
-            span_id: u64::try_from(span_id).ok()?,
-            flags: u8::try_from(hex(flags, 2)?).ok()?,
+            span_id,
+            is_sampled,
         })
-    }
-
-    /// A new trace. `share`: how many of such are sampled, 0..1; `random` decides, so equal traces decide alike.
-    pub fn root(random: (u64, u64), span: u64, share: f64) -> Self {
-        let trace_id = (u128::from(random.0) << 64 | u128::from(random.1)).max(1);
-        // 53 bits of chance: what an f64 holds exactly.
-        let chance = (random.1 >> 11) as f64 / (1u64 << 53) as f64;
-        Self {
-            trace_id,
-            span_id: span.max(1),
-            flags: if chance < share { SAMPLED } else { 0 },
-        }
     }
 
     /// A span below this one.
     pub fn child(&self, span: u64) -> Self {
         Self {
             span_id: span.max(1),
-            flags: self.flags & SAMPLED,
             ..*self
         }
-    }
-
-    /// Is the trace recorded?
-    pub fn is_sampled(&self) -> bool {
-        self.flags & SAMPLED != 0
     }
 
     /// The trace id as 32 hexadecimal digits.
@@ -75,14 +49,213 @@ impl Span {
     }
 }
 
-impl fmt::Display for Span {
-    /// As a `traceparent`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        digits(&mut text[3..35], self.trace_id);
-        digits(&mut text[36..52], self.span_id.into());
-        digits(&mut text[53..], self.flags.into());
-        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+/// In which ways traces are told to whom is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Formats(u8);
+
+impl Formats {
+    /// `traceparent`.
+    pub const W3C: Self = Self(1);
+    /// `b3`.
+    pub const B3: Self = Self(2);
+    /// `x-b3-traceid` and its like.
+    pub const B3_MULTI: Self = Self(4);
+
+    /// By the word of the settings.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "w3c" => Some(Self::W3C),
+            "b3" => Some(Self::B3),
+            "b3multi" => Some(Self::B3_MULTI),
+            _ => None,
+        }
+    }
+
+    /// These and those.
+    pub fn and(self, more: Self) -> Self {
+        Self(self.0 | more.0)
+    }
+
+    /// Are all of those among these?
+    pub fn has(self, those: Self) -> bool {
+        self.0 & those.0 == those.0
+    }
+}
+
+/// What a caller says of the trace of its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Incoming {
+    /// The caller's span; none: the trace begins here.
+    pub parent: Option<Span>,
+    /// Has the caller decided whether the trace is recorded? Its span says how.
+    decision: Option<bool>,
+    /// Recorded whatever it costs (B3's debug flag).
+    is_debug: bool,
+    /// In which ways it was told.
+    formats: Formats,
+    /// The parent is a `traceparent`: `tracestate` belongs to it.
+    is_w3c: bool,
+}
+
+impl Incoming {
+    /// Reads header fields. Of several ways `traceparent` counts, then `b3`. A field that is there twice is none.
+    pub fn read(headers: &dyn Headers) -> Self {
+        let mut fields = Fields::default();
+        headers.all(&mut |name, value| fields.see(name, value));
+        fields.read()
+    }
+
+    /// Below this span, which was told apart from all others' fields; none: the trace begins here.
+    pub fn below(parent: Option<Span>) -> Self {
+        Self {
+            parent,
+            decision: parent.map(|parent| parent.is_sampled),
+            ..Self::default()
+        }
+    }
+
+    /// The span of the request on this hop. `share`: how many of the traces that begin here, or whose caller leaves it to
+    /// us, are sampled, 0..1; equal traces decide alike.
+    pub fn span(&self, mut random: impl FnMut() -> u64, share: f64) -> Span {
+        let trace_id = match self.parent {
+            Some(parent) => parent.trace_id,
+            None => (u128::from(random()) << 64 | u128::from(random())).max(1),
+        };
+        Span {
+            trace_id,
+            span_id: random().max(1),
+            is_sampled: self.decision.unwrap_or_else(|| is_chosen(trace_id, share)),
+        }
+    }
+
+    /// What is told to whom is called below `span`: in the ways of the settings, and in those of the caller.
+    pub fn outgoing(&self, span: Span, parent: Option<u64>, formats: Formats) -> Outgoing {
+        Outgoing {
+            span,
+            parent,
+            is_debug: self.is_debug,
+            formats: formats.and(self.formats),
+            keeps_state: self.is_w3c,
+        }
+    }
+}
+
+/// Does chance choose this trace? 53 bits of it: what an f64 holds exactly.
+pub fn is_chosen(trace_id: u128, share: f64) -> bool {
+    let chance = (trace_id as u64 >> 11) as f64 / (1u64 << 53) as f64;
+    chance < share
+}
+
+/// The fields of a request that concern traces, as they are seen.
+#[derive(Default)]
+struct Fields {
+    traceparent: Once<Span>,
+    b3: Once<b3::Told>,
+    multi: b3::Multi,
+    formats: Formats,
+}
+
+/// What a field says that may be there once.
+#[derive(Default)]
+enum Once<T> {
+    #[default]
+    Missing,
+    Said(Option<T>),
+    Twice,
+}
+
+impl<T> Once<T> {
+    fn see(&mut self, said: Option<T>) {
+        *self = match self {
+            Self::Missing => Self::Said(said),
+            _ => Self::Twice,
+        };
+    }
+
+    fn said(self) -> Option<T> {
+        match self {
+            Self::Said(said) => said,
+            _ => None,
+        }
+    }
+}
+
+impl Fields {
+    fn see(&mut self, name: &[u8], value: &[u8]) {
+        let format = format_of(name);
+        match format {
+            Some(Formats::W3C) => self.traceparent.see(w3c::parse(value)),
+            Some(Formats::B3) => self.b3.see(b3::parse(value)),
+            Some(_) => self.multi.see(name, value),
+            None => return,
+        }
+        self.formats = self.formats.and(format.unwrap_or_default());
+    }
+
+    fn read(self) -> Incoming {
+        let formats = self.formats;
+        if let Some(parent) = self.traceparent.said() {
+            return Incoming {
+                parent: Some(parent),
+                decision: Some(parent.is_sampled),
+                is_debug: false,
+                formats,
+                is_w3c: true,
+            };
+        }
+        let told = self.b3.said().or_else(|| self.multi.told()).unwrap_or_default();
+        Incoming {
+            parent: told.span,
+            decision: told.decision,
+            is_debug: told.is_debug,
+            formats,
+            is_w3c: false,
+        }
+    }
+}
+
+/// To which way of telling a field belongs. Most names are told apart by their length.
+fn format_of(name: &[u8]) -> Option<Formats> {
+    match name.len() {
+        2 if name.eq_ignore_ascii_case(b"b3") => Some(Formats::B3),
+        11 if name.eq_ignore_ascii_case(b"traceparent") => Some(Formats::W3C),
+        10..=17 if b3::MULTI.iter().any(|multi| name.eq_ignore_ascii_case(multi)) => Some(Formats::B3_MULTI),
+        _ => None,
+    }
+}
+
+/// Does this field say where a request stands in its trace?
+pub fn is_field(name: &[u8]) -> bool {
+    format_of(name).is_some()
+}
+
+/// What is told of the trace to whom is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outgoing {
+    span: Span,
+    parent: Option<u64>,
+    is_debug: bool,
+    formats: Formats,
+    keeps_state: bool,
+}
+
+impl Outgoing {
+    /// Is this one of the caller's fields that are not passed on as they came?
+    pub fn replaces(&self, name: &[u8]) -> bool {
+        format_of(name).is_some() || (!self.keeps_state && name.eq_ignore_ascii_case(b"tracestate"))
+    }
+
+    /// Gives the fields: lower-case name, value.
+    pub fn fields(&self, mut put: impl FnMut(&'static str, &[u8])) {
+        if self.formats.has(Formats::W3C) {
+            put("traceparent", &w3c::write(&self.span));
+        }
+        if self.formats.has(Formats::B3) {
+            b3::write(&self.span, self.parent, self.is_debug, &mut put);
+        }
+        if self.formats.has(Formats::B3_MULTI) {
+            b3::write_multi(&self.span, self.parent, self.is_debug, &mut put);
+        }
     }
 }
 
@@ -107,49 +280,5 @@ fn hex(digits: &[u8], count: usize) -> Option<u128> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::Span;
-
-    const GOOD: &[u8] = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-
-    #[test]
-    fn reads_what_it_writes() {
-        let span = Span::parse(GOOD).expect("the recommendation's example");
-        assert_eq!(span.to_string().as_bytes(), GOOD);
-        assert!(span.is_sampled());
-        let child = span.child(7);
-        assert_eq!((child.trace_id, child.span_id), (span.trace_id, 7));
-        assert_eq!(child.trace_hex(), "4bf92f3577b34da6a3ce929d0e0e4736");
-        assert_eq!(child.span_hex(), "0000000000000007");
-    }
-
-    #[test]
-    fn refuses_what_the_recommendation_refuses() {
-        let text = String::from_utf8_lossy(GOOD).into_owned();
-        for bad in [
-            text.replace("4bf9", "4BF9"),
-            text.replacen("00-", "ff-", 1),
-            text.replace("00f067aa0ba902b7", "0000000000000000"),
-            text.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
-            text.replace("-01", "-0x"),
-            text.replace("-01", "-01-x"),
-            text[..54].to_owned(),
-            String::new(),
-        ] {
-            assert_eq!(Span::parse(bad.as_bytes()), None, "{bad}");
-        }
-        let later = text.replacen("00-", "01-", 1) + "-more";
-        assert!(Span::parse(later.as_bytes()).is_some());
-    }
-
-    #[test]
-    fn samples_the_share_that_is_asked() {
-        assert!(!Span::root((1, u64::MAX), 1, 0.0).is_sampled());
-        assert!(Span::root((1, u64::MAX), 1, 1.0).is_sampled());
-        let sampled = (0..1000u64)
-            .filter(|i| Span::root((1, i << 54), 1, 0.25).is_sampled())
-            .count();
-        assert_eq!(sampled, 256, "of 1024 equal steps the first quarter");
-        assert_ne!(Span::root((0, 0), 0, 1.0).trace_id, 0);
-    }
-}
+#[path = "trace_tests.rs"]
+mod tests;

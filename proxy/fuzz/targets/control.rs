@@ -16,6 +16,7 @@ use hostmesh_proxy::identity::SvidStore;
 use hostmesh_proxy::persist::{Persist, Saver};
 use hostmesh_proxy::shared::Shared;
 use hostmesh_proxy::stats::Stats;
+use hostmesh_proxy::traces;
 use hostmesh_proxy::unix_socket::listen;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
@@ -28,7 +29,7 @@ static SOCKET: LazyLock<PathBuf> = LazyLock::new(|| {
     let socket = folder.join("control.sock");
     let listener = listen(&socket).expect("listening");
     let (sink, source) = events::queue();
-    let shared = Arc::new(Shared::new(sink, Stats::new(), 1));
+    let shared = Arc::new(Shared::new(sink, traces::queue().0, Stats::new(), 1));
     let saver = Saver::start(Persist::new(&folder), shared.clone(), None).expect("a thread");
     let generations = folder.join("generations.sock");
     std::thread::spawn(move || {

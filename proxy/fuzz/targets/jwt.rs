@@ -23,6 +23,10 @@ impl Headers for Line {
             see(&self.0);
         }
     }
+
+    fn all(&self, see: &mut dyn FnMut(&[u8], &[u8])) {
+        see(b"authorization", &self.0);
+    }
 }
 
 static ISSUER: LazyLock<(Ed25519KeyPair, Arc<Issuers>)> = LazyLock::new(|| {

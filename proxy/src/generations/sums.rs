@@ -135,6 +135,9 @@ impl Collected {
         for (name, level) in &other.gauges {
             *self.gauges.entry(name.clone()).or_default() += level;
         }
+        for (reason, count) in &other.traces_dropped {
+            *self.traces_dropped.entry(reason.clone()).or_default() += count;
+        }
         add_failures(&mut self.tls_failures, &other.tls_failures);
     }
 

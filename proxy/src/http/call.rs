@@ -11,7 +11,7 @@ use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::fields::{Changes, FieldEdits};
 use hostmesh_proxy_core::retry::{self, Failure};
 use hostmesh_proxy_core::route::{Action, Route as PolicyRoute};
-use hostmesh_proxy_core::trace::Span;
+use hostmesh_proxy_core::trace::Outgoing;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::down::{Answer, Arrived};
@@ -19,6 +19,7 @@ use super::hop::Callee;
 use super::observe::Entry;
 use super::route::Route;
 use super::session::Next;
+use super::traced::{Attempt, Part, Traced};
 use crate::connect::ConnectError;
 use crate::rejudge::Audited;
 use crate::words::Word;
@@ -65,7 +66,9 @@ pub struct Call<'a> {
     pub taken: Option<Rc<Taken>>,
     /// What was done to it, where it goes on all the same.
     pub flag: Word,
-    pub span: Span,
+    pub traced: Traced,
+    /// The try under way.
+    pub attempt: Option<Attempt>,
     /// When there must be a response's head.
     pub deadline: Option<Instant>,
     pub tries: u32,
@@ -97,12 +100,27 @@ impl Call<'_> {
         Entry {
             arrived: self.arrived,
             rule: &self.route.decision.rule,
-            span: self.span,
+            part: self.traced.whole(self.arrived.begun),
+            attempt: self.attempt,
             tries: self.tries,
             status,
             error,
             route: self.taken.as_ref().map_or("", |taken| &taken.route.name),
             flag: self.flag,
+        }
+    }
+
+    /// The span of the try under way.
+    pub fn part(&self) -> Part<'_> {
+        let whole = self.traced.whole(self.arrived.begun);
+        self.attempt.map_or(whole, |attempt| whole.attempt(&attempt))
+    }
+
+    /// What whom this try calls is told of the trace.
+    pub fn outgoing(&self, is_local: bool) -> Outgoing {
+        match &self.attempt {
+            Some(attempt) => self.traced.to_called(attempt, is_local),
+            None => self.traced.to_application(),
         }
     }
 
@@ -194,6 +212,16 @@ pub fn status(failure: Failure) -> u16 {
         status
     } else {
         0
+    }
+}
+
+/// The flag of such a try.
+pub fn word(failure: Failure) -> Word {
+    match failure {
+        Failure::Status(_) | Failure::Grpc(_) => "",
+        Failure::Connect => Fault::Connect.word(),
+        Failure::Reset => Fault::Reset.word(),
+        Failure::TryTimeout => Fault::Timeout.word(),
     }
 }
 

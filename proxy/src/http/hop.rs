@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hostmesh_proxy_core::config::{Endpoint, Port, Protocol, Unit};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::RequestEdits;
+use hostmesh_proxy_core::trace::Outgoing;
 
 use super::call::Call;
 use super::observe::{Account, Entry};
@@ -33,15 +34,15 @@ pub struct Callee {
 
 impl Parties {
     /// What is set on a request that goes to a unit of this host; another host's proxy does that itself.
-    pub fn edits<'a>(&'a self, traceparent: &'a str, caller: &'a Unit) -> RequestEdits<'a> {
-        let traceparent = Some(traceparent);
+    pub fn edits<'a>(&'a self, trace: Outgoing, caller: &'a Unit) -> RequestEdits<'a> {
+        let trace = Some(trace);
         match &self.callee {
             None => RequestEdits {
-                traceparent,
+                trace,
                 ..RequestEdits::default()
             },
             Some(callee) => RequestEdits {
-                traceparent,
+                trace,
                 peer: Some(&caller.spiffe_id),
                 withheld: callee.account.about.unit.withheld(),
                 stated: callee.brought.headers(),
@@ -51,6 +52,7 @@ impl Parties {
     }
 
     pub fn ended(&self, worker: &Worker, entry: &Entry<'_>) {
+        self.caller.tried(worker, entry);
         self.caller.ended(worker, entry);
         self.callee_ended(worker, entry);
     }
@@ -59,9 +61,16 @@ impl Parties {
     /// that denies it has the answer to that, or half of another; who is called has the half of a request.
     pub fn denied(&self, worker: &Worker, entry: &Entry<'_>, denial: &Denial) {
         let decision = &denial.decision;
+        let tried = Entry {
+            error: DENIED_THERE,
+            flag: decision.verdict.fault().map_or("", Fault::word),
+            ..*entry
+        };
+        self.caller.tried(worker, &tried);
         match &self.callee {
             Some(callee) if denial.about.direction == callee.account.about.direction => {
-                callee.account.judged(worker, entry, decision);
+                let rule = &callee.rule;
+                callee.account.judged(worker, &entry.of_callee(rule), decision);
                 let answered = decision.verdict.fault().filter(|_| entry.status == 0);
                 let (status, error) = answered.map_or((entry.status, DENIED_THERE), |fault| (fault.status(), ""));
                 let flag = answered.map_or("", Fault::word);
@@ -85,14 +94,7 @@ impl Parties {
 
     pub fn callee_ended(&self, worker: &Worker, entry: &Entry<'_>) {
         if let Some(callee) = &self.callee {
-            callee.account.ended(
-                worker,
-                &Entry {
-                    rule: &callee.rule,
-                    tries: 1,
-                    ..*entry
-                },
-            );
+            callee.account.ended(worker, &entry.of_callee(&callee.rule));
         }
     }
 }

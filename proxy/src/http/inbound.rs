@@ -14,15 +14,16 @@ use hostmesh_proxy_core::config::{Config, Port, Timeouts};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::RequestEdits;
 use hostmesh_proxy_core::retry::is_idempotent;
-use hostmesh_proxy_core::trace::Span;
+use hostmesh_proxy_core::trace::Outgoing;
 use tokio::time::Instant;
 
 use super::conn::Conn;
 use super::down::{Arrived, Downstream, Ended, Manner, Up};
 use super::http2::Links;
-use super::observe::{Account, Entry, broken, count_slow, span};
+use super::observe::{Account, Entry, broken, count_slow};
 use super::session::{self, Handler, Next};
 use super::token::{self, Brought};
+use super::traced::{Part, Traced};
 use crate::deliver;
 use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
@@ -90,7 +91,7 @@ struct Serving {
     /// The same where HTTP/2 is spoken, by port.
     links: Links<u16>,
     /// By what the request was let in that became a tunnel.
-    tunnel: RefCell<Option<(Served, Span, Brought)>>,
+    tunnel: RefCell<Option<Rc<(Served, Traced, Brought)>>>,
 }
 
 /// The unit as it is by one config.
@@ -126,10 +127,12 @@ impl Handler for Serving {
         let arrived = arrived.with(&brought);
         let audited = Audited::default();
         audited.begins(&decision);
+        let traced = Traced::begin(&self.worker, &served.config, unit, arrived.asked.headers);
         let entry = Entry {
             arrived,
             rule: &decision.rule,
-            span: span(&self.worker, arrived.asked.headers, unit.trace),
+            part: traced.whole(arrived.begun),
+            attempt: None,
             tries: 1,
             status: 0,
             error: "",
@@ -145,9 +148,13 @@ impl Handler for Serving {
             served.account.about.failed(&self.worker, arrived.begun, message);
             return Next::Abort;
         };
-        let next = self.carry(down, &served, port, entry, &brought, &audited).await;
+        let trace = traced.to_application();
+        let next = self
+            .carry(down, &served, port, entry, (trace, &brought), &audited)
+            .await;
         if matches!(next, Next::Tunnel(_)) {
-            self.tunnel.replace(Some((served.clone(), entry.span, brought.clone())));
+            self.tunnel
+                .replace(Some(Rc::new((served.clone(), traced, brought.clone()))));
         }
         next
     }
@@ -161,9 +168,11 @@ impl Handler for Serving {
     async fn denied(&self, arrived: Arrived<'_>) -> Denial {
         let tunnel = self.tunnel.borrow().clone();
         match tunnel {
-            Some((served, span, brought)) => {
-                let arrived = arrived.with(&brought);
-                self.turned(&served, arrived, span, &Audited::default()).await
+            Some(tunnel) => {
+                let (served, traced, brought) = &*tunnel;
+                let arrived = arrived.with(brought);
+                let part = traced.whole(arrived.begun);
+                self.turned(served, arrived, part, &Audited::default()).await
             }
             None => pending().await,
         }
@@ -200,7 +209,7 @@ impl Serving {
     }
 
     /// Waits until the policy denies this request, which it had let pass.
-    async fn turned(&self, served: &Served, arrived: Arrived<'_>, span: Span, audited: &Audited) -> Denial {
+    async fn turned(&self, served: &Served, arrived: Arrived<'_>, part: Part<'_>, audited: &Audited) -> Denial {
         let about = &served.account.about;
         rejudge::turned(&self.worker, served.config.policies, |config| {
             let decision = rejudge::by_unit(config, about, |unit| {
@@ -210,7 +219,8 @@ impl Serving {
                 let entry = Entry {
                     arrived,
                     rule: &decision.rule,
-                    span,
+                    part,
+                    attempt: None,
                     tries: 1,
                     status: 0,
                     error: "",
@@ -230,14 +240,13 @@ impl Serving {
         served: &Served,
         port: Port,
         entry: Entry<'_>,
-        brought: &Brought,
+        (trace, brought): (Outgoing, &Brought),
         audited: &Audited,
     ) -> Next {
         let arrived = entry.arrived;
-        let traceparent = entry.span.to_string();
         let manner = Manner {
             edits: RequestEdits {
-                traceparent: Some(&traceparent),
+                trace: Some(trace),
                 peer: self.who.identity(),
                 withheld: served.account.about.unit.withheld(),
                 stated: brought.headers(),
@@ -266,7 +275,7 @@ impl Serving {
                     return down.reply(Fault::Connect, &Fault::Connect.to_string()).await;
                 }
             };
-            let denied = self.turned(served, arrived, entry.span, audited);
+            let denied = self.turned(served, arrived, entry.part, audited);
             match down.exchange(&mut up, &manner, |_| None, denied).await {
                 // The application had closed it just now: that is nobody's failure, if nothing can happen twice.
                 Ended::Failed(Fault::Reset)

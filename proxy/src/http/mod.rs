@@ -17,6 +17,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 pub mod token;
+mod traced;
 
 use std::time::Duration;
 

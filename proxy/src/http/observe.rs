@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use hostmesh_proxy_core::authorize::{Decision, Headers, Verdict};
+use hostmesh_proxy_core::authorize::{Decision, Verdict};
 use hostmesh_proxy_core::config::AccessLog;
 use hostmesh_proxy_core::error::Fault;
-use hostmesh_proxy_core::trace::Span;
 
 use super::down::{Arrived, BrokenBy};
+use super::traced::{Attempt, Part};
 use crate::events::Event;
 use crate::stats::{CodeClass, Gauge, Row};
 use crate::stream::DENIED_THERE;
@@ -25,7 +25,10 @@ pub struct Account {
 pub struct Entry<'a> {
     pub arrived: Arrived<'a>,
     pub rule: &'a str,
-    pub span: Span,
+    /// Of the side whose line this is.
+    pub part: Part<'a>,
+    /// The try that is under way, or was the last.
+    pub attempt: Option<Attempt>,
     pub tries: u32,
     /// 0: the client got none.
     pub status: u16,
@@ -37,11 +40,23 @@ pub struct Entry<'a> {
     pub flag: Word,
 }
 
-impl Entry<'_> {
-    fn class(&self) -> CodeClass {
+impl<'a> Entry<'a> {
+    /// By the status of gRPC where there is one.
+    pub fn class(&self) -> CodeClass {
         match (self.status, self.arrived.progress.grpc_status.get()) {
             (200, Some(grpc)) => CodeClass::of_grpc(grpc),
             (status, _) => CodeClass::of_status(status),
+        }
+    }
+
+    /// The same, of the unit of this host that is called: it knows of no other tries.
+    pub fn of_callee(&self, rule: &'a str) -> Self {
+        let callee = |attempt: &Attempt| self.part.callee(attempt);
+        Self {
+            part: self.attempt.as_ref().map_or(self.part, callee),
+            rule,
+            tries: 1,
+            ..*self
         }
     }
 
@@ -66,6 +81,7 @@ impl Account {
     pub fn ended(&self, worker: &Worker, entry: &Entry<'_>) {
         let duration = micros(entry.arrived.begun);
         self.count(entry, duration);
+        entry.part.ended(worker, &self.about, entry);
         let is_error = entry.class().is_failure() || !entry.error.is_empty();
         let wanted = match self.about.unit.access_log {
             AccessLog::All => true,
@@ -86,7 +102,10 @@ impl Account {
     pub fn copied(&self, worker: &Worker, entry: &Entry<'_>) {
         match self.about.unit.access_log {
             AccessLog::All => self.ended(worker, entry),
-            AccessLog::Errors | AccessLog::None => self.count(entry, micros(entry.arrived.begun)),
+            AccessLog::Errors | AccessLog::None => {
+                self.count(entry, micros(entry.arrived.begun));
+                entry.part.ended(worker, &self.about, entry);
+            }
         }
     }
 
@@ -96,10 +115,18 @@ impl Account {
             .record(entry.class(), duration, entry.sent(), entry.received(), retries);
     }
 
+    /// A try is over.
+    pub fn tried(&self, worker: &Worker, entry: &Entry<'_>) {
+        if let Some(attempt) = &entry.attempt {
+            entry.part.attempt(attempt).ended(worker, &self.about, entry);
+        }
+    }
+
     /// A try failed, and there will be another.
     pub fn retried(&self, worker: &Worker, entry: &Entry<'_>) {
         if self.about.unit.access_log != AccessLog::None {
-            let event = self.event(entry, "retry", "allow", entry.error.to_owned());
+            let part = entry.attempt.map_or(entry.part, |attempt| entry.part.attempt(&attempt));
+            let event = self.event(&Entry { part, ..*entry }, "retry", "allow", entry.error.to_owned());
             worker.shared.events.emit(Event {
                 duration_us: micros(entry.arrived.begun),
                 ..event
@@ -146,6 +173,25 @@ impl Account {
                 0,
             );
         }
+        if let Some(fault) = decision.verdict.fault() {
+            let (rule, flag) = (&*decision.rule, fault.word());
+            let status = if entry.status == 0 {
+                fault.status()
+            } else {
+                entry.status
+            };
+            let part = entry.part;
+            part.ended(
+                worker,
+                &self.about,
+                &Entry {
+                    rule,
+                    flag,
+                    status,
+                    ..*entry
+                },
+            );
+        }
         let event = self.event(entry, "denied", verdict, message);
         // What was passed on already was open: for so long.
         let is_late = !decision.verdict.passes() && entry.sent() > 0;
@@ -166,8 +212,8 @@ impl Account {
             tries: entry.tries,
             bytes_in: entry.sent(),
             bytes_out: entry.received(),
-            trace_id: entry.span.trace_hex(),
-            span_id: entry.span.span_hex(),
+            trace_id: entry.part.span.trace_hex(),
+            span_id: entry.part.span.span_hex(),
             route: entry.route.to_owned(),
             flag: entry.flag,
             ..self.about.event(kind, verdict, entry.rule, message)
@@ -192,17 +238,5 @@ pub fn broken(worker: &Worker, by: BrokenBy, by_upstream: &'static str) -> &'sta
 pub fn count_slow(worker: &Worker, fault: Fault) {
     if fault == Fault::SlowRequest {
         worker.stats.add(Gauge::SlowClients, 1);
-    }
-}
-
-/// The span of a request that arrived: below its caller's, or the root of a trace that begins here.
-pub fn span(worker: &Worker, headers: &dyn Headers, share: f64) -> Span {
-    let (mut callers, mut lines) = (None, 0);
-    headers.each("traceparent", &mut |value| {
-        (callers, lines) = (Span::parse(value), lines + 1);
-    });
-    match callers.filter(|_| lines == 1) {
-        Some(caller) => caller.child(worker.random()),
-        None => Span::root((worker.random(), worker.random()), worker.random(), share),
     }
 }

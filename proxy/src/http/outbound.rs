@@ -22,19 +22,21 @@ use hostmesh_proxy_core::retry::{Failure, is_idempotent};
 use tokio::time::Instant;
 
 use super::call::{
-    Call, Taken, Tried, describe, failed_connect, failure_of, hash_key, pause, status, timed_out, until,
+    Call, Taken, Tried, describe, failed_connect, failure_of, hash_key, pause, status, timed_out, until, word,
 };
 use super::conn::Conn;
 use super::down::{Answer, Arrived, Downstream, Ended, Manner};
 use super::hop::{Callee, Hop, Parties, Place};
 use super::http2::Links;
-use super::observe::{Account, Entry, broken, count_slow, span};
+use super::observe::{Account, Entry, broken, count_slow};
 use super::route::Route;
 use super::session::{self, Handler, Next};
+use super::traced::Traced;
 use crate::in_flight::InFlight;
 use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
 use crate::tcp::Relayed;
+use crate::traces::connection::Opening;
 use crate::worker::{About, Worker};
 
 /// Serves a connection of `unit` from `client` to `called`, which is an HTTP port of a service or of a unit of this host.
@@ -101,7 +103,13 @@ impl Handler for Calling {
             retries: service.as_ref().and_then(|service| service.traffic.retries),
             taken: None,
             flag: "",
-            span: span(&self.worker, asked.headers, route.connector.unit.trace),
+            traced: Traced::begin(
+                &self.worker,
+                &route.connector.config,
+                &route.connector.unit,
+                asked.headers,
+            ),
+            attempt: None,
             route,
             deadline,
             tries: 0,
@@ -199,6 +207,7 @@ impl Calling {
             if !fresh {
                 call.tries += 1;
             }
+            call.attempt = Some(call.traced.attempt(&self.worker));
             let parties = match self.parties(down, call, &hop).await {
                 Ok(parties) => parties,
                 Err(next) => return next,
@@ -206,7 +215,6 @@ impl Calling {
             call.callee.clone_from(&parties.callee);
             let service = call.service.as_deref();
             let in_flight = InFlight::begin(&self.worker, service, hop.endpoint.as_ref());
-            call.span.span_id = call.span.child(self.worker.random()).span_id;
             let failure = match self.attempt(down, call, &hop, &parties, &in_flight, fresh).await {
                 Tried::Over(next) => return next,
                 Tried::Stale => {
@@ -224,6 +232,8 @@ impl Calling {
             let message = describe(failure);
             let entry = call.entry(status(failure), &message);
             parties.caller.retried(&self.worker, &entry);
+            let flag = word(failure);
+            parties.caller.tried(&self.worker, &Entry { flag, ..entry });
             parties.callee_ended(&self.worker, &entry);
             call.tried.extend(hop.endpoint.as_ref().map(|endpoint| endpoint.id));
             pause(call.backoff(self.worker.random()), call.deadline).await;
@@ -242,27 +252,28 @@ impl Calling {
     ) -> Tried {
         let deadline = call.try_deadline();
         let connector = &call.route.connector;
-        let (mut up, is_used) = tokio::select! {
+        let opening = Opening::default();
+        let connected = tokio::select! {
             biased;
-            connected = self.connect(&call.route, hop, fresh) => match connected {
-                Ok(connected) => connected,
-                Err(error) => {
-                    in_flight.failed();
-                    return failed_connect(&error);
-                }
-            },
-            () = until(deadline) => {
+            connected = self.connect(&call.route, hop, fresh, &opening) => connected.map_err(|error| failed_connect(&error)),
+            () = until(deadline) => Err(timed_out()),
+        };
+        if let Some(steps) = opening.dialed.get() {
+            call.part().dialed(&self.worker, &connector.unit, steps);
+        }
+        let (mut up, is_used) = match connected {
+            Ok(connected) => connected,
+            Err(tried) => {
                 in_flight.failed();
-                return timed_out();
+                return tried;
             }
         };
-        let traceparent = call.span.to_string();
         let is_local = hop.local.is_some();
         let changes = call.taken.as_ref().and_then(|taken| taken.changes());
         let manner = Manner {
             edits: RequestEdits {
                 changes: changes.as_ref(),
-                ..parties.edits(&traceparent, &connector.unit)
+                ..parties.edits(call.outgoing(is_local), &connector.unit)
             },
             response: call.taken.as_ref().and_then(|taken| taken.response()),
             deadline,
@@ -275,7 +286,7 @@ impl Calling {
             call.may_retry(&self.worker, failure).then_some(failure)
         };
         let tell = |callee: &Account, decision: &Decision| {
-            callee.judged(&self.worker, &call.entry(0, ""), decision);
+            callee.judged(&self.worker, &call.entry(0, "").of_callee(&decision.rule), decision);
         };
         let denied = self.turned(
             &call.route,

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hostmesh_proxy_core::balance::Loads;
 use hostmesh_proxy_core::config::Endpoint;
-use http::{Method, Request, StatusCode, Uri};
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use rustls::pki_types::{ServerName, UnixTime};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
@@ -29,7 +29,10 @@ use crate::stats::WorkerStats;
 use crate::stream::WireStream;
 use crate::tls::{Expected, Trust, client_config};
 use crate::told::Level;
+use crate::traces::connection::Opening;
 
+/// The place of an opaque connection in its trace.
+pub const TRACEPARENT: &str = "traceparent";
 /// The other side gets this long to reach its application.
 const ANSWER: Duration = Duration::from_secs(10);
 /// A connection without streams is closed after this.
@@ -117,14 +120,15 @@ impl Pool {
         unit: &Arc<str>,
         endpoint: &Endpoint,
         port: u16,
+        opening: &Opening,
     ) -> Result<WireStream, OpenError> {
         let pair = Pair::of(unit, endpoint);
         let authority = format!("{}:{port}", endpoint.sni);
         let authority = Uri::from_maybe_shared(Bytes::from(authority))
             .map_err(|error| OpenError::Unreachable(io::Error::other(error)))?;
         for _ in 0..3 {
-            let connection = self.connection(&pair, endpoint).await?;
-            match self.request(&connection, authority.clone()).await {
+            let connection = self.connection(&pair, endpoint, opening).await?;
+            match self.request(&connection, authority.clone(), opening).await {
                 Ok(opened) => return opened,
                 Err(Stale) => connection.link().retire(),
             }
@@ -144,10 +148,18 @@ impl Pool {
 
     /// Makes sure that there is a connection, and opens nothing on it.
     pub async fn reach(self: &Rc<Self>, unit: &Arc<str>, endpoint: &Endpoint) -> Result<(), OpenError> {
-        self.connection(&Pair::of(unit, endpoint), endpoint).await.map(drop)
+        let opening = Opening::default();
+        self.connection(&Pair::of(unit, endpoint), endpoint, &opening)
+            .await
+            .map(drop)
     }
 
-    async fn request(&self, connection: &Connection, authority: Uri) -> Result<Result<WireStream, OpenError>, Stale> {
+    async fn request(
+        &self,
+        connection: &Connection,
+        authority: Uri,
+        opening: &Opening,
+    ) -> Result<Result<WireStream, OpenError>, Stale> {
         let lease = connection.link().lease(&self.stats);
         let Ok(ready) = timeout(ANSWER, connection.requests.clone().ready()).await else {
             let full = io::Error::new(io::ErrorKind::TimedOut, "the peer takes no more streams");
@@ -157,6 +169,10 @@ impl Pool {
         let mut request = Request::new(());
         *request.method_mut() = Method::CONNECT;
         *request.uri_mut() = authority;
+        if let Some(traceparent) = &opening.traceparent {
+            let value = HeaderValue::from_bytes(traceparent).map_err(|_| Stale)?;
+            request.headers_mut().insert(TRACEPARENT, value);
+        }
         let (response, send) = requests.send_request(request, false).map_err(|_| Stale)?;
         let response = match timeout(ANSWER, response).await {
             Ok(Ok(response)) => response,
@@ -172,18 +188,29 @@ impl Pool {
         })
     }
 
-    async fn connection(self: &Rc<Self>, pair: &Pair, endpoint: &Endpoint) -> Result<Rc<Connection>, OpenError> {
+    async fn connection(
+        self: &Rc<Self>,
+        pair: &Pair,
+        endpoint: &Endpoint,
+        opening: &Opening,
+    ) -> Result<Rc<Connection>, OpenError> {
         loop {
             if let Some(connection) = self.pooled(pair) {
                 return Ok(connection);
             }
             let under_way = self.peers.borrow().get(pair).and_then(|peer| peer.dial.clone());
+            let is_ours = under_way.is_none();
             let mut dial = match under_way {
                 Some(dial) => dial,
                 None => self.begin(pair, endpoint, self.prepare(pair, endpoint)?),
             };
             let ended = dial.wait_for(Option::is_some).await;
-            match ended.ok().and_then(|outcome| outcome.clone()) {
+            let outcome = ended.ok().and_then(|outcome| outcome.clone());
+            if let Some(outcome) = outcome.as_ref().filter(|_| is_ours) {
+                let steps = outcome.as_ref().map_or_else(|failed| &failed.steps, |made| &made.steps);
+                opening.dialed.get_or_init(|| steps.clone());
+            }
+            match outcome {
                 Some(Ok(connection)) if connection.has_room() || connection.link().is_retired() => {
                     return Ok(connection);
                 }

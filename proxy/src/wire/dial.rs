@@ -20,6 +20,7 @@ use crate::peer::{Peer, Reason, read_leaf, why, why_tls};
 use crate::sockopt;
 use crate::stats::{Gauge, Held, WorkerStats};
 use crate::tls::{ALPN, Expected, Trust, within_life};
+use crate::traces::connection::Steps;
 
 /// One address gets this long before the next is tried.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -59,6 +60,8 @@ pub struct Failed {
     pub why: String,
     /// Where a host was reached and TLS came to nothing.
     pub reason: Option<Reason>,
+    /// How far it came.
+    pub steps: Steps,
 }
 
 /// A TLS connection to another host, as long as it is open: who calls whom, and by what it is judged.
@@ -92,6 +95,8 @@ pub struct Connection {
     pub secured: Rc<ClientLink>,
     /// Where streams are opened.
     pub requests: SendRequest<Bytes>,
+    /// How it was made.
+    pub steps: Steps,
     _held: Held,
 }
 
@@ -123,22 +128,40 @@ pub async fn dial(
     stats: &WorkerStats,
     vanished: impl FnOnce(usize, io::Error) + 'static,
 ) -> Result<Connection, Failed> {
+    let begun = Instant::now();
+    let steps = |connected, failed| Steps {
+        begun,
+        connected,
+        ended: Instant::now(),
+        failed,
+    };
     let failed = |error: io::Error| Failed {
         kind: error.kind(),
         why: error.to_string(),
         reason: None,
+        steps: steps(None, Some(error.to_string())),
     };
-    let tcp = connect(&to.addresses, to.port, to.mark).await.map_err(failed)?;
+    let (tcp, address) = connect(&to.addresses, to.port, to.mark).await.map_err(failed)?;
     sockopt::wire(&tcp, USER_TIMEOUT).map_err(failed)?;
-    let whom = to.whom.clone();
+    let (whom, connected) = (to.whom.clone(), Some((Instant::now(), address)));
     let ended = timeout(HANDSHAKE, handshake(tcp, to, stats, vanished)).await;
-    ended
+    let (secured, requests, held) = ended
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(|error| Failed {
-            kind: error.kind(),
-            why: format!("TLS with {whom}: {}", why(&error)),
-            reason: Some(Reason::of(&error)),
-        })
+        .map_err(|error| {
+            let why = format!("TLS with {whom}: {}", why(&error));
+            Failed {
+                kind: error.kind(),
+                steps: steps(connected, Some(why.clone())),
+                why,
+                reason: Some(Reason::of(&error)),
+            }
+        })?;
+    Ok(Connection {
+        secured,
+        requests,
+        steps: steps(connected, None),
+        _held: held,
+    })
 }
 
 async fn handshake(
@@ -146,7 +169,7 @@ async fn handshake(
     to: Prepared,
     stats: &WorkerStats,
     vanished: impl FnOnce(usize, io::Error) + 'static,
-) -> io::Result<Connection> {
+) -> io::Result<(Rc<ClientLink>, SendRequest<Bytes>, Held)> {
     let tls = to.tls.connect(to.name, LargeReads::new(tcp)).await?;
     let session = tls.get_ref().1;
     if session.alpn_protocol() != Some(ALPN) {
@@ -190,19 +213,15 @@ async fn handshake(
         }
     });
     let held = stats.hold(Gauge::Pooled);
-    Ok(Connection {
-        secured,
-        requests,
-        _held: held,
-    })
+    Ok((secured, requests, held))
 }
 
-async fn connect(addresses: &[IpAddr], port: u16, mark: u32) -> io::Result<TcpStream> {
+async fn connect(addresses: &[IpAddr], port: u16, mark: u32) -> io::Result<(TcpStream, SocketAddr)> {
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the endpoint has no address");
     for address in addresses {
         let to = SocketAddr::new(*address, port);
         match timeout(CONNECT, sockopt::connect(to, mark, None)).await {
-            Ok(Ok(tcp)) => return Ok(tcp),
+            Ok(Ok(tcp)) => return Ok((tcp, to)),
             Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{to}: {error}")),
             Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{to}: no answer within {CONNECT:?}")),
         }

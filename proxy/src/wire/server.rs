@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
+use super::client::TRACEPARENT;
 use super::gather::{Gathering, LargeReads};
 use super::{
     CONNECTION_WINDOW, FRAME, HANDSHAKE, HEAD, Heart, Link, SEND_BUFFER, STREAM_WINDOW, STREAMS, USER_TIMEOUT,
@@ -311,6 +312,11 @@ impl Call {
         let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         let is_ours = host.eq_ignore_ascii_case(&self.link.sni) || address.is_ok_and(is_own);
         authority.port_u16().filter(|_| is_ours)
+    }
+
+    /// The place of the connection in its trace, as the caller's proxy tells it.
+    pub fn traceparent(&self) -> Option<&[u8]> {
+        Some(self.request.headers().get(TRACEPARENT)?.as_bytes())
     }
 
     /// What was asked for, for a person.

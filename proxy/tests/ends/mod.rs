@@ -18,6 +18,7 @@ use hostmesh_proxy::events::{self, Event, EventSource};
 use hostmesh_proxy::shared::{Shared, Svid, Svids};
 use hostmesh_proxy::stats::Stats;
 use hostmesh_proxy::tls::{Expected, Trust, client_config};
+use hostmesh_proxy::traces;
 use hostmesh_proxy::wire::server;
 use hostmesh_proxy::worker::Worker;
 use hostmesh_proxy_core::config::{Config, Endpoint};
@@ -221,7 +222,7 @@ pub struct End {
 impl End {
     pub fn new(config: Config, svids: impl IntoIterator<Item = Arc<Svid>>) -> Self {
         let (sink, events) = events::queue();
-        let shared = Arc::new(Shared::new(sink, Stats::new(), 1));
+        let shared = Arc::new(Shared::new(sink, traces::queue().0, Stats::new(), 1));
         shared.set_config(config).expect("in force");
         shared.set_svids(Svids::new(svids));
         let worker = Worker::new(shared, 1);

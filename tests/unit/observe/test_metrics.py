@@ -53,6 +53,7 @@ def test_counters_of_proxy_kernel_and_agent() -> None:
         denied={"f:3": 4},
         gauges={"connections": 5, "tls_handshakes": 6},
         tls_failures={"server": {"revoked": 8}, "client": {"expired": 9}},
+        traces_dropped={"queue-full": 11},
     )
     found = scrape(
         Observed(
@@ -70,6 +71,7 @@ def test_counters_of_proxy_kernel_and_agent() -> None:
     assert found["hostmesh_proxy_tls_handshakes_total", ()] == 6
     assert found["hostmesh_proxy_tls_failures_total", (("reason", "revoked"), ("side", "server"))] == 8
     assert found["hostmesh_proxy_tls_failures_total", (("reason", "expired"), ("side", "client"))] == 9
+    assert found["hostmesh_traces_dropped_total", (("reason", "queue-full"),)] == 11
     assert found["hostmesh_kernel_refused_packets_total", (("rule", "f:no-plaintext"), ("unit", "web.service"))] == 7
     assert found["hostmesh_svid_expiry_seconds", (("unit", "web.service"),)] == 123
     assert found["hostmesh_agent_units", ()] == 2

@@ -54,6 +54,11 @@ impl Headers for Lines {
         let lines = self.0.iter().filter(|(known, _)| *known == name);
         lines.for_each(|(_, value)| see(value.as_bytes()));
     }
+
+    fn all(&self, see: &mut dyn FnMut(&[u8], &[u8])) {
+        let lines = self.0.iter();
+        lines.for_each(|(name, value)| see(name.as_bytes(), value.as_bytes()));
+    }
 }
 
 #[test]

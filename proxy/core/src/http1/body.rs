@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use thiserror::Error;
 
+use crate::trace;
+
 /// How a message's end is found (RFC 9112, section 6.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
@@ -204,16 +206,17 @@ fn check_trailers(bytes: &[u8]) -> Result<(), BodyError> {
 /// Fields that an application might merge into the head, where the relay has judged or set them (RFC 9110, section
 /// 6.5.1).
 pub fn is_never_trailer(name: &str) -> bool {
-    const NEVER: [&str; 9] = [
+    const NEVER: [&str; 8] = [
         "authorization",
         "connection",
         "content-length",
         "cookie",
         "host",
         "te",
-        "traceparent",
         "transfer-encoding",
         "upgrade",
     ];
-    super::rewrite::is_mesh_field(name.as_bytes()) || NEVER.iter().any(|never| never.eq_ignore_ascii_case(name))
+    super::rewrite::is_mesh_field(name.as_bytes())
+        || trace::is_field(name.as_bytes())
+        || NEVER.iter().any(|never| never.eq_ignore_ascii_case(name))
 }

@@ -129,6 +129,12 @@ impl Headers for Fields {
         let fits = |field: &&Field| is_same_variable(self.name(field), name.as_bytes());
         self.fields.iter().filter(fits).for_each(|field| see(self.value(field)));
     }
+
+    fn all(&self, see: &mut dyn FnMut(&[u8], &[u8])) {
+        self.fields
+            .iter()
+            .for_each(|field| see(self.name(field), self.value(field)));
+    }
 }
 
 /// Would applications take these for the same field? Many get fields as variables in which `-` and `_` are one (CGI, RFC

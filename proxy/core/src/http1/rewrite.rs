@@ -6,12 +6,13 @@ use super::head::{Fields, is_same_variable};
 use super::{RequestHead, ResponseHead};
 use crate::error::Fault;
 use crate::fields::{Changes, FieldEdits};
+use crate::trace::Outgoing;
 
 /// What is set on a request on its way.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RequestEdits<'a> {
-    /// The new `traceparent`; `None` leaves the caller's.
-    pub traceparent: Option<&'a str>,
+    /// Where it stands in its trace now; `None` leaves the caller's word.
+    pub trace: Option<Outgoing>,
     /// `x-hostmesh-peer`: the SPIFFE ID of the caller, for the application.
     pub peer: Option<&'a str>,
     /// Fields of the client's that are dropped, and those that an application would take for them.
@@ -111,7 +112,7 @@ impl RequestHead {
         });
         for field in &self.fields.fields {
             let name = self.fields.name(field);
-            let replaced = edits.traceparent.is_some() && name.eq_ignore_ascii_case(b"traceparent");
+            let replaced = edits.trace.is_some_and(|trace| trace.replaces(name));
             let upgrade = self.upgrade && name.eq_ignore_ascii_case(b"upgrade");
             let dropped = is_hop_field(name) && !upgrade;
             if replaced
@@ -136,8 +137,8 @@ impl RequestHead {
         } else if self.upgrade {
             out.put_slice(b"connection: upgrade\r\n");
         }
-        if let Some(traceparent) = edits.traceparent {
-            put_field(out, b"traceparent", traceparent.as_bytes());
+        if let Some(trace) = edits.trace {
+            trace.fields(|name, value| put_field(out, name.as_bytes(), value));
         }
         if let Some(peer) = edits.peer {
             put_field(out, b"x-hostmesh-peer", peer.as_bytes());

@@ -10,20 +10,27 @@ use crate::http::down::Up;
 use crate::http::hop::Hop;
 use crate::http::route::Route;
 use crate::stream::Stream;
+use crate::traces::connection::Opening;
 use crate::wire::idle::Key;
 
 impl Calling {
     /// A connection for one request, and whether it has served others.
-    pub(super) async fn connect(&self, route: &Route, hop: &Hop, fresh: bool) -> Result<(Up, bool), ConnectError> {
+    pub(super) async fn connect(
+        &self,
+        route: &Route,
+        hop: &Hop,
+        fresh: bool,
+        opening: &Opening,
+    ) -> Result<(Up, bool), ConnectError> {
         if hop.protocol.is_http2() {
-            let (link, is_used) = self.links.get(hop.place(), fresh, connect(route, hop)).await?;
+            let (link, is_used) = self.links.get(hop.place(), fresh, connect(route, hop, opening)).await?;
             return Ok((Up::Http2(link), is_used));
         }
         let used = if fresh { None } else { self.kept(route, hop) };
         if let Some(conn) = used {
             return Ok((Up::Http1(conn), true));
         }
-        Ok((Up::Http1(Conn::new(connect(route, hop).await?)), false))
+        Ok((Up::Http1(Conn::new(connect(route, hop, opening).await?)), false))
     }
 
     /// A connection of HTTP/1.1 to there that waits for a request.
@@ -57,14 +64,14 @@ impl Calling {
 }
 
 /// A new stream to the application, here or there.
-async fn connect(route: &Route, hop: &Hop) -> Result<Stream, ConnectError> {
+async fn connect(route: &Route, hop: &Hop, opening: &Opening) -> Result<Stream, ConnectError> {
     let connector = &route.connector;
     if let Some((unit, port)) = &hop.local {
         let delivered = connector.deliver(unit, port).await;
         return delivered.map_err(|error| ConnectError::Unreachable(error.to_string()));
     }
     match &hop.endpoint {
-        Some(endpoint) => connector.connect(endpoint, hop.target, true).await,
+        Some(endpoint) => connector.connect(endpoint, hop.target, true, opening).await,
         None => Err(ConnectError::Unreachable("nothing to connect to".to_owned())),
     }
 }

@@ -58,7 +58,7 @@ impl Calling {
         let brought = brought.await;
         let decision = judge(brought.token());
         call.audited.begins(&decision);
-        account.judged(&self.worker, &call.entry(0, ""), &decision);
+        account.judged(&self.worker, &call.entry(0, "").of_callee(&decision.rule), &decision);
         let Some(fault) = decision.verdict.fault() else {
             let callee = Callee {
                 account,
@@ -71,13 +71,12 @@ impl Calling {
             });
         };
         let flag = fault.word();
-        caller.ended(
-            &self.worker,
-            &Entry {
-                flag,
-                ..call.entry(fault.status(), "")
-            },
-        );
+        let entry = Entry {
+            flag,
+            ..call.entry(fault.status(), "")
+        };
+        caller.tried(&self.worker, &entry);
+        caller.ended(&self.worker, &entry);
         Err(down.reply(fault, &fault.to_string()).await)
     }
 

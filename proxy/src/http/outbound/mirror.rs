@@ -10,7 +10,6 @@ use hostmesh_proxy_core::authorize::{self, Caller, Request};
 use hostmesh_proxy_core::config::Endpoint;
 use hostmesh_proxy_core::fields::as_sent;
 use hostmesh_proxy_core::http1::{HeadScanner, RequestEdits, RequestHead, ResponseHead};
-use hostmesh_proxy_core::trace::Span;
 use tokio::time::{Instant, timeout};
 
 use super::Calling;
@@ -21,7 +20,9 @@ use crate::http::observe::{Account, Entry};
 use crate::http::route::{Route, To};
 use crate::http::session::asked;
 use crate::http::token::{self, Brought};
+use crate::http::traced::Traced;
 use crate::stats::Gauge;
+use crate::traces::connection::Opening;
 use crate::worker::{About, Worker};
 
 /// A mirror may take so long.
@@ -76,10 +77,11 @@ impl Calling {
         let key = hash_key(Some(service), call.arrived, self.client);
         let endpoint = route.connector.pick(service, &[], key).ok()?;
         let account = self.account(&route, endpoint.spiffe_id.clone(), "outbound");
-        let brought = self.may_copy(call, &route, &endpoint, &account)?;
-        let (traceparent, changes) = (call.span.child(self.worker.random()).to_string(), taken.changes());
+        let traced = call.traced.copy(&self.worker);
+        let brought = self.may_copy(call, &traced, &route, &endpoint, &account)?;
+        let changes = taken.changes();
         let bytes = down.copy(&RequestEdits {
-            traceparent: Some(&traceparent),
+            trace: Some(traced.to_application()),
             peer: endpoint.local.as_ref().map(|_| &*route.connector.unit.spiffe_id),
             withheld: endpoint.local.as_ref().map_or(&[], |unit| unit.withheld()),
             stated: brought.headers(),
@@ -90,7 +92,7 @@ impl Calling {
             account,
             endpoint,
             target: port.target,
-            call: (call.span, taken.route.name.clone()),
+            call: (traced, taken.route.name.clone()),
             route: route.clone(),
             _pending: pending,
         };
@@ -103,12 +105,18 @@ impl Calling {
     fn may_copy(
         &self,
         call: &Call<'_>,
+        traced: &Traced,
         route: &Rc<Route>,
         endpoint: &Endpoint,
         account: &Rc<Account>,
     ) -> Option<Brought> {
+        let entry = Entry {
+            part: traced.whole(Instant::now()),
+            attempt: None,
+            ..call.entry(0, "")
+        };
         if !route.decision.verdict.passes() {
-            account.judged(&self.worker, &call.entry(0, ""), &route.decision);
+            account.judged(&self.worker, &entry, &route.decision);
             return None;
         }
         let (Some(unit), To::Service { port, .. }) = (&endpoint.local, &route.to) else {
@@ -130,7 +138,7 @@ impl Calling {
         let decision = as_sent(Request { token, ..asked }, changes.as_ref(), |asked| {
             authorize::request(unit, &Caller::Identity(&id), port.target, asked)
         });
-        callee.judged(&self.worker, &call.entry(0, ""), &decision);
+        callee.judged(&self.worker, &entry, &decision);
         decision.verdict.passes().then_some(brought)
     }
 }
@@ -139,7 +147,7 @@ struct Copy {
     account: Rc<Account>,
     endpoint: Arc<Endpoint>,
     target: u16,
-    call: (Span, Arc<str>),
+    call: (Traced, Arc<str>),
     route: Rc<Route>,
     _pending: Pending,
 }
@@ -164,7 +172,8 @@ impl Copy {
                 begun,
             },
             rule: &self.route.decision.rule,
-            span: self.call.0,
+            part: self.call.0.whole(begun),
+            attempt: None,
             tries: 1,
             status: exchanged.ok().flatten().unwrap_or_default(),
             error: "",
@@ -177,7 +186,8 @@ impl Copy {
     /// The status that came back; `None`: none did.
     async fn exchange(&self, bytes: Bytes, request: &RequestHead, progress: &Progress) -> Option<u16> {
         let connector = &self.route.connector;
-        let connected = connector.connect(&self.endpoint, self.target, true).await;
+        let opening = Opening::default();
+        let connected = connector.connect(&self.endpoint, self.target, true, &opening).await;
         let mut conn = Conn::new(connected.ok()?);
         conn.send(bytes).await.ok()?;
         let (mut source, _sink) = conn.split();

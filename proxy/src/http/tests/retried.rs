@@ -26,12 +26,10 @@ fn a_503_is_tried_again_in_the_same_trace() {
         assert_ne!(one[36..52], two[36..52], "a span each");
         let retry = world.event_of("orders.service").await;
         assert_eq!((retry.kind, retry.status, retry.tries), ("retry", 503, 1));
-        assert_eq!((&*retry.trace_id, &*retry.span_id), (&one[3..35], &one[36..52]));
+        assert_eq!(&*retry.trace_id, &one[3..35]);
         let ended = world.event_of("orders.service").await;
-        assert_eq!(
-            (ended.kind, ended.status, ended.tries, &*ended.span_id),
-            ("request", 200, 2, &two[36..52])
-        );
+        assert_eq!((ended.kind, ended.status, ended.tries), ("request", 200, 2));
+        assert_ne!(retry.span_id, ended.span_id, "a try is not the request");
         let rows = world.stats().traffic;
         let rows: Vec<_> = rows
             .iter()
