@@ -30,8 +30,8 @@ from hostmesh.wire.snapshot import Struct
 _FRESH, _FRESH_LEAST, _FRESH_MOST = 300.0, 60.0, 3600.0
 _RETRY_FIRST, _RETRY_MOST = 0.5, 60.0
 _DOUBLINGS = 10
-_SPACING = 2.0
-"""Sets are asked for again by tokens so often at most."""
+_SPACING_LEAST, _SPACING_MOST = 0.5, 4.0
+"""Tokens have a set read again so often at most: less often each time that it brings nothing new."""
 
 
 class _Kept(Struct):
@@ -44,7 +44,7 @@ class _Kept(Struct):
 
 @dataclass(slots=True)
 class _Set:
-    """One set. read: when the text was had, seconds since the epoch; 0: never."""
+    """One set. read: when it was had, seconds since the epoch; 0: never. fruitless: reads in a row without news."""
 
     place: str
     text: str = ""
@@ -52,6 +52,7 @@ class _Set:
     read: float = 0.0
     trouble: str = ""
     failures: int = 0
+    fruitless: int = 0
     asked: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -112,13 +113,16 @@ class TokenKeys:
             while True:
                 attach()
                 one.asked.clear()
-                began = boottime()
+                began, before = boottime(), one.keys
                 pause = await self._read(one)
+                one.fruitless = one.fruitless + 1 if one.keys == before else 0
                 try:
                     await asyncio.wait_for(one.asked.wait(), pause)
                 except TimeoutError:
+                    one.fruitless = 0
                     continue
-                await asyncio.sleep(max(began + _SPACING - boottime(), 0.0))
+                spacing = min(_SPACING_LEAST * 2.0 ** min(max(one.fruitless - 1, 0), _DOUBLINGS), _SPACING_MOST)
+                await asyncio.sleep(max(began + spacing - boottime(), 0.0))
 
     async def _read(self, one: _Set) -> float:
         """Read it once; seconds until it is due again."""

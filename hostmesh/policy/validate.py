@@ -194,10 +194,10 @@ class _Reading:
         opaque = [port for port in ports if not declared.get(port, Protocol.HTTP).is_read]
         if opaque:
             said = f"port {opaque[0]} speaks {declared[opaque[0]]}, which is carried unread"
-            message = f"{said}: methods, paths and headers need http, http2 or grpc"
+            message = f"{said}: methods, paths, headers and jwt need http, http2 or grpc"
             self.findings.add(Code.BAD_VALUE, asks.key_place, message)
         elif not ports and not any(protocol.is_read for protocol in declared.values()):
-            message = "methods, paths and headers need a port that speaks http, and the unit has none"
+            message = "methods, paths, headers and jwt need a port that speaks http, and the unit has none"
             self.findings.add(Code.BAD_VALUE, asks.key_place, message, 'for example, in [service.ports]: 8080 = "http"')
 
     def _inbound_rules(

@@ -110,11 +110,11 @@ def test_an_unknown_key_has_the_set_read_at_once_but_not_without_end(
         async with world.running():
             await world.changed()
             now = asyncio.get_running_loop().time
-            ends = now() + 1.2 * token_keys._SPACING
+            ends = now() + 5 * token_keys._SPACING_LEAST
             while now() < ends:
                 world.keeper.events(Events([asks] * 50, 0))
                 await asyncio.sleep(0.01)
-        assert 2 <= len(reads) <= 3, reads
+        assert 3 <= len(reads) <= 5, "after half a second, again, one, two: less often each time"
 
     asyncio.run(steps())
 
