@@ -5,17 +5,14 @@ Built once from ``tests/collector`` (a minute, most of it downloads) and kept be
 
 import contextlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.lab import rootfs
 from tests.lab.host import Host
+from tests.lab.programs import program
 
 SOURCE = Path(__file__).parents[1] / "collector"
 GRPC, HTTP = 4317, 4318
@@ -36,28 +33,9 @@ service:
 """
 
 
-class NoGoError(Exception):
-    """Nothing here can build it."""
-
-
 def binary() -> Path:
     """The collector's program."""
-    sources = sorted(path for path in SOURCE.iterdir() if path.is_file())
-    key = rootfs.recipe_hash(*(path.read_text() for path in sources))
-    return rootfs.ensure_layer("collector", key, _build) / "otelcol"
-
-
-def _build(folder: Path) -> None:
-    if shutil.which("go") is None:
-        raise NoGoError("no go here: install Go 1.25 or newer, for the collector of the tests")
-    print("lab: building the OpenTelemetry Collector (about a minute, once)", file=sys.stderr, flush=True)
-    program = str(folder / "otelcol")
-    command = ["go", "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", program, "."]
-    # A toolchain is not fetched, and nothing is linked against this machine's C library.
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-    done = subprocess.run(command, cwd=SOURCE, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise NoGoError(f"go build ended with {done.returncode}\n{done.stderr}")
+    return program(SOURCE, "hostmesh/tests/collector")
 
 
 @dataclass(frozen=True)
