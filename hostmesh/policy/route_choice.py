@@ -165,12 +165,12 @@ def sticky_value(route: Route, asked: Asked) -> bytes | None:
     if kind == "source":
         address = ipaddress.ip_address(asked.source)
         mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-        return str(mapped or address).encode()
-    lines = [value for key, value in asked.request.headers if key == ("cookie" if kind == "cookie" else name.lower())]
-    if kind == "cookie":
-        pairs = [pair.strip(" \t").partition("=") for line in lines for pair in line.split(";")]
-        lines = [value for key, _, value in pairs if key == name]
-    return next((line.encode() for line in lines if line), None) if kind else None
+        return (mapped or address).packed
+    if kind == "header":
+        return next((value.encode() for key, value in asked.request.headers if key == name.lower()), None)
+    lines = [value for key, value in asked.request.headers if key == "cookie"]
+    pairs = [pair.strip(" \t").partition("=") for line in lines for pair in line.split(";")]
+    return next((value.encode() for key, equals, value in pairs if key == name and equals), None)
 
 
 def _hits(percent: float, random: Iterator[int]) -> bool:
@@ -181,10 +181,11 @@ def _hits(percent: float, random: Iterator[int]) -> bool:
 
 
 def _digest(data: bytes) -> int:
-    """FNV-1a, 64 bit, and the finalizer of MurmurHash3."""
+    """FNV-1a and splitmix64: `proxy/core/src/balance/hash.rs`."""
     number = 0xCBF29CE484222325
-    for byte in data:
+    for byte in (*data, 0xFF):
         number = (number ^ byte) * 0x100000001B3 & _MASK
-    number = (number ^ number >> 33) * 0xFF51AFD7ED558CCD & _MASK
-    number = (number ^ number >> 33) * 0xC4CEB9FE1A85EC53 & _MASK
-    return number ^ number >> 33
+    number = number + 0x9E3779B97F4A7C15 & _MASK
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    number = (number ^ number >> 27) * 0x94D049BB133111EB & _MASK
+    return number ^ number >> 31

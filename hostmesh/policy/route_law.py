@@ -12,7 +12,7 @@ import msgspec
 from hostmesh.names import BadName, check_service_name
 from hostmesh.policy.route_choice import split_origin
 from hostmesh.policy.templates import Template
-from hostmesh.policy.words import header, method
+from hostmesh.policy.words import hash_on, header, method
 from hostmesh.wire.snapshot import Inject, Redirect, Respond, Rewrite, Route
 
 MOST_ROUTES = 128
@@ -26,7 +26,6 @@ REDIRECTIONS = (301, 302, 303, 307, 308)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _AUTHORITY = re.compile(r"[A-Za-z0-9._~:\[\]-]{1,255}\Z")
-_STICKY = re.compile(r"(cookie|header):[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}\Z|source\Z")
 _TAKEN = frozenset({
     "connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "proxy-connection", "te",
     "traceparent", "tracestate", "trailer", "transfer-encoding", "upgrade", "via", "x-forwarded-client-cert",
@@ -132,8 +131,9 @@ def _split(route: Route) -> Iterator[Wrong]:
             yield Wrong(("to", share.service), f"{share.weight} is not a weight", f"0 to {MOST_WEIGHT}")
     if route.to and not any(share.weight for share in route.to):
         yield Wrong(("to",), "no service has a weight: none would ever be chosen")
-    if route.sticky and not _STICKY.match(route.sticky):
-        yield Wrong(("sticky",), f"{route.sticky!r} is nothing to choose by", 'cookie:NAME, header:NAME or "source"')
+    if route.sticky:
+        yield from _tried(("sticky",), hash_on, route.sticky)
+        yield from _bounded(("sticky",), route.sticky, LONGEST_TEXT)
     if route.sticky and len(route.to) < 2:
         yield Wrong(("sticky",), "there is nothing to choose between", "to = { inventory-v2 = 10, inventory = 90 }")
     if mirror := route.mirror:

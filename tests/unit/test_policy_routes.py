@@ -103,7 +103,7 @@ def test_everything_that_can_be_said() -> None:
         ("to = {}", 6, "leads nowhere"),
         ('to = { A_b = 1 }', 6, "is not a service name"),
         ('to = "a"\nsticky = "source"', 7, "nothing to choose between"),
-        ('to = { a = 1, b = 2 }\nsticky = "mood"', 7, "nothing to choose by"),
+        ('to = { a = 1, b = 2 }\nsticky = "mood"', 7, "nothing to hash by"),
         ('mirror = { percent = 5 }', 6, "lacks 'to'"),
         ('mirror = { to = "a", percent = 101 }', 6, "not in 0..100"),
         ('fault = { abort = 200 }', 6, "no status of an error"),

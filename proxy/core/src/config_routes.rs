@@ -1,8 +1,9 @@
 //! Compiles the routes of a service. What a policy may not say is refused here again: a stolen host may have said it.
 
+use super::traffic::hash_on;
 use super::*;
 use crate::fields::{FieldEdits, is_editable, is_value};
-use crate::route::{Action, Inject, Match, Millionths, Mirror, Respond, Rewrite, Route, Share, Sticky};
+use crate::route::{Action, Inject, Match, Millionths, Mirror, Respond, Rewrite, Route, Share};
 use crate::snapshot::{HeaderEdits, RouteMatch};
 use crate::template::Template;
 
@@ -26,7 +27,9 @@ fn route(at: &str, said: &snapshot::Route) -> Compiled<Route> {
     Ok(Route {
         name: compile::not_empty(at, said.name.clone(), "a route's name")?,
         rule: (&*said.rule).into(),
-        sticky: sticky(at, &said.sticky)?,
+        sticky: (!said.sticky.is_empty())
+            .then(|| hash_on(at, &said.sticky))
+            .transpose()?,
         mirror: said.mirror.as_ref().map(|said| mirror(at, said)).transpose()?,
         action: action(at, said, path)?,
         fault: said.fault.as_ref().map(|said| fault(at, said)).transpose()?,
@@ -85,16 +88,6 @@ fn target(at: &str, said: &snapshot::Share) -> Compiled<Share> {
         service: compile::not_empty(at, said.service.clone(), "a service name")?,
         weight: said.weight,
     })
-}
-
-fn sticky(at: &str, text: &str) -> Compiled<Option<Sticky>> {
-    Ok(Some(match text.split_once(':') {
-        None if text.is_empty() => return Ok(None),
-        None if text == "source" => Sticky::Source,
-        Some(("cookie", name)) if !name.is_empty() => Sticky::Cookie(name.into()),
-        Some(("header", name)) if !name.is_empty() => Sticky::Header(name.to_ascii_lowercase().into()),
-        _ => return Err(bad(at, text, "cookie:NAME, header:NAME or source")),
-    }))
 }
 
 fn share(at: &str, percent: f64) -> Compiled<Millionths> {

@@ -133,13 +133,18 @@ fn balance(at: &str, traffic: &snapshot::Traffic) -> Result<Balance, ConfigError
     }
 }
 
+/// What a request is told apart by.
+pub(super) fn hash_on(at: &str, on: &str) -> Result<HashOn, ConfigError> {
+    match on.split_once(':') {
+        Some(("header", name)) if !name.is_empty() => Ok(HashOn::Header(name.to_ascii_lowercase().into())),
+        Some(("cookie", name)) if !name.is_empty() => Ok(HashOn::Cookie(name.into())),
+        None if on == "source" => Ok(HashOn::Source),
+        _ => Err(bad(at, on, "header:NAME, cookie:NAME or source")),
+    }
+}
+
 fn consistent_hash(at: &str, hash: &snapshot::ConsistentHash) -> Result<ConsistentHash, ConfigError> {
-    let on = match hash.on.split_once(':') {
-        Some(("header", name)) if !name.is_empty() => HashOn::Header(name.to_ascii_lowercase().into()),
-        Some(("cookie", name)) if !name.is_empty() => HashOn::Cookie(name.into()),
-        None if hash.on == "source" => HashOn::Source,
-        _ => return Err(bad(at, &*hash.on, "header:NAME, cookie:NAME or source")),
-    };
+    let on = hash_on(at, &hash.on)?;
     let bound = match hash.bound {
         0.0 => None,
         bound if (1.0..=100.0).contains(&bound) => Some(bound),

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::authorize::{Headers, Request};
-use crate::config::Retries;
+use crate::balance::hash;
+use crate::config::{HashOn, Retries};
 use crate::fields::FieldEdits;
 use crate::path::{self, Ambiguous};
 use crate::template::{Captured, Template};
@@ -25,7 +26,8 @@ pub struct Route {
     pub fits: Match,
     /// None: the service that was called.
     pub to: Vec<Share>,
-    pub sticky: Option<Sticky>,
+    /// What chooses among the shares; a request without it is left to chance.
+    pub sticky: Option<HashOn>,
     pub mirror: Option<Mirror>,
     pub action: Action,
     pub fault: Option<Inject>,
@@ -53,15 +55,6 @@ pub struct Match {
 pub struct Share {
     pub service: Arc<str>,
     pub weight: u32,
-}
-
-/// What is hashed to choose among the shares; a request without it is left to chance.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Sticky {
-    Cookie(Box<str>),
-    Header(Box<str>),
-    Source,
 }
 
 /// A share of something, in millionths.
@@ -294,7 +287,8 @@ impl Route {
             return self.to.first().map(|share| &share.service);
         }
         let total: u64 = self.to.iter().map(|share| u64::from(share.weight)).sum();
-        let sticky = self.sticky.as_ref().and_then(|sticky| sticky.hash(view));
+        let key = |on| hash::key(on, view.request.headers, view.source);
+        let sticky = self.sticky.as_ref().and_then(key).map(hash::mix);
         // By the place within the whole: weights that change a little move few.
         let at = (u128::from(sticky.unwrap_or_else(random)) * u128::from(total)) >> 64;
         let mut end = 0;
@@ -315,49 +309,6 @@ impl Millionths {
             share => (u128::from(random()) * 1_000_000) >> 64 < u128::from(share),
         }
     }
-}
-
-impl Sticky {
-    /// The hash of the request's value; `None`: it has none.
-    fn hash(&self, view: &View<'_>) -> Option<u64> {
-        let headers = view.request.headers;
-        match self {
-            Self::Cookie(name) => {
-                let mut found = None;
-                headers.each("cookie", &mut |line| {
-                    found = found.or_else(|| cookie(line, name).map(digest));
-                });
-                found
-            }
-            Self::Header(name) => {
-                let mut found = None;
-                headers.each(name, &mut |line| {
-                    found = found.or_else(|| (!line.is_empty()).then(|| digest(line)));
-                });
-                found
-            }
-            Self::Source => Some(digest(view.source.to_canonical().to_string().as_bytes())),
-        }
-    }
-}
-
-/// RFC 6265, section 4.2.1.
-fn cookie<'l>(line: &'l [u8], name: &str) -> Option<&'l [u8]> {
-    line.split(|byte| *byte == b';').find_map(|pair| {
-        let value = pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
-        (!value.is_empty()).then_some(value)
-    })
-}
-
-/// FNV-1a, 64 bit, and the finalizer of MurmurHash3, without which the high bits of short texts say little: the same on
-/// every host and in every version.
-fn digest(bytes: &[u8]) -> u64 {
-    let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let mixed = (fnv ^ (fnv >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    mixed ^ (mixed >> 33)
 }
 
 #[cfg(test)]

@@ -141,7 +141,7 @@ fn what_no_policy_could_say_is_refused() {
         (r#""service": "b""#, r#""service": """#),
         (r#""/a/{id}""#, r#""/a/../b""#),
         (r#""name": "r""#, r#""name": """#),
-        (r#""rule": "f:1""#, r#""rule": "f:1", "sticky": "mood""#),
+        (r#""rule": "f:1""#, r#""rule": "f:1", "sticky": "mood:x""#),
         (r#""rule": "f:1""#, r#""rule": "f:1", "rewrite": {"path": "/{other}"}"#),
         (r#""rule": "f:1""#, r#""rule": "f:1", "rewrite": {"host": "a b"}"#),
         (
