@@ -14,11 +14,11 @@ from hostmesh.wire.snapshot import HeaderEdits, Inject, Mirror, Redirect, Respon
 Field = tuple[str, str]
 
 
-def routes(read: Reader, node: Node | None, service: Traffic, *, has_http: bool) -> tuple[Route, ...]:
-    """The list, in its order. service: what holds where a route says nothing else."""
+def routes(read: Reader, node: Node | None, service: Traffic, *, is_read: bool) -> tuple[Route, ...]:
+    """The list, in its order. service: what holds where a route says nothing else; is_read: requests can be."""
     items = read.tables(node, schema.ROUTE.name)
-    if items and not has_http:
-        message = "a route needs a port that speaks http, and the unit has none"
+    if items and not is_read:
+        message = "a route needs a port that speaks http, http2 or grpc, and the unit has none"
         read.findings.add(Code.BAD_VALUE, items[0].place, message, 'for example, in [service.ports]: 8080 = "http"')
     if len(items) > route_law.MOST_ROUTES:
         message = f"{len(items)} routes are too many"

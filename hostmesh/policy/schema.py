@@ -251,7 +251,7 @@ RETRIES = Table(
 ROUTE = Table(
     "traffic.route",
     "What some requests to the service meet: the first route that fits; where none does, the service itself. Requests are "
-    "those on ports that speak `http` to the service by its name or VIP: who calls the address of an endpoint means that "
+    "those on ports that speak `http`, `http2` or `grpc` to the service by its name or VIP: who calls the address of an endpoint means that "
     "endpoint. With `redirect` or `respond` a request is answered by the caller's proxy, and nothing but `fault` may stand "
     "beside it. Where `to` or `mirror` name another service, the callers' `[outbound]` must allow it as well, and it judges "
     "the caller as if it had been called; its port of the same number is called, else its only one (neither: 503, `no-route`). "
@@ -314,7 +314,7 @@ ROUTE_HEADERS = Table(
 ROUTE_MIRROR = Table(
     "traffic.route.mirror",
     "A copy goes to another service, and its answer is thrown away: nobody waits for it. Requests with bodies of more than "
-    "64 KiB, and those that ask for another protocol, have no copy.",
+    "64 KiB, and those that ask for another protocol, have no copy; the other service's port must speak `http`.",
     (
         Key("to", "service", "must be given", "Who gets the copies.", 'to = "inventory-v3"'),
         Key("percent", "0..100", "100", "Of how many requests.", "percent = 5"),

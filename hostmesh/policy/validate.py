@@ -266,8 +266,8 @@ class _Reading:
 
     def _traffic(self, node: Node | None, declared: Mapping[int, Protocol]) -> Traffic:
         said = traffic(self.read, node)
-        has_http = not self.ports_are_sound or Protocol.HTTP in declared.values()
-        return replace(said, routes=routes(self.read, node and node.table.get("route"), said, has_http=has_http))
+        is_read = not self.ports_are_sound or any(protocol.is_read for protocol in declared.values())
+        return replace(said, routes=routes(self.read, node and node.table.get("route"), said, is_read=is_read))
 
     def _outbound(self, node: Node | None) -> tuple[OutboundRule, ...] | None:
         if node is None:

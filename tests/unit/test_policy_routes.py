@@ -122,8 +122,13 @@ def test_what_is_wrong_is_told_where_it_stands(route: str, line: int, said: str)
 
 
 def test_a_route_needs_a_port_that_can_be_read() -> None:
-    with pytest.raises(PolicyError, match="a route needs a port that speaks http"):
+    with pytest.raises(PolicyError, match="a route needs a port that speaks http, http2 or grpc"):
         load({FILE: '[service.ports]\n5432 = "tcp"\n[[traffic.route]]\nto = "other"'})
+
+
+def test_a_route_is_taken_where_http2_is_spoken() -> None:
+    (policy,) = load({FILE: '[service.ports]\n50051 = "grpc"\n[[traffic.route]]\nto = "other"'})
+    assert policy.traffic.routes[0].to == [Share("other", 1)]
 
 
 def test_two_files_of_one_service_may_say_it_on_other_lines() -> None:

@@ -99,7 +99,7 @@ impl Route {
             port: *port,
             only: None,
         };
-        if to.protocol() != self.to.protocol() {
+        if !to.protocol().is_read() {
             return None;
         }
         Some(Rc::new(Self {

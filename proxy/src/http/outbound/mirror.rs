@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hostmesh_proxy_core::authorize::{self, Caller, Request};
-use hostmesh_proxy_core::config::Endpoint;
+use hostmesh_proxy_core::config::{Endpoint, Protocol};
 use hostmesh_proxy_core::fields::as_sent;
 use hostmesh_proxy_core::http1::{HeadScanner, RequestEdits, RequestHead, ResponseHead};
 use tokio::time::{Instant, timeout};
@@ -73,6 +73,9 @@ impl Calling {
         let To::Service { service, port, .. } = &route.to else {
             return None;
         };
+        if port.protocol != Protocol::Http {
+            return None; // a copy is written in HTTP/1.1
+        }
         let pending = Pending::begin(&self.worker, &service.name, mirror.max_pending)?;
         let key = hash_key(Some(service), call.arrived, self.client);
         let endpoint = route.connector.pick(service, &[], key).ok()?;
