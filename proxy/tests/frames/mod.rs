@@ -100,6 +100,33 @@ pub struct Heard {
     pub ended: bool,
 }
 
+/// What frames say; `ended`: the connection has.
+pub fn heard(bytes: &[u8], ended: bool) -> Heard {
+    let mut heard = Heard {
+        ended,
+        ..Heard::default()
+    };
+    let mut rest = bytes;
+    while let Some((head, more)) = rest.split_at_checked(9) {
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        let Some((payload, more)) = more.split_at_checked(length) else {
+            break;
+        };
+        let number = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().expect("four bytes"));
+        match head[3] {
+            GOAWAY => heard.goaway = Some(number(4)),
+            RST_STREAM => heard.resets.push((stream, number(0))),
+            // Status 200 is the 8th of HPACK's static table.
+            HEADERS if payload.first() == Some(&0x88) => heard.accepted.push(stream),
+            HEADERS => heard.refused.push(stream),
+            _ => {}
+        }
+        rest = more;
+    }
+    heard
+}
+
 /// What a sound CONNECT has.
 pub fn connect(house: &House) -> Vec<u8> {
     let authority = format!("{WEB_SNI}:{}", house.mesh.ports[0]);
@@ -142,34 +169,15 @@ impl Speaker {
 
     /// All that comes until the peer is silent, or hangs up.
     pub async fn hear(&mut self) -> Heard {
-        let mut bytes = Vec::new();
-        let mut heard = Heard::default();
+        let (mut bytes, mut ended) = (Vec::new(), false);
         let mut piece = vec![0; 64 * 1024];
         while let Ok(read) = timeout(QUIET, self.0.read(&mut piece)).await {
             let Ok(count @ 1..) = read else {
-                heard.ended = true;
+                ended = true;
                 break;
             };
             bytes.extend_from_slice(&piece[..count]);
         }
-        let mut rest = &bytes[..];
-        while let Some((head, more)) = rest.split_at_checked(9) {
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-            let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-            let Some((payload, more)) = more.split_at_checked(length) else {
-                break;
-            };
-            let number = |at: usize| u32::from_be_bytes(payload[at..at + 4].try_into().expect("four bytes"));
-            match head[3] {
-                GOAWAY => heard.goaway = Some(number(4)),
-                RST_STREAM => heard.resets.push((stream, number(0))),
-                // Status 200 is the 8th of HPACK's static table.
-                HEADERS if payload.first() == Some(&0x88) => heard.accepted.push(stream),
-                HEADERS => heard.refused.push(stream),
-                _ => {}
-            }
-            rest = more;
-        }
-        heard
+        heard(&bytes, ended)
     }
 }
