@@ -409,3 +409,29 @@ fn an_application_that_goes_away_between_requests_is_nobodys_failure() {
         until(|| mesh.h1.gauge("streams") <= 1).await;
     });
 }
+
+#[test]
+fn clients_go_to_the_process_that_has_taken_over() {
+    run(async {
+        let mut mesh = mesh("http2").await;
+        serve(&mut mesh);
+        let client = client(&mesh).await;
+        let mut ready = soon(client.clone().ready()).await.expect("a stream");
+        let (response, mut send) = ready.send_request(post("/"), false).expect("sent");
+        let mut body = soon(response).await.expect("a response").into_body();
+        mesh.h1.shared().retire();
+        let is_refused = || {
+            let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+            matches!(client.clone().poll_ready(&mut cx), std::task::Poll::Ready(Err(_)))
+        };
+        until(is_refused).await;
+        // What is open ends in its own time.
+        all(&mut send, Bytes::from_static(b"late"), true).await;
+        assert_eq!(soon(body.data()).await.expect("data").expect("data"), "late");
+        assert!(soon(body.data()).await.is_none());
+        assert_eq!(
+            soon(body.trailers()).await.expect("an end").expect("trailers")["grpc-status"],
+            "0"
+        );
+    });
+}

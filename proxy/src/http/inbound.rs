@@ -15,6 +15,7 @@ use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::RequestEdits;
 use hostmesh_proxy_core::retry::is_idempotent;
 use hostmesh_proxy_core::trace::Outgoing;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::conn::Conn;
@@ -104,6 +105,10 @@ struct Served {
 impl Handler for Serving {
     fn timeouts(&self) -> Timeouts {
         self.served.borrow().config.timeouts
+    }
+
+    fn retired(&self) -> watch::Receiver<bool> {
+        self.worker.shared.retired()
     }
 
     async fn request(&self, down: &mut impl Downstream, arrived: Arrived<'_>) -> Next {

@@ -19,6 +19,7 @@ use hostmesh_proxy_core::config::{Timeouts, Unit};
 use hostmesh_proxy_core::error::{Blame, Fault};
 use hostmesh_proxy_core::http1::RequestEdits;
 use hostmesh_proxy_core::retry::{Failure, is_idempotent};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::call::{
@@ -83,6 +84,10 @@ type Tunnel = (Rc<Route>, Option<Rc<Taken>>, Option<Rc<Callee>>);
 impl Handler for Calling {
     fn timeouts(&self) -> Timeouts {
         self.route.borrow().connector.config.timeouts
+    }
+
+    fn retired(&self) -> watch::Receiver<bool> {
+        self.worker.shared.retired()
     }
 
     async fn request(&self, down: &mut impl Downstream, arrived: Arrived<'_>) -> Next {

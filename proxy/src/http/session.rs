@@ -39,6 +39,9 @@ pub trait Handler {
     /// How long the client is waited for.
     fn timeouts(&self) -> Timeouts;
 
+    /// Turns true once another process has taken over: a client that can be asked to shall go there.
+    fn retired(&self) -> watch::Receiver<bool>;
+
     /// Carries one request and its response.
     async fn request(&self, down: &mut impl Downstream, arrived: Arrived<'_>) -> Next;
 

@@ -49,8 +49,8 @@ impl Drop for Held {
     }
 }
 
-/// Serves the connection to its end, or, when the process drains or the wire under it is retired, to the end of its
-/// requests. A client that says nothing for as long as one may is sent away.
+/// Serves the connection to its end, or, when the process drains, another has taken over or the wire under it is retired,
+/// to the end of its requests. A client that says nothing for as long as one may is sent away.
 pub async fn serve<H: Handler + 'static>(down: Conn, mut draining: watch::Receiver<bool>, handler: Rc<H>) {
     let timeouts = handler.timeouts();
     let (stream, bytes) = down.into_parts();
@@ -73,7 +73,13 @@ pub async fn serve<H: Handler + 'static>(down: Conn, mut draining: watch::Receiv
     };
     let open = Rc::<Open>::default();
     let mut quiet = pin!(sleep(timeouts.idle));
-    let mut told = pin!(draining.wait_for(|draining| *draining));
+    let mut retired = handler.retired();
+    let mut told = pin!(async {
+        tokio::select! {
+            _ = draining.wait_for(|draining| *draining) => {}
+            _ = retired.wait_for(|retired| *retired) => {}
+        }
+    });
     let mut is_ending = false;
     loop {
         let accepted = tokio::select! {
@@ -85,7 +91,7 @@ pub async fn serve<H: Handler + 'static>(down: Conn, mut draining: watch::Receiv
                 }
                 connection.poll_accept(cx)
             }) => accepted,
-            _ = &mut told, if !is_ending => {
+            () = &mut told, if !is_ending => {
                 is_ending = true;
                 connection.graceful_shutdown();
                 continue;
