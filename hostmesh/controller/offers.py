@@ -10,12 +10,12 @@ from ipaddress import ip_address, ip_network
 from hostmesh.identity.attest import may_run_of
 from hostmesh.names import BadName, UnitName, check_service_name, check_zone_name
 from hostmesh.policy.route_law import MOST_ROUTES, wrong
-from hostmesh.policy.traffic import BALANCES, CONSISTENT_HASH, MOST_BOUND, PREFER, RETRY_ON
+from hostmesh.policy.traffic import BALANCES, CONSISTENT_HASH, MOST_BOUND, MOST_ERRORS, MOST_IN_USE, PREFER, RETRY_ON
 from hostmesh.policy.words import hash_on
 from hostmesh.registry.catalog import Catalog, owner_of
 from hostmesh.registry.events import Offer
 from hostmesh.wire.controller import Workload
-from hostmesh.wire.snapshot import Retries, Traffic
+from hostmesh.wire.snapshot import Breaker, Retries, Traffic
 
 _PROTOCOLS = ("http", "http2", "grpc", "tcp", "tls")
 _DAY_MS = 86_400_000
@@ -102,8 +102,11 @@ def _address(text: str) -> str:
 def _check_traffic(traffic: Traffic) -> None:
     _check_duration(traffic.timeout_ms)
     _check_balance(traffic)
-    if len(traffic.rule) > _LONGEST_RULE or not traffic.rule.isprintable():
-        raise BadName("the place of a rule is not FILE:LINE")
+    _check_rule(traffic.rule)
+    _check_duration(traffic.connect_timeout_ms)
+    _check_duration(traffic.idle_timeout_ms)
+    if traffic.breaker:
+        _check_breaker(traffic.breaker)
     if traffic.retries:
         _check_retries(traffic.retries)
     if len(traffic.routes) > MOST_ROUTES:
@@ -128,6 +131,23 @@ def _check_retries(retries: Retries) -> None:
     _check_duration(retries.max_backoff_ms)
     if retries.max_backoff_ms < retries.backoff_ms:
         raise BadName("max_backoff is shorter than backoff")
+
+
+def _check_rule(rule: str) -> None:
+    if len(rule) > _LONGEST_RULE or not rule.isprintable():
+        raise BadName("the place of a rule is not FILE:LINE")
+
+
+def _check_breaker(breaker: Breaker) -> None:
+    for limit in (breaker.max_connections, breaker.max_pending, breaker.max_requests, breaker.max_retries):
+        if not 0 <= limit <= MOST_IN_USE:
+            raise BadName(f"a limit of {limit}", f"0 (none) to {MOST_IN_USE}")
+    if not 0 <= breaker.consecutive_errors <= MOST_ERRORS or not 0 <= breaker.max_ejected <= 1:
+        raise BadName(f"ejection after {breaker.consecutive_errors} errors, of {breaker.max_ejected}")
+    _check_duration(breaker.eject_ms)
+    if breaker.eject_ms == 0:
+        raise BadName("an ejection of 0 ms", "more than that")
+    _check_rule(breaker.rule)
 
 
 def _check_balance(traffic: Traffic) -> None:

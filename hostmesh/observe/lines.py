@@ -127,6 +127,8 @@ def sentence(event: Event) -> str:
         return f"token: {_caller(event)}: {event.message}"
     if event.kind == "wire":
         return event.message + _REMEDIES.get(event.rule, "")
+    if event.kind == "breaker":
+        return f"{event.message}, by {event.rule}"
     if event.kind == "denied":
         lead = _LEADS.get(event.verdict, "denied")
         late = f"; it was open for {event.duration_us / 1e6:.3f} s and is ended" if event.duration_us else ""
@@ -175,7 +177,8 @@ def _unit_fields(unit: str) -> Fields:
 def _priority(event: Event) -> int:
     if event.kind == "error":
         return _ERROR
-    if (event.verdict == "deny" and event.kind != "token") or event.status >= 500:
+    denied = event.verdict == "deny" and event.kind != "token"
+    if event.kind == "breaker" or denied or event.status >= 500:
         return _WARNING
     return _NOTICE if event.verdict in _LEADS or event.kind == "retry" else _INFO
 

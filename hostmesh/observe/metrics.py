@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from hostmesh.observe.breakers import breakers
 from hostmesh.wire.proxy_control import Stats, TrafficCount
 
 MAX_PEERS = 256
@@ -218,6 +219,7 @@ def _proxy(stats: Stats) -> Iterator[Metric]:
     for reason, number in sorted(stats.traces_dropped.items()):
         spans.add_metric((reason,), number)
     yield spans
+    yield from breakers(stats.circuits)
     for name, number in sorted(stats.gauges.items()):
         family = CounterMetricFamily if name in _PROXY_COUNTERS else GaugeMetricFamily
         yield family(f"hostmesh_proxy_{name}", _PROXY_HELP.get(name, "What the proxy says of itself"), value=number)

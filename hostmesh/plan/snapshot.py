@@ -68,6 +68,24 @@ def traffic_of(policy: model.Policy) -> wire.Traffic:
         slow_start_ms=traffic.slow_start_ms,
         panic=traffic.panic,
         routes=list(traffic.routes),
+        breaker=_breaker(traffic.breaker),
+        connect_timeout_ms=traffic.connect_timeout_ms,
+        idle_timeout_ms=traffic.idle_timeout_ms,
+    )
+
+
+def _breaker(breaker: model.Breaker | None) -> wire.Breaker | None:
+    if breaker is None:
+        return None
+    return wire.Breaker(
+        max_connections=breaker.max_connections,
+        max_pending=breaker.max_pending,
+        max_requests=breaker.max_requests,
+        max_retries=breaker.max_retries,
+        consecutive_errors=breaker.consecutive_errors,
+        eject_ms=breaker.eject_ms,
+        max_ejected=breaker.max_ejected,
+        rule=breaker.place.rule,
     )
 
 

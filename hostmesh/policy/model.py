@@ -148,6 +148,20 @@ class Retries:
 
 
 @dataclass(frozen=True, slots=True)
+class Breaker:
+    """When callers leave the service, or one of its endpoints, alone. 0: no limit, no ejection."""
+
+    place: Place
+    max_connections: int = 0
+    max_pending: int = 0
+    max_requests: int = 0
+    max_retries: int = 0
+    consecutive_errors: int = 0
+    eject_ms: int = 30_000
+    max_ejected: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
 class Balance:
     """How an endpoint is chosen. ``on``, of consistent hashing: ``header:NAME``, ``cookie:NAME`` or ``source``.
 
@@ -174,6 +188,9 @@ class Traffic:
     prefer: str = "any"
     slow_start_ms: int = 0
     panic: float = 0.0
+    breaker: Breaker | None = None
+    connect_timeout_ms: int = 0
+    idle_timeout_ms: int = 0
     routes: tuple[Route, ...] = ()
 
 

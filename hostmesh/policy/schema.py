@@ -192,7 +192,13 @@ TRAFFIC = Table(
     "traffic", "How callers treat the service. It travels to every caller at once.",
     (
         Key("timeout", "duration", "no limit", "For a whole request, all tries together.", 'timeout = "10s"'),
+        Key("connect_timeout", "duration", "no limit of its own",
+            "For a connection to an endpoint; then it is a connect failure.", 'connect_timeout = "2s"'),
+        Key("idle_timeout", "duration", "no limit",
+            "A request, its tunnel, or a TCP connection in which nothing moves in either direction for so long (a tenth more at "
+            "most) is ended.", 'idle_timeout = "5m"'),
         Key("retries", "table", "no retries", "See `[traffic.retries]`.", "retries = { attempts = 3 }"),
+        Key("breaker", "table", "no limit, no ejection", "See `[traffic.breaker]`.", "breaker = { consecutive_errors = 5 }"),
         Key("route", "list of tables", "every request to the service itself", "See `[[traffic.route]]`.", "[[traffic.route]]"),
         Key("balance", '"least-request", "round-robin", "ewma" or a table', '"least-request"',
             "How an endpoint is chosen, by each calling host for itself. `least-request`: of two taken by chance the one with "
@@ -209,7 +215,7 @@ TRAFFIC = Table(
             "With a smaller share of healthy endpoints than this all count as healthy, so that the last ones are not overrun. "
             "0: only where none can be reached.", "panic = 0.5"),
     ),
-    (("breaker", "circuit breaking"),),
+    (("hedge", "hedged requests"),),
 )
 
 BALANCE = Table(
@@ -225,6 +231,31 @@ BALANCE = Table(
         Key("bound", "1..100", "no bound",
             "No endpoint has more than so many times the mean of requests in flight; what is over goes to the next one.",
             "bound = 1.25"),
+    ),
+)
+
+BREAKER = Table(
+    "traffic.breaker",
+    "When callers leave the service, or one of its endpoints, alone. Each host counts for itself, all its units together. What "
+    "is over a limit is answered at once with 503 and `x-hostmesh-error: breaker-open` (TCP: reset), and not tried again. The "
+    "breaker counts as open from the first refusal until a second without one; both are told in the caller's journal.",
+    (
+        Key("max_connections", "1..1000000", "no limit",
+            "Connections in use: of TCP, and those that carry a request. A request over it waits for one (as pending), a TCP "
+            "connection is refused.", "max_connections = 100"),
+        Key("max_pending", "1..1000000", "no limit", "Requests and TCP connections that wait for a connection.",
+            "max_pending = 256"),
+        Key("max_requests", "1..1000000", "no limit", "HTTP requests under way, those that wait too.", "max_requests = 1000"),
+        Key("max_retries", "1..1000000", "no limit", "Retries under way; over it a failure is passed on as it is.",
+            "max_retries = 10"),
+        Key("consecutive_errors", "1..1000", "no ejection",
+            "An endpoint is ejected (gets nothing) after so many failed tries, one after the other: 5xx, no connection, no answer "
+            "in time.", "consecutive_errors = 5"),
+        Key("eject", "duration", "30s",
+            "For so long; when it fails again soon after its return twice, three times… ten times as long.", 'eject = "30s"'),
+        Key("max_ejected", "0..1", "0.5",
+            "Of all endpoints at most this share, rounded down, is ejected. At 1 all may be: then callers get 503 with "
+            "`x-hostmesh-error: ejected`, or all of them where `panic` says so.", "max_ejected = 0.5"),
     ),
 )
 
@@ -395,7 +426,7 @@ TRACE = Table(
 )
 
 TABLES = (
-    ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, JWT, TOKEN, PLAINTEXT, TRAFFIC, BALANCE, RETRIES,
+    ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, JWT, TOKEN, PLAINTEXT, TRAFFIC, BALANCE, BREAKER, RETRIES,
     ROUTE, ROUTE_MATCH, ROUTE_REWRITE, ROUTE_HEADERS, ROUTE_MIRROR, ROUTE_REDIRECT, ROUTE_RESPOND, ROUTE_FAULT, OUTBOUND, OBSERVE,
     TRACE,
 )

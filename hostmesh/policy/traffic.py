@@ -3,7 +3,7 @@
 from hostmesh.names import BadName
 from hostmesh.policy import schema
 from hostmesh.policy.findings import Code
-from hostmesh.policy.model import Balance, Retries, Traffic
+from hostmesh.policy.model import Balance, Breaker, Retries, Traffic
 from hostmesh.policy.read import Reader
 from hostmesh.policy.source import Node
 from hostmesh.policy.words import hash_on
@@ -13,6 +13,8 @@ CONSISTENT_HASH = "consistent-hash"
 BALANCES = ("least-request", "round-robin", "ewma", CONSISTENT_HASH)
 PREFER = ("any", "near")
 MOST_BOUND = 100
+MOST_IN_USE = 1_000_000
+MOST_ERRORS = 1000
 _GRPC = ("cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable")
 RETRY_ON = ("5xx", "gateway-error", "connect-failure", "reset", "retriable-4xx", *_GRPC)
 _BACKOFF_MS, _MAX_BACKOFF_MS = 25, 250
@@ -32,6 +34,28 @@ def traffic(read: Reader, node: Node | None) -> Traffic:
         read.choice(table.get("prefer"), default.prefer, PREFER),
         read.duration_ms(table.get("slow_start"), default.slow_start_ms),
         read.ratio(table.get("panic"), default.panic),
+        _breaker(read, table.get("breaker")),
+        read.duration_ms(table.get("connect_timeout"), default.connect_timeout_ms),
+        read.duration_ms(table.get("idle_timeout"), default.idle_timeout_ms),
+    )
+
+
+def _breaker(read: Reader, node: Node | None) -> Breaker | None:
+    if node is None:
+        return None
+    table = read.table(node, schema.BREAKER)
+    default = Breaker(node.place)
+    if isinstance(node.data, dict) and not node.table:
+        read.bad(node, "an empty breaker limits nothing", "for example: consecutive_errors = 5")
+    return Breaker(
+        node.place,
+        read.integer(table.get("max_connections"), 0, 1, MOST_IN_USE),
+        read.integer(table.get("max_pending"), 0, 1, MOST_IN_USE),
+        read.integer(table.get("max_requests"), 0, 1, MOST_IN_USE),
+        read.integer(table.get("max_retries"), 0, 1, MOST_IN_USE),
+        read.integer(table.get("consecutive_errors"), 0, 1, MOST_ERRORS),
+        read.duration_ms(table.get("eject"), default.eject_ms),
+        read.ratio(table.get("max_ejected"), default.max_ejected),
     )
 
 

@@ -328,4 +328,6 @@ def _check_together(policies: list[Policy], findings: Findings) -> None:
 def _behaviour(said: Traffic) -> Traffic:
     """All of it but the places."""
     retries = said.retries and replace(said.retries, place=Place(""))
-    return replace(said, retries=retries, place=None, routes=tuple(map(placeless, said.routes)))
+    breaker = said.breaker and replace(said.breaker, place=Place(""))
+    routes = tuple(map(placeless, said.routes))
+    return replace(said, retries=retries, breaker=breaker, place=None, routes=routes)

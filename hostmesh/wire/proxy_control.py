@@ -126,11 +126,27 @@ class TrafficCount(Struct):
     buckets: list[int]
 
 
+class Circuit(Struct):
+    """What the callers of a service on this host have in common. By resource: connections, pending, requests, retries.
+
+    ``open``: 1 where the breaker is. ``unpaid``: retries that the budget did not pay for. Since the start: refused,
+    ejections, unpaid.
+    """
+
+    limits: dict[str, int]
+    in_use: dict[str, int]
+    open: dict[str, int]
+    refused: dict[str, int]
+    ejected: int
+    ejections: int
+    unpaid: int
+
+
 class Stats(Struct, tag_field="type", tag="stats"):
     """Proxy: counters. ``denied`` maps rule to count; ``gauges``: connections, streams, pools, workers, memory.
 
     ``tls_failures``: side (the proxy's own: client | server) to reason to count. ``traces_dropped``: spans that did not
-    reach the collector, reason to count.
+    reach the collector, reason to count. ``circuits``: by service.
     """
 
     id: int
@@ -140,14 +156,15 @@ class Stats(Struct, tag_field="type", tag="stats"):
     gauges: dict[str, int]
     tls_failures: dict[str, dict[str, int]] = {}
     traces_dropped: dict[str, int] = {}
+    circuits: dict[str, Circuit] = {}
 
 
 class Event(Struct):
     """Something for a unit's journal.
 
-    kind: request | connection | denied | retry | error | wire | token (by a key that is not known: ``rule`` names its
-    issuer). verdict: allow | deny | audit-deny | audit-allow. direction: inbound |
-    outbound | local. ``status`` 0 when there is none; times: ns since the epoch, durations us. ``tries`` counts from 1.
+    kind: request | connection | denied | retry | error | wire | breaker | token (by a key that is not known: ``rule``
+    names its issuer). verdict: allow | deny | audit-deny | audit-allow. direction: inbound | outbound | local.
+    ``status`` 0 when there is none; times: ns since the epoch, durations us. ``tries`` counts from 1.
     ``route``: the route of the service that it took; ``flag``: what was done to it, in one word. Empty: none, nothing.
     """
 

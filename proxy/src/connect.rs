@@ -9,9 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::balance::Ask;
+use hostmesh_proxy_core::balance::circuit::Resource;
 use hostmesh_proxy_core::config::{Config, Endpoint, Port, Service, Unit};
 use hostmesh_proxy_core::error::Fault;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::deliver;
 use crate::stream::Stream;
@@ -29,6 +30,8 @@ pub enum ConnectError {
     Denied,
     /// Nothing reached the application: another endpoint may do.
     Unreachable(String),
+    /// There is no room for more: not to be tried again.
+    BreakerOpen(Resource),
 }
 
 impl fmt::Display for ConnectError {
@@ -37,6 +40,7 @@ impl fmt::Display for ConnectError {
             Self::NotReady => f.write_str("the unit has no certificate yet"),
             Self::Denied => f.write_str("refused by the other side's policy"),
             Self::Unreachable(why) => f.write_str(why),
+            Self::BreakerOpen(resource) => write!(f, "the breaker is open: max_{}", resource.word()),
         }
     }
 }
@@ -81,7 +85,6 @@ impl Connector {
             random: self.worker.random(),
             now,
             key,
-            ejected: &[],
         };
         let mut loads = self.worker.loads.borrow_mut();
         if let Some(away) = loads.due(service, now) {
@@ -102,6 +105,19 @@ impl Connector {
                 Err(_) => loads.not_tried(endpoint.id),
             }
         });
+    }
+
+    /// A connection, unless the service's policy has waited for it long enough.
+    pub async fn in_time<T>(
+        &self,
+        service: &Service,
+        connecting: impl Future<Output = Result<T, ConnectError>>,
+    ) -> Result<T, ConnectError> {
+        let Some(limit) = service.traffic.connect_timeout else {
+            return connecting.await;
+        };
+        let late = |_| ConnectError::Unreachable(format!("no connection within {limit:?}"));
+        timeout(limit, connecting).await.map_err(late)?
     }
 
     /// A stream to the endpoint's `target` port, for the connection or request that comes now. `fresh`: not one that was

@@ -19,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use crate::circuits::CircuitCount;
 use crate::events::{BATCH, Event, EventSource, QUEUE};
 use crate::fdstore::Named;
 use crate::frames::{self, frame};
@@ -90,6 +91,7 @@ enum Answer<'a> {
         gauges: BTreeMap<String, i64>,
         tls_failures: TlsFailures,
         traces_dropped: BTreeMap<String, u64>,
+        circuits: BTreeMap<String, CircuitCount>,
     },
     Events {
         events: &'a [Event],
@@ -405,6 +407,7 @@ impl Control {
             gauges: all.gauges,
             tls_failures: all.tls_failures,
             traces_dropped: all.traces_dropped,
+            circuits: all.circuits,
         }
     }
 }

@@ -22,7 +22,7 @@ pub const BATCH: usize = 256;
 pub struct Event {
     /// Nanoseconds since the epoch.
     pub time_ns: u64,
-    /// request | connection | denied | retry | error | wire | token.
+    /// request | connection | denied | retry | error | wire | token | breaker.
     #[serde(deserialize_with = "words::known")]
     pub kind: Word,
     /// The unit in whose journal this belongs.

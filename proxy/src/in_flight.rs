@@ -1,12 +1,13 @@
 //! What is under way to an endpoint, and what comes of it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::config::{Balance, Endpoint, Service};
 use tokio::time::Instant;
 
+use crate::connect::Connector;
 use crate::worker::Worker;
 
 /// Counts a request or a connection to an endpoint while it is under way. Where the service's policy goes by it, says once
@@ -14,25 +15,42 @@ use crate::worker::Worker;
 pub struct InFlight {
     worker: Rc<Worker>,
     id: Option<u64>,
-    begun: Cell<Option<Instant>>,
+    watched: RefCell<Option<Watched>>,
+    /// Of the answer, when its head has come; else 0.
+    status: Cell<u16>,
+}
+
+/// A try of which it counts what comes.
+struct Watched {
+    connector: Connector,
+    service: Arc<Service>,
+    endpoint: Arc<Endpoint>,
+    begun: Instant,
 }
 
 impl InFlight {
     /// It goes there now.
-    pub fn begin(worker: &Rc<Worker>, service: Option<&Service>, endpoint: Option<&Arc<Endpoint>>) -> Self {
+    pub fn begin(connector: &Connector, service: Option<&Arc<Service>>, endpoint: Option<&Arc<Endpoint>>) -> Self {
         if let Some(endpoint) = endpoint {
-            worker.loads.borrow_mut().begin(endpoint);
+            connector.worker.loads.borrow_mut().begin(endpoint);
         }
-        let is_timed = service.is_some_and(|service| service.traffic.balance == Balance::Ewma);
+        let watched = service.zip(endpoint).filter(|(service, _)| counts(service));
         Self {
-            worker: worker.clone(),
+            worker: connector.worker.clone(),
+            status: Cell::new(0),
             id: endpoint.map(|endpoint| endpoint.id),
-            begun: Cell::new(is_timed.then(Instant::now)),
+            watched: RefCell::new(watched.map(|(service, endpoint)| Watched {
+                connector: connector.clone(),
+                service: service.clone(),
+                endpoint: endpoint.clone(),
+                begun: Instant::now(),
+            })),
         }
     }
 
     /// The head of an answer came.
     pub fn answered(&self, status: u16) {
+        self.status.set(status);
         self.ended(status >= 500);
     }
 
@@ -41,13 +59,26 @@ impl InFlight {
         self.ended(true);
     }
 
-    fn ended(&self, failed: bool) {
-        if let (Some(begun), Some(id)) = (self.begun.take(), self.id) {
-            let now = Instant::now();
-            let mut loads = self.worker.loads.borrow_mut();
-            loads.answered(id, now - begun, failed, now.into_std());
-        }
+    /// The status of the answer whose head came; 0: none.
+    pub fn status(&self) -> u16 {
+        self.status.get()
     }
+
+    fn ended(&self, failed: bool) {
+        let Some(watched) = self.watched.take() else { return };
+        let now = Instant::now();
+        if watched.service.traffic.balance == Balance::Ewma {
+            let mut loads = self.worker.loads.borrow_mut();
+            loads.answered(watched.endpoint.id, now - watched.begun, failed, now.into_std());
+        }
+        watched.connector.judge(&watched.service, &watched.endpoint, failed);
+    }
+}
+
+/// Does the policy go by what comes of a try?
+fn counts(service: &Service) -> bool {
+    let breaker = service.traffic.breaker.as_ref();
+    service.traffic.balance == Balance::Ewma || breaker.is_some_and(|breaker| breaker.outlier.is_some())
 }
 
 impl Drop for InFlight {

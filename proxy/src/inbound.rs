@@ -103,7 +103,7 @@ async fn deliver(
     };
     match call.accept(worker) {
         Ok(stream) => {
-            let relayed = tcp::relay(application, Stream::Wire(Box::new(stream)), opened.denied()).await;
+            let relayed = tcp::relay(application, Stream::Wire(Box::new(stream)), None, opened.denied()).await;
             opened.ended(&about, rule, &relayed.reversed());
         }
         Err(error) => opened.failed(&about, error.to_string()),

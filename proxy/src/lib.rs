@@ -3,6 +3,8 @@
 //! `control` takes the agent's words, `identity` holds keys, `dns` answers names; the listeners and relays carry bytes;
 //! `generations` changes the binary under them.
 
+pub mod breaker;
+pub mod circuits;
 pub mod connect;
 pub mod control;
 pub mod deliver;

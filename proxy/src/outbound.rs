@@ -143,15 +143,23 @@ impl Outgoing {
         let Some((mut opened, rule)) = self.judge(&about) else {
             return sockopt::abort(tcp);
         };
-        match self.first_reached(&mut opened, service, port, only).await {
-            Ok((endpoint, stream)) => {
+        let reached = async {
+            let mut room = self
+                .connector
+                .room_at_once(service)
+                .map_err(|error| Some(("".into(), error)))?;
+            let reached = self.first_reached(&mut opened, service, port, only).await?;
+            room.connected();
+            Ok((reached, room))
+        };
+        match reached.await {
+            Ok(((endpoint, stream), _room)) => {
                 let about = About {
                     peer: endpoint.spiffe_id.clone(),
                     ..about
                 };
-                let worker = &self.connector.worker;
-                let _in_flight = InFlight::begin(worker, Some(service), Some(&endpoint));
-                let relayed = tcp::relay(tcp, stream, opened.denied()).await;
+                let _in_flight = InFlight::begin(&self.connector, Some(service), Some(&endpoint));
+                let relayed = tcp::relay(tcp, stream, service.traffic.idle_timeout, opened.denied()).await;
                 opened.ended(&about, &rule, &relayed);
             }
             Err(error) => {
@@ -169,7 +177,7 @@ impl Outgoing {
     async fn first_reached(
         &self,
         opened: &mut Opened,
-        service: &Service,
+        service: &Arc<Service>,
         port: ServicePort,
         only: Option<&Arc<Endpoint>>,
     ) -> Result<(Arc<Endpoint>, Stream), Option<(Arc<str>, ConnectError)>> {
@@ -197,10 +205,13 @@ impl Outgoing {
                 ..Opening::default()
             };
             let connect = self.connector.connect(&endpoint, port.target, true, &opening);
-            let connected = opened.unless_denied(connect).await.ok_or(None)?;
+            let connecting = self.connector.in_time(service, connect);
+            let connected = opened.unless_denied(connecting).await.ok_or(None)?;
             if let (Some(trace), Some(steps)) = (&opened.trace, opening.dialed.get()) {
                 trace.dialed(&self.connector.worker, &self.connector.unit, steps);
             }
+            let failed = matches!(connected, Err(ConnectError::Unreachable(_)));
+            self.connector.judge(service, &endpoint, failed);
             match connected {
                 Ok(stream) => return Ok((endpoint, stream)),
                 Err(denied @ ConnectError::Denied) => return Err(Some((endpoint.spiffe_id.clone(), denied))),
@@ -240,7 +251,7 @@ impl Outgoing {
         }
         match opened.unless_denied(self.connector.deliver(unit, port)).await {
             Some(Ok(stream)) => {
-                let relayed = tcp::relay(tcp, stream, opened.denied()).await;
+                let relayed = tcp::relay(tcp, stream, None, opened.denied()).await;
                 opened.ended(&about, &rule, &relayed);
             }
             Some(Err(error)) => {
@@ -279,7 +290,7 @@ impl Outgoing {
         };
         match reached.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             Ok(stream) => {
-                let relayed = tcp::relay(tcp, Stream::Tcp(stream), opened.denied()).await;
+                let relayed = tcp::relay(tcp, Stream::Tcp(stream), None, opened.denied()).await;
                 opened.ended(&about, &rule, &relayed);
             }
             Err(error) => {

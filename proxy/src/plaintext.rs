@@ -66,7 +66,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         .await
     {
         Some(Ok(application)) => {
-            let relayed = tcp::relay(tcp, Stream::Tcp(application), opened.denied()).await;
+            let relayed = tcp::relay(tcp, Stream::Tcp(application), None, opened.denied()).await;
             opened.ended(&about, &rule, &relayed);
         }
         Some(Err(error)) => {

@@ -14,6 +14,8 @@ use hostmesh_proxy_core::config::Config;
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
+use crate::breaker::Queues;
+use crate::circuits;
 use crate::events::EventSink;
 use crate::lookups::Lookups;
 use crate::stats::{Collected, Stats};
@@ -108,6 +110,8 @@ pub struct Shared {
     pub told: Told,
     /// By which names units know addresses.
     pub lookups: Lookups,
+    /// Who waits for room of a service.
+    pub queues: Queues,
     /// When the process started.
     pub started: SystemTime,
     /// How many workers carry traffic.
@@ -132,6 +136,7 @@ impl Shared {
             stats,
             told: Told::default(),
             lookups: Lookups::default(),
+            queues: Queues::default(),
             started: SystemTime::now(),
             workers,
             beats: (0..workers).map(|_| AtomicU64::new(0)).collect(),
@@ -196,6 +201,11 @@ impl Shared {
         self.changes.subscribe()
     }
 
+    /// Since the process began.
+    pub fn now(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
     /// A worker says that it moves.
     pub fn beat(&self, worker: usize) {
         let now = u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -229,6 +239,10 @@ impl Shared {
     /// All that this process counted since its start.
     pub fn counts(&self) -> Collected {
         let mut all = self.stats.collect();
+        all.circuits = self
+            .config()
+            .map(|config| circuits::counted(&config))
+            .unwrap_or_default();
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         all.gauges.extend([
             ("events_dropped".to_owned(), number(self.events.dropped_total())),

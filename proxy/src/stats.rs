@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::circuits::CircuitCount;
 use crate::words::{self, Word};
 
 use crate::peer::Reason;
@@ -281,6 +282,7 @@ impl Stats {
             gauges,
             tls_failures,
             traces_dropped: BTreeMap::new(),
+            circuits: BTreeMap::new(),
         }
     }
 }
@@ -394,6 +396,8 @@ pub struct Collected {
     pub tls_failures: TlsFailures,
     /// Spans that did not reach the collector, by reason.
     pub traces_dropped: BTreeMap<String, u64>,
+    /// By service, where its policy has a breaker or retries.
+    pub circuits: BTreeMap<String, CircuitCount>,
 }
 
 /// `TrafficCount` of `hostmesh/wire/proxy_control.py`.

@@ -3,12 +3,14 @@
 //! Law: an end is passed on as an end, a reset as a reset. No bytes are looked at; nobody must speak first.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::io;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
 
 use crate::rejudge::Denial;
 use crate::sockopt;
@@ -47,11 +49,17 @@ impl Relayed {
     }
 }
 
-/// Relays between an application and the other side, in both directions, unless it is denied meanwhile.
-pub async fn relay(application: TcpStream, other: Stream, denied: impl Future<Output = Denial>) -> Relayed {
+/// Relays between an application and the other side, in both directions, unless it is denied meanwhile, or nothing moves
+/// for the time of `idle`.
+pub async fn relay(
+    application: TcpStream,
+    other: Stream,
+    idle: Option<Duration>,
+    denied: impl Future<Output = Denial>,
+) -> Relayed {
     match other {
-        Stream::Tcp(other) => relay_tcp(application, other, denied).await,
-        Stream::Wire(other) => relay_wire(application, *other, denied).await,
+        Stream::Tcp(other) => relay_tcp(application, other, idle, denied).await,
+        Stream::Wire(other) => relay_wire(application, *other, idle, denied).await,
     }
 }
 
@@ -100,16 +108,35 @@ fn relayed(sent: &Cell<u64>, received: &Cell<u64>, stopped: Result<(), Stop>) ->
 async fn both(
     up: impl Future<Output = Result<(), Stop>>,
     down: impl Future<Output = Result<(), Stop>>,
+    stuck: impl Future<Output = ()>,
     denied: impl Future<Output = Denial>,
 ) -> Result<(), Stop> {
     tokio::select! {
         biased;
         denial = denied => Err(Stop::Denied(denial)),
+        () = stuck => Err(Stop::Broke(io::Error::new(io::ErrorKind::TimedOut, "nothing moved for idle_timeout"))),
         stopped = async { tokio::try_join!(up, down) } => stopped.map(|_| ()),
     }
 }
 
-async fn relay_wire(tcp: TcpStream, mut wire: WireStream, denied: impl Future<Output = Denial>) -> Relayed {
+/// Ends when nothing has moved for so long, or up to a tenth longer. `moved`: what grows with whatever moves.
+pub async fn stands_still(limit: Option<Duration>, moved: impl Fn() -> u64) {
+    let Some(limit) = limit else { return pending().await };
+    let (mut seen, mut since) = (moved(), Instant::now());
+    while since.elapsed() < limit {
+        sleep(limit / 10).await;
+        if moved() != seen {
+            (seen, since) = (moved(), Instant::now());
+        }
+    }
+}
+
+async fn relay_wire(
+    tcp: TcpStream,
+    mut wire: WireStream,
+    idle: Option<Duration>,
+    denied: impl Future<Output = Denial>,
+) -> Relayed {
     let (sent, received) = (Cell::new(0), Cell::new(0));
     let (tcp_ended, wire_ended) = (Cell::new(false), Cell::new(false));
     let (sender, receiver) = wire.split();
@@ -130,7 +157,8 @@ async fn relay_wire(tcp: TcpStream, mut wire: WireStream, denied: impl Future<Ou
         wire_ended.set(true);
         shut(&tcp).map_err(unwritten(&tcp_ended))
     };
-    let stopped = both(up, down, denied).await;
+    let stuck = stands_still(idle, || sent.get() + received.get());
+    let stopped = both(up, down, stuck, denied).await;
     if let Err(stop) = &stopped {
         wire.reset(match stop {
             Stop::Denied(_) => DENIED,
@@ -141,12 +169,18 @@ async fn relay_wire(tcp: TcpStream, mut wire: WireStream, denied: impl Future<Ou
     relayed(&sent, &received, stopped)
 }
 
-async fn relay_tcp(one: TcpStream, two: TcpStream, denied: impl Future<Output = Denial>) -> Relayed {
+async fn relay_tcp(
+    one: TcpStream,
+    two: TcpStream,
+    idle: Option<Duration>,
+    denied: impl Future<Output = Denial>,
+) -> Relayed {
     let (sent, received) = (Cell::new(0), Cell::new(0));
     let (one_ended, two_ended) = (Cell::new(false), Cell::new(false));
     let up = carry(&one, &one_ended, &two, &two_ended, &sent);
     let down = carry(&two, &two_ended, &one, &one_ended, &received);
-    let stopped = both(up, down, denied).await;
+    let stuck = stands_still(idle, || sent.get() + received.get());
+    let stopped = both(up, down, stuck, denied).await;
     if stopped.is_err() {
         sockopt::abort(one);
         sockopt::abort(two);

@@ -38,6 +38,8 @@ const KNOWN: &[Word] = &[
     "bad-path",
     "bad-request",
     "bad-response",
+    "breaker",
+    "breaker-open",
     "connect-failure",
     "denied",
     "ejected",

@@ -5,7 +5,7 @@ mod ends;
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ends::{End, Mesh, config, run, soon, until};
@@ -239,6 +239,7 @@ impl Caller {
             ports: known.ports.clone(),
             traffic: known.traffic.clone(),
             endpoints: vec![endpoint, Arc::new(other)],
+            circuit: OnceLock::new(),
         };
         let connector = Connector {
             worker: mesh.h1.worker.clone(),
@@ -263,7 +264,6 @@ impl Caller {
             random,
             now: Instant::now(),
             key: None,
-            ejected: &[],
         };
         let mut loads = self.connector.worker.loads.borrow_mut();
         (0..64).any(|turn| {

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.mesh.twins import Twins, twins
 from tests.mesh.world import World, world
 
 
@@ -11,4 +12,11 @@ from tests.mesh.world import World, world
 def mesh() -> Iterator[World]:
     """Two hosts with hostmesh and stock services, and an outsider."""
     with world() as built:
+        yield built
+
+
+@pytest.fixture(scope="module")
+def pair(mesh: World) -> Iterator[Twins]:
+    """Two endpoints of one service, one on each host, for the tests of a file."""
+    with twins(mesh) as built:
         yield built

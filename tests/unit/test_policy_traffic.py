@@ -7,7 +7,7 @@ from hostmesh.plan.snapshot import traffic_of
 from hostmesh.policy.findings import Code
 from hostmesh.policy.model import Balance, Traffic
 from hostmesh.policy.validate import load
-from hostmesh.wire.snapshot import ConsistentHash
+from hostmesh.wire.snapshot import Breaker, ConsistentHash
 
 FILE = "web.service.toml"
 
@@ -61,6 +61,22 @@ def test_it_reaches_the_proxy_as_it_was_said() -> None:
     assert said.retries.on == ["retriable-4xx", "unavailable"]
 
 
+def test_limits_and_ejection_reach_the_proxy_as_they_were_said() -> None:
+    text = "connect_timeout = '2s'\nidle_timeout = '5m'\nbreaker = { max_pending = 256, consecutive_errors = 5 }"
+    (policy,) = load({FILE: f"[traffic]\n{text}\n"})
+    said = traffic_of(policy)
+    assert (said.connect_timeout_ms, said.idle_timeout_ms) == (2000, 300_000)
+    assert said.breaker == Breaker(0, 256, 0, 0, 5, 30_000, 0.5, f"{FILE}:4")
+    assert traffic_of(load({FILE: "[traffic]\n"})[0]).breaker is None
+
+
+def test_two_units_of_one_service_may_say_the_same_breaker_in_other_lines() -> None:
+    text = "service.name = 'x'\n[traffic]\nbreaker = { max_requests = 7 }\n"
+    assert len(load({"a.service.toml": text, "b.service.toml": "\n\n" + text})) == 2
+    with pytest.raises(PolicyError):
+        load({"a.service.toml": text, "b.service.toml": text.replace("7", "8")})
+
+
 @pytest.mark.parametrize(
     ("text", "code", "place", "says", "hint"),
     [
@@ -75,6 +91,11 @@ def test_it_reaches_the_proxy_as_it_was_said() -> None:
             "balance = { by = 'consistent-hash', on = 'source', bound = 0.5 }",
             Code.BAD_VALUE, (2, 60), "0.5 is not in 1..100", "",
         ),
+        ("breaker = {}", Code.BAD_VALUE, (2, 11), "limits nothing", "consecutive_errors"),
+        ("breaker = { max_requests = 0 }", Code.BAD_VALUE, (2, 28), "0 is not in 1..", ""),
+        ("breaker = { max_ejected = 50 }", Code.BAD_VALUE, (2, 27), "not in 0..1", "50 % is 0.5"),
+        ("breaker = { errors = 5 }", Code.UNKNOWN_KEY, (2, 13), "unknown key 'errors'", ""),
+        ("idle_timeout = '0s'", Code.BAD_VALUE, (2, 16), "not more than 0", ""),
         ("prefer = 'nearest'", Code.BAD_VALUE, (2, 10), "none of: any, near", "'near'"),
         ("slow_start = 30", Code.WRONG_TYPE, (2, 14), "a duration with its unit", '"30s"'),
         ("panic = 50", Code.BAD_VALUE, (2, 9), "50 is not in 0..1", "50 % is 0.5"),

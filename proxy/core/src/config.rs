@@ -167,16 +167,23 @@ impl Config {
         routes::compile("routes", routes)
     }
 
-    /// Takes the place of `old`: with the same policies what was judged by it stands. Endpoints that `old` had not joined
-    /// now.
+    /// Takes the place of `old`: with the same policies what was judged by it stands, and what is known of services and
+    /// endpoints goes on. Endpoints that `old` had not joined now.
     pub fn follow(&mut self, old: &Self, now: Instant) {
         self.policies = old.policies + u64::from(self.units != old.units);
         for service in &self.services {
-            let before = old.service_by_name(&service.name).map_or(&[][..], |old| &old.endpoints);
-            for endpoint in service.endpoints.iter().filter(|_| !before.is_empty()) {
-                let known = before.iter().find(|known| known.id == endpoint.id);
-                if let Some(joined) = known.map_or(Some(&now), |known| known.joined.get()) {
-                    endpoint.joined.get_or_init(|| *joined);
+            let Some(before) = old.service_by_name(&service.name) else {
+                continue;
+            };
+            service.circuit.get_or_init(|| before.circuit().clone());
+            for endpoint in &service.endpoints {
+                match before.endpoints.iter().find(|known| known.id == endpoint.id) {
+                    Some(known) => {
+                        endpoint.standing.get_or_init(|| known.standing().clone());
+                        known.joined.get().inspect(|joined| _ = endpoint.joined.set(**joined));
+                    }
+                    None if before.endpoints.is_empty() => {}
+                    None => _ = endpoint.joined.set(now),
                 }
             }
         }

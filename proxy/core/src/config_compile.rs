@@ -226,6 +226,7 @@ fn endpoint(
             () => Distance::Far,
         },
         joined: OnceLock::new(),
+        standing: OnceLock::new(),
         id: digest([service, &endpoint.unit, &endpoint.host].map(str::as_bytes)),
         local: is_local.then(|| units.get(&*endpoint.unit).cloned()).flatten(),
         addresses: addresses(at, &endpoint.addresses)?,
@@ -265,6 +266,7 @@ pub(super) fn service(
             .into_iter()
             .map(|e| endpoint(&at, &service.name, e, here, units).map(Arc::new))
             .collect::<Result<_, _>>()?,
+        circuit: OnceLock::new(),
         name: not_empty(&at, service.name.to_ascii_lowercase(), "a service name")?,
     })
 }

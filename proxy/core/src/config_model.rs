@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::traffic::Traffic;
 use super::{ConfigError, bad};
+use crate::balance::circuit::{Circuit, Standing};
 use crate::claims::TokenMatch;
 use crate::glob::Glob;
 use crate::token::Issuers;
@@ -297,6 +298,8 @@ pub struct Endpoint {
     pub distance: Distance,
     /// When it was added to a service that had others; not set where it was there from the beginning.
     pub joined: OnceLock<Instant>,
+    /// By [`Endpoint::standing`].
+    pub standing: OnceLock<Arc<Standing>>,
 }
 
 /// How far an endpoint is from its caller, nearest first.
@@ -311,6 +314,11 @@ pub enum Distance {
 }
 
 impl Endpoint {
+    /// What its callers on this host know of it, by whichever config.
+    pub fn standing(&self) -> &Arc<Standing> {
+        self.standing.get_or_init(Arc::default)
+    }
+
     /// The endpoint as it is called by one of its addresses: reached there and nowhere else. Hosts say themselves which
     /// addresses they have, and must not get what is sent to others'.
     pub fn at(&self, address: IpAddr) -> Arc<Self> {
@@ -332,9 +340,16 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     pub traffic: Traffic,
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// By [`Service::circuit`].
+    pub circuit: OnceLock<Arc<Circuit>>,
 }
 
 impl Service {
+    /// What its callers on this host have in common, by whichever config.
+    pub fn circuit(&self) -> &Arc<Circuit> {
+        self.circuit.get_or_init(Arc::default)
+    }
+
     /// The declared port that callers of the VIP mean.
     pub fn port(&self, number: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|port| port.port == number)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::compile::word;
 use super::{ConfigError, Route, bad, routes};
+use crate::balance::circuit::Resource;
 use crate::snapshot;
 
 /// How an endpoint is chosen.
@@ -88,12 +89,44 @@ pub struct Retries {
     pub backoff: Option<Backoff>,
 }
 
+/// When callers leave a service, or one of its endpoints, alone.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct Breaker {
+    pub limits: [Option<u32>; Resource::ALL.len()],
+    pub outlier: Option<Outlier>,
+    pub rule: Arc<str>,
+}
+
+impl Breaker {
+    /// How much may be in use on this host.
+    pub fn limit(&self, resource: Resource) -> Option<u32> {
+        self.limits[resource as usize]
+    }
+}
+
+/// Which endpoints are ejected.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Outlier {
+    /// After so many errors, one after the other.
+    pub errors: u32,
+    /// For so long; longer each time.
+    pub eject: Duration,
+    /// Of all, at most this share.
+    pub most: f64,
+}
+
 /// How callers behave towards a service.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct Traffic {
     pub timeout: Option<Duration>,
+    /// For a connection to an endpoint.
+    pub connect_timeout: Option<Duration>,
+    /// Nothing moves for so long.
+    pub idle_timeout: Option<Duration>,
     pub retries: Option<Retries>,
+    pub breaker: Option<Breaker>,
     pub balance: Balance,
     /// The nearest endpoints first.
     pub prefer_near: bool,
@@ -109,13 +142,38 @@ pub struct Traffic {
 pub(super) fn traffic(at: &str, traffic: &snapshot::Traffic) -> Result<Traffic, ConfigError> {
     Ok(Traffic {
         timeout: duration(traffic.timeout_ms),
+        connect_timeout: duration(traffic.connect_timeout_ms),
+        idle_timeout: duration(traffic.idle_timeout_ms),
         retries: traffic.retries.as_ref().map(|r| retries(at, r)).transpose()?,
+        breaker: traffic.breaker.as_ref().map(|said| breaker(at, said)).transpose()?,
         balance: balance(at, traffic)?,
         prefer_near: word(at, &traffic.prefer, &[("any", false), ("near", true)], "any or near")?,
         slow_start: duration(traffic.slow_start_ms),
         panic: share(at, traffic.panic)?,
         rule: (&*traffic.rule).into(),
         routes: routes::compile(at, &traffic.routes)?,
+    })
+}
+
+fn breaker(at: &str, said: &snapshot::Breaker) -> Result<Breaker, ConfigError> {
+    let limits = [
+        said.max_connections,
+        said.max_pending,
+        said.max_requests,
+        said.max_retries,
+    ];
+    let outlier = Outlier {
+        errors: said.consecutive_errors,
+        eject: Duration::from_millis(said.eject_ms),
+        most: share(at, said.max_ejected)?,
+    };
+    if outlier.errors > 0 && outlier.eject.is_zero() {
+        return Err(bad(at, "0", "more than 0 ms of ejection"));
+    }
+    Ok(Breaker {
+        limits: limits.map(|limit| (limit > 0).then_some(limit)),
+        outlier: (outlier.errors > 0).then_some(outlier),
+        rule: (&*said.rule).into(),
     })
 }
 

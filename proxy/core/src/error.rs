@@ -52,6 +52,9 @@ pub enum Fault {
     /// The route leads to a service or port that is not there.
     #[error("the route leads to no service that is there")]
     NoRoute,
+    /// As much of the service is in use as its policy lets be.
+    #[error("the service's breaker is open")]
+    BreakerOpen,
     /// Nothing reached the application.
     #[error("no connection to the service")]
     Connect,
@@ -95,7 +98,9 @@ impl Fault {
             Self::Denied => 403,
             Self::SlowRequest => 408,
             Self::Reset | Self::BadResponse(_) | Self::BadResponseBody(_) => 502,
-            Self::NoEndpoint | Self::NoRoute | Self::Ejected | Self::Connect | Self::Internal => 503,
+            Self::NoEndpoint | Self::NoRoute | Self::Ejected | Self::BreakerOpen | Self::Connect | Self::Internal => {
+                503
+            }
             Self::Timeout => 504,
         }
     }
@@ -124,6 +129,7 @@ impl Fault {
             Self::NoEndpoint => "no-endpoint",
             Self::Ejected => "ejected",
             Self::NoRoute => "no-route",
+            Self::BreakerOpen => "breaker-open",
             Self::Connect => "connect-failure",
             Self::Reset => "reset",
             Self::BadResponse(_) | Self::BadResponseBody(_) => "bad-response",
@@ -169,6 +175,7 @@ mod tests {
             Fault::NoEndpoint,
             Fault::Ejected,
             Fault::NoRoute,
+            Fault::BreakerOpen,
             Fault::Connect,
             Fault::Reset,
             Fault::BadResponse(Refused::Syntax),

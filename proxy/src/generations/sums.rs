@@ -139,11 +139,16 @@ impl Collected {
             *self.traces_dropped.entry(reason.clone()).or_default() += count;
         }
         add_failures(&mut self.tls_failures, &other.tls_failures);
+        for (service, circuit) in &other.circuits {
+            self.circuits.entry(service.clone()).or_default().add(circuit);
+        }
     }
 
     /// Without what is over when its process is.
     fn without_levels(mut self) -> Self {
         self.gauges.retain(|name, _| !LEVELS.contains(&&**name));
+        let circuits = std::mem::take(&mut self.circuits).into_iter();
+        self.circuits = circuits.map(|(name, count)| (name, count.without_levels())).collect();
         self
     }
 }
@@ -167,6 +172,7 @@ fn add(sum: &mut TrafficCount, row: &TrafficCount) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::circuits::CircuitCount;
     use crate::peer::Reason;
     use crate::stats::{CodeClass, Gauge, Key, Stats};
 
@@ -188,10 +194,16 @@ mod tests {
         worker.add(Gauge::Connections, connections);
         worker.add(Gauge::TlsHandshakes, 3);
         worker.tls_failure("server", Reason::Expired);
-        Report {
-            counts: stats.collect(),
-            memory: 1,
-        }
+        let mut counts = stats.collect();
+        let circuit = CircuitCount {
+            refused: [("pending".to_owned(), requests)].into(),
+            in_use: [("pending".to_owned(), 1)].into(),
+            limits: [("pending".to_owned(), 9)].into(),
+            ejected: 1,
+            ..CircuitCount::default()
+        };
+        counts.circuits.insert("a".into(), circuit);
+        Report { counts, memory: 1 }
     }
 
     fn generation(pid: u32) -> Generation {
@@ -209,6 +221,11 @@ mod tests {
         assert_eq!(all.traffic.len(), 1, "one row, whoever counted");
         assert_eq!(all.tls_failures["server"]["expired"], all.denied["a.service.toml:7"]);
         assert_eq!(all.traffic[0].buckets.iter().sum::<u64>(), all.traffic[0].count);
+        let circuit = &all.circuits["a"];
+        assert_eq!(circuit.refused["pending"], all.traffic[0].count);
+        let there = 1 + sums.there().len() as u32;
+        let levels = (circuit.in_use["pending"], circuit.ejected, circuit.limits["pending"]);
+        assert_eq!(levels, (there, there, 9), "of those that are there");
         let gauge = |name: &str| all.gauges[name];
         (
             all.traffic[0].count,

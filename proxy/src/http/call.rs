@@ -1,10 +1,12 @@
 //! One request of a unit under way: what is known of it, how its tries can end, and may there be another.
 
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hostmesh_proxy_core::balance::circuit::Resource;
 use hostmesh_proxy_core::balance::hash;
 use hostmesh_proxy_core::config::{Balance, Retries, Service};
 use hostmesh_proxy_core::error::Fault;
@@ -14,12 +16,13 @@ use hostmesh_proxy_core::route::{Action, Route as PolicyRoute};
 use hostmesh_proxy_core::trace::Outgoing;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::down::{Answer, Arrived};
+use super::down::{Answer, Arrived, BrokenBy, Ended};
 use super::hop::Callee;
 use super::observe::Entry;
 use super::route::Route;
 use super::session::Next;
 use super::traced::{Attempt, Part, Traced};
+use crate::breaker::{Permit, Room};
 use crate::connect::ConnectError;
 use crate::rejudge::Audited;
 use crate::words::Word;
@@ -75,6 +78,10 @@ pub struct Call<'a> {
     pub tried: Vec<u64>,
     /// What consistent hashing goes by.
     pub key: Option<u64>,
+    /// Room for the retry that is under way.
+    pub retry: RefCell<Option<Permit>>,
+    /// Room for the connection of this try.
+    pub room: RefCell<Room>,
     /// Who is called by this try, where it is a unit of this host.
     pub callee: Option<Rc<Callee>>,
     pub audited: Audited,
@@ -131,6 +138,11 @@ impl Call<'_> {
         [self.deadline, limit].into_iter().flatten().min()
     }
 
+    /// How long nothing may move.
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        self.service.as_ref()?.traffic.idle_timeout
+    }
+
     /// How long to wait before the next try.
     pub fn backoff(&self, random: u64) -> Duration {
         retry::backoff(self.retries.and_then(|policy| policy.backoff), self.tries, random)
@@ -147,11 +159,22 @@ impl Call<'_> {
         };
         let Arrived { asked, progress, .. } = self.arrived;
         let (method, is_replayable) = (asked.method, progress.is_replayable.get());
-        !self.is_late() && retry::may_retry(policy, failure, self.tries, method, is_replayable) && {
-            let mut loads = worker.loads.borrow_mut();
-            let now = loads.clock(Instant::now().into_std());
-            loads.budget(&service.name).take(policy.budget, now)
+        if self.is_late() || !retry::may_retry(policy, failure, self.tries, method, is_replayable) {
+            return false;
         }
+        self.retry.take();
+        let Ok(permit) = self.route.connector.take(service, Resource::Retries) else {
+            return false;
+        };
+        let mut loads = worker.loads.borrow_mut();
+        let now = loads.clock(Instant::now().into_std());
+        let is_paid = loads.budget(&service.name).take(policy.budget, now);
+        if is_paid {
+            self.retry.replace(permit);
+        } else {
+            service.circuit().unpaid();
+        }
+        is_paid
     }
 }
 
@@ -182,6 +205,7 @@ pub fn failed_connect(error: &ConnectError) -> Tried {
         ConnectError::Unreachable(_) => Fault::Connect,
         ConnectError::Denied => Fault::Denied,
         ConnectError::NotReady => Fault::Internal,
+        ConnectError::BreakerOpen(_) => Fault::BreakerOpen,
     };
     match fault.failure() {
         Some(failure) => Tried::Failed {
@@ -194,6 +218,17 @@ pub fn failed_connect(error: &ConnectError) -> Tried {
             fault,
             failure: Failure::Status(0),
             message: error.to_string(),
+        },
+    }
+}
+
+/// Nothing moved for too long. `status`: of the answer that had begun; 0: none had.
+pub fn stood_still(status: u16) -> Ended {
+    match status {
+        0 => Ended::Failed(Fault::Timeout),
+        status => Ended::Broken {
+            status,
+            by: BrokenBy::Upstream,
         },
     }
 }

@@ -3,6 +3,7 @@
 //! Every request goes by the config in force when it comes. To a unit of the same host it is one pass: both sides'
 //! policies, no wire.
 
+mod accounts;
 mod connections;
 mod judge;
 mod mirror;
@@ -13,8 +14,10 @@ use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hostmesh_proxy_core::authorize::Decision;
+use hostmesh_proxy_core::balance::circuit::Resource;
 use hostmesh_proxy_core::config::{Timeouts, Unit};
 use hostmesh_proxy_core::error::{Blame, Fault};
 use hostmesh_proxy_core::http1::RequestEdits;
@@ -23,7 +26,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::call::{
-    Call, Taken, Tried, describe, failed_connect, failure_of, hash_key, pause, status, timed_out, until, word,
+    Call, Taken, Tried, describe, failed_connect, failure_of, hash_key, pause, status, stood_still, timed_out, until,
+    word,
 };
 use super::conn::Conn;
 use super::down::{Answer, Arrived, Downstream, Ended, Manner};
@@ -33,12 +37,14 @@ use super::observe::{Account, Entry, broken, count_slow};
 use super::route::Route;
 use super::session::{self, Handler, Next};
 use super::traced::Traced;
+use crate::breaker::Room;
+use crate::connect::ConnectError;
 use crate::in_flight::InFlight;
 use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
-use crate::tcp::Relayed;
+use crate::tcp::{Relayed, stands_still};
 use crate::traces::connection::Opening;
-use crate::worker::{About, Worker};
+use crate::worker::Worker;
 
 /// Serves a connection of `unit` from `client` to `called`, which is an HTTP port of a service or of a unit of this host.
 pub async fn serve(worker: Rc<Worker>, unit: Arc<Unit>, called: SocketAddr, client: IpAddr, stream: Stream) {
@@ -78,8 +84,9 @@ struct Calling {
     tunnel: RefCell<Option<Tunnel>>,
 }
 
-/// A request that became a tunnel: its route, what that makes of it, and the unit of this host to which it leads.
-type Tunnel = (Rc<Route>, Option<Rc<Taken>>, Option<Rc<Callee>>);
+/// A request that became a tunnel: its route, what that makes of it, the unit of this host to which it leads, and the room
+/// that it takes.
+type Tunnel = (Rc<Route>, Option<Rc<Taken>>, Option<Rc<Callee>>, Rc<Room>);
 
 impl Handler for Calling {
     fn timeouts(&self) -> Timeouts {
@@ -120,6 +127,8 @@ impl Handler for Calling {
             tries: 0,
             tried: Vec::new(),
             key: hash_key(service.as_deref(), arrived, self.client),
+            retry: RefCell::default(),
+            room: RefCell::default(),
             service,
             callee: None,
             audited: Audited::default(),
@@ -132,7 +141,8 @@ impl Handler for Calling {
         }
         let next = self.carry(down, &mut call).await;
         if matches!(next, Next::Tunnel(_)) {
-            let tunnel = (call.route.clone(), call.taken.clone(), call.callee.take());
+            let room = Rc::new(call.room.take());
+            let tunnel = (call.route.clone(), call.taken.clone(), call.callee.take(), room);
             self.tunnel.replace(Some(tunnel));
         }
         self.mirror(down, &call);
@@ -148,7 +158,7 @@ impl Handler for Calling {
     async fn denied(&self, arrived: Arrived<'_>) -> Denial {
         let tunnel = self.tunnel.borrow().clone();
         match tunnel {
-            Some((route, taken, callee)) => {
+            Some((route, taken, callee, _)) => {
                 let tell = |callee: &Account, decision: &Decision| callee.about.audited(&self.worker, decision);
                 let audited = Audited::default();
                 self.turned(
@@ -163,6 +173,11 @@ impl Handler for Calling {
             }
             None => pending().await,
         }
+    }
+
+    fn idle(&self) -> Option<Duration> {
+        let tunnel = self.tunnel.borrow();
+        tunnel.as_ref()?.0.to.service()?.traffic.idle_timeout
     }
 
     fn tunnelled(&self, begun: Instant, relayed: &Relayed) {
@@ -203,6 +218,15 @@ impl Calling {
             let now = loads.clock(call.arrived.begun.into_std());
             loads.budget(&service.name).request(now);
         }
+        let requests = |service| call.route.connector.take(service, Resource::Requests);
+        let _request = match call.service.as_ref().map(requests) {
+            Some(Err(error)) => {
+                let fault = Fault::BreakerOpen;
+                return self.give_up(down, call, None, fault, &error.to_string()).await;
+            }
+            Some(Ok(permit)) => permit,
+            None => None,
+        };
         let mut fresh = false;
         loop {
             let hop = match Hop::pick(call) {
@@ -218,8 +242,8 @@ impl Calling {
                 Err(next) => return next,
             };
             call.callee.clone_from(&parties.callee);
-            let service = call.service.as_deref();
-            let in_flight = InFlight::begin(&self.worker, service, hop.endpoint.as_ref());
+            let (connector, service) = (&call.route.connector, call.service.as_ref());
+            let in_flight = InFlight::begin(connector, service, hop.endpoint.as_ref());
             let failure = match self.attempt(down, call, &hop, &parties, &in_flight, fresh).await {
                 Tried::Over(next) => return next,
                 Tried::Stale => {
@@ -260,18 +284,23 @@ impl Calling {
         let opening = Opening::default();
         let connected = tokio::select! {
             biased;
-            connected = self.connect(&call.route, hop, fresh, &opening) => connected.map_err(|error| failed_connect(&error)),
-            () = until(deadline) => Err(timed_out()),
+            connected = self.connect_with_room(call, hop, fresh, &opening) => connected.map_err(|error| {
+                if matches!(error, ConnectError::Unreachable(_)) {
+                    in_flight.failed();
+                }
+                failed_connect(&error)
+            }),
+            () = until(deadline) => {
+                in_flight.failed();
+                Err(timed_out())
+            }
         };
         if let Some(steps) = opening.dialed.get() {
             call.part().dialed(&self.worker, &connector.unit, steps);
         }
         let (mut up, is_used) = match connected {
             Ok(connected) => connected,
-            Err(tried) => {
-                in_flight.failed();
-                return tried;
-            }
+            Err(tried) => return tried,
         };
         let is_local = hop.local.is_some();
         let changes = call.taken.as_ref().and_then(|taken| taken.changes());
@@ -301,7 +330,12 @@ impl Calling {
             &call.audited,
             tell,
         );
-        let ended = down.exchange(&mut up, &manner, again, denied).await;
+        let (idle, progress) = (call.idle_timeout(), call.arrived.progress);
+        let ended = tokio::select! {
+            biased;
+            ended = down.exchange(&mut up, &manner, again, denied) => ended,
+            () = stands_still(idle, || progress.sent.get() + progress.received.get()) => stood_still(in_flight.status()),
+        };
         let entry = |status: u16, error| {
             parties.ended(&self.worker, &call.entry(status, error));
         };
@@ -387,42 +421,5 @@ impl Calling {
                 .ended(&self.worker, &entry),
         }
         down.reply(fault, &fault.to_string()).await
-    }
-
-    /// The caller's account with a peer.
-    fn account(&self, route: &Route, peer: Arc<str>, direction: &'static str) -> Rc<Account> {
-        self.account_like(About {
-            direction,
-            ..self.about(route, peer)
-        })
-    }
-
-    fn about(&self, route: &Route, peer: Arc<str>) -> About {
-        About {
-            unit: route.connector.unit.clone(),
-            direction: "outbound",
-            peer,
-            service: route.to.service_name().clone(),
-            port: route.to.port(),
-            protocol: route.to.protocol().as_str(),
-            client: self.client,
-        }
-    }
-
-    fn account_like(&self, about: About) -> Rc<Account> {
-        let is_same = |known: &&Rc<Account>| {
-            let known = &known.about;
-            Arc::ptr_eq(&known.unit, &about.unit)
-                && known.peer == about.peer
-                && known.direction == about.direction
-                && known.service == about.service
-        };
-        let mut accounts = self.accounts.borrow_mut();
-        if let Some(known) = accounts.iter().find(is_same) {
-            return known.clone();
-        }
-        let account = Rc::new(Account::new(&self.worker, about));
-        accounts.push(account.clone());
-        account
     }
 }

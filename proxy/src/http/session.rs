@@ -51,6 +51,11 @@ pub trait Handler {
     /// Waits until policy denies the request that opened the tunnel.
     async fn denied(&self, arrived: Arrived<'_>) -> Denial;
 
+    /// How long nothing may move in the tunnel; `None`: for ever.
+    fn idle(&self) -> Option<Duration> {
+        None
+    }
+
     /// A tunnel has ended that began then.
     fn tunnelled(&self, begun: Instant, relayed: &Relayed);
 }
@@ -108,7 +113,7 @@ pub async fn serve<H: Handler + 'static>(stream: Stream, draining: watch::Receiv
                     begun,
                 };
                 // Boxed too: few connections become one.
-                let relayed = Box::pin(tunnel(down, up, handler.denied(arrived))).await;
+                let relayed = Box::pin(tunnel(down, up, handler.idle(), handler.denied(arrived))).await;
                 return handler.tunnelled(begun, &relayed);
             }
         }
@@ -155,7 +160,7 @@ pub fn asked(request: &RequestHead) -> Request<'_> {
     }
 }
 
-async fn tunnel(down: Conn, up: Conn, denied: impl Future<Output = Denial>) -> Relayed {
+async fn tunnel(down: Conn, up: Conn, idle: Option<Duration>, denied: impl Future<Output = Denial>) -> Relayed {
     let ((mut down, early_up), (mut up, early_down)) = (down.into_parts(), up.into_parts());
     let early = (early_up.len() as u64, early_down.len() as u64);
     let result = async {
@@ -173,8 +178,8 @@ async fn tunnel(down: Conn, up: Conn, denied: impl Future<Output = Denial>) -> R
         };
     }
     let relayed = match (down, up) {
-        (Stream::Tcp(down), up) => tcp::relay(down, up, denied).await,
-        (down, Stream::Tcp(up)) => tcp::relay(up, down, denied).await.reversed(),
+        (Stream::Tcp(down), up) => tcp::relay(down, up, idle, denied).await,
+        (down, Stream::Tcp(up)) => tcp::relay(up, down, idle, denied).await.reversed(),
         (down, up) => {
             // A wire stream ends at this host: nothing leads from one to another.
             down.abort();

@@ -11,7 +11,7 @@ from hostmesh.controller.offers import offer, own_addresses
 from hostmesh.names import BadName
 from hostmesh.registry.catalog import Catalog, Host
 from hostmesh.wire.controller import PublishRequest, Workload
-from hostmesh.wire.snapshot import ConsistentHash, Mirror, Retries, Route, Share, Traffic
+from hostmesh.wire.snapshot import Breaker, ConsistentHash, Mirror, Retries, Route, Share, Traffic
 from tests.unit.controller.conftest import Mesh, next_event
 
 PLAIN = Traffic(timeout_ms=0, retries=None, balance="least-request", rule="web.service.toml:3")
@@ -30,7 +30,8 @@ CATALOG = Catalog(
 def test_what_a_policy_says_is_taken() -> None:
     assert offer(WEB).ports == ((80, "http"),)
     hashed = {"balance": "consistent-hash", "hash": ConsistentHash("cookie:id", 1.25), "prefer": "near"}
-    for changes in ({"retries": RETRIES, "timeout_ms": 86_400_000}, hashed):
+    limited = {"breaker": Breaker(100, 256, 1000, 10, 5, 30_000, 0.5, "web.service.toml:5")}
+    for changes in ({"retries": RETRIES, "timeout_ms": 86_400_000}, hashed, limited):
         offer(msgspec.structs.replace(WEB, traffic=msgspec.structs.replace(PLAIN, **changes)))
 
 
@@ -42,6 +43,11 @@ def test_what_a_policy_says_is_taken() -> None:
         ({"balance": "ewma", "hash": ConsistentHash("source", 0)}, {}),
         ({"balance": "consistent-hash", "hash": ConsistentHash("path", 0)}, {}),
         ({"balance": "consistent-hash", "hash": ConsistentHash("source", 0.5)}, {}),
+        ({"connect_timeout_ms": -1}, {}),
+        ({"breaker": Breaker(-1, 0, 0, 0, 0, 1, 0.5, "")}, {}),
+        ({"breaker": Breaker(0, 0, 0, 0, 5, 0, 0.5, "")}, {}),
+        ({"breaker": Breaker(0, 0, 0, 0, 5, 1, 1.5, "")}, {}),
+        ({"breaker": Breaker(0, 0, 0, 0, 5, 1, 0.5, "a\nb")}, {}),
         ({"prefer": "far"}, {}),
         ({"slow_start_ms": -1}, {}),
         ({"panic": 2.0}, {}),

@@ -29,6 +29,10 @@ def changed(**values: object) -> Event:
             f"by {FILE}:14",
         ),
         (
+            changed(kind="breaker", verdict="allow", method="", message="breaker open: x has max_pending = 2 in use"),
+            f"breaker open: x has max_pending = 2 in use, by {FILE}:14",
+        ),
+        (
             changed(peer="plaintext", method="", path="", rule=f"{FILE}:no-allow"),
             f"denied: plaintext from 198.18.0.1 on port 8080, by {FILE}:no-allow",
         ),

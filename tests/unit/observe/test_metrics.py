@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hostmesh.observe.metrics import MAX_PEERS, MAX_SCRAPES, Observed, flows, serve
-from hostmesh.wire.proxy_control import Stats, TrafficCount
+from hostmesh.wire.proxy_control import Circuit, Stats, TrafficCount
 from tests.lab.waiting import wait_until
 
 
@@ -54,6 +54,7 @@ def test_counters_of_proxy_kernel_and_agent() -> None:
         gauges={"connections": 5, "tls_handshakes": 6},
         tls_failures={"server": {"revoked": 8}, "client": {"expired": 9}},
         traces_dropped={"queue-full": 11},
+        circuits={"web": Circuit({"pending": 256}, {"pending": 3}, {"pending": 1}, {"pending": 11}, 2, 12, 13)},
     )
     found = scrape(
         Observed(
@@ -73,6 +74,11 @@ def test_counters_of_proxy_kernel_and_agent() -> None:
     assert found["hostmesh_proxy_tls_failures_total", (("reason", "expired"), ("side", "client"))] == 9
     assert found["hostmesh_traces_dropped_total", (("reason", "queue-full"),)] == 11
     assert found["hostmesh_kernel_refused_packets_total", (("rule", "f:no-plaintext"), ("unit", "web.service"))] == 7
+    web = (("resource", "pending"), ("service", "web"))
+    limits = [found[f"hostmesh_breaker_{name}", web] for name in ("limit", "in_use", "open", "refused_total")]
+    assert limits == [256, 3, 1, 11]
+    names = ("hostmesh_endpoints_ejected", "hostmesh_ejections_total", "hostmesh_retry_budget_spent_total")
+    assert [found[name, (("service", "web"),)] for name in names] == [2, 12, 13]
     assert found["hostmesh_svid_expiry_seconds", (("unit", "web.service"),)] == 123
     assert found["hostmesh_agent_units", ()] == 2
     assert found["hostmesh_info", (("version", "1.2"),)] == 1

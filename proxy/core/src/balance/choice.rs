@@ -16,19 +16,15 @@ const LEAST: f64 = 0.1;
 /// those count that are not ejected. A fault: nobody is there to be called.
 pub fn healthy(
     service: &Service,
-    is_away: impl Fn(u64) -> bool,
-    is_ejected: impl Fn(u64) -> bool,
+    is_away: impl Fn(&Endpoint) -> bool,
+    is_ejected: impl Fn(&Endpoint) -> bool,
 ) -> Result<Vec<&Arc<Endpoint>>, Fault> {
     let all = &service.endpoints;
     if all.is_empty() {
         return Err(Fault::NoEndpoint);
     }
-    let in_place: Vec<_> = all.iter().filter(|endpoint| !is_ejected(endpoint.id)).collect();
-    let healthy: Vec<_> = in_place
-        .iter()
-        .copied()
-        .filter(|endpoint| !is_away(endpoint.id))
-        .collect();
+    let in_place: Vec<_> = all.iter().filter(|endpoint| !is_ejected(endpoint)).collect();
+    let healthy: Vec<_> = in_place.iter().copied().filter(|endpoint| !is_away(endpoint)).collect();
     match healthy.len() as f64 {
         count if count < service.traffic.panic * all.len() as f64 => Ok(all.iter().collect()),
         0.0 if in_place.is_empty() => Err(Fault::Ejected),

@@ -5,6 +5,7 @@
 
 mod away;
 mod choice;
+pub mod circuit;
 mod ewma;
 pub mod hash;
 
@@ -27,8 +28,6 @@ pub struct Ask<'a> {
     pub now: Instant,
     /// Digest of what consistent hashing goes by; `None`: it has none, and any endpoint does.
     pub key: Option<u64>,
-    /// Ids of the service's endpoints that are ejected.
-    pub ejected: &'a [u64],
 }
 
 /// Requests in flight by endpoint, how long they took, and which cannot be reached; by service whose turn it is, and its
@@ -112,12 +111,14 @@ impl Loads {
     /// Chooses among those that the policy prefers. A fault: nobody is there to be called.
     pub fn pick<'a>(&mut self, service: &'a Service, ask: Ask<'_>) -> Result<&'a Arc<Endpoint>, Fault> {
         let (all, traffic) = (&service.endpoints, &service.traffic);
-        let is_plain = !traffic.prefer_near && traffic.slow_start.is_none();
-        if is_plain && ask.tried.is_empty() && ask.ejected.is_empty() && self.away.is_empty() {
+        let has_ejected = traffic.breaker.is_some() && service.circuit().has_ejected();
+        let is_plain = !traffic.prefer_near && traffic.slow_start.is_none() && !has_ejected;
+        if is_plain && ask.tried.is_empty() && self.away.is_empty() {
             return self.choose(service, &|index| &all[index], all.len(), ask);
         }
-        let is_ejected = |id| ask.ejected.contains(&id);
-        let mut from = choice::healthy(service, |id| self.away.contains(id), is_ejected)?;
+        let is_away = |endpoint: &Endpoint| self.away.contains(endpoint.id);
+        let is_ejected = |endpoint: &Endpoint| has_ejected && endpoint.standing().is_ejected();
+        let mut from = choice::healthy(service, is_away, is_ejected)?;
         let is_untried = |endpoint: &&Arc<Endpoint>| !ask.tried.contains(&endpoint.id);
         if from.iter().any(is_untried) {
             from.retain(is_untried);

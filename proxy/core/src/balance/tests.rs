@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::tests::{sample, service};
-use crate::config::{ConsistentHash, Distance, HashOn};
+use crate::config::{Breaker, ConsistentHash, Distance, HashOn, Outlier};
 
 fn ask(random: u64) -> Ask<'static> {
     Ask {
@@ -12,7 +12,6 @@ fn ask(random: u64) -> Ask<'static> {
         random,
         now: Instant::now(),
         key: None,
-        ejected: &[],
     }
 }
 
@@ -32,6 +31,28 @@ fn is_about(count: u64, share: f64, of: u64) -> bool {
     // Five standard deviations.
     let (mean, spread) = (share * of as f64, (of as f64 * share * (1.0 - share)).sqrt());
     (count as f64 - mean).abs() <= 5.0 * spread
+}
+
+/// The service with these of its endpoints ejected, and no others.
+fn eject(service: &mut Service, ejected: &[u64]) {
+    let all = Outlier {
+        errors: 1,
+        eject: Duration::from_secs(30),
+        most: 1.0,
+    };
+    service.traffic.breaker = Some(Breaker {
+        limits: [None; 4],
+        outlier: Some(all),
+        rule: "".into(),
+    });
+    let (circuit, count) = (service.circuit(), service.endpoints.len());
+    for endpoint in &service.endpoints {
+        circuit.put_back(endpoint.standing());
+        if ejected.contains(&endpoint.id) {
+            let time = circuit.failed(endpoint.standing(), &all, count, Duration::ZERO);
+            assert!(time.is_some());
+        }
+    }
 }
 
 fn placed(hosts: &[Distance]) -> Service {
@@ -265,10 +286,13 @@ fn the_same_key_the_same_endpoint() {
 #[test]
 fn near_first_by_the_capacity_left() {
     use Distance::{Far, Host, Zone};
-    let service = placed(&[Far, Far, Zone, Zone, Zone, Zone, Host]);
+    let mut service = placed(&[Far, Far, Zone, Zone, Zone, Zone, Host]);
     let id = |index: usize| service.endpoints[index].id;
     let (here, zone, all) = (id(6), [id(2), id(3), id(4), id(5)], 10_000);
-    let shares = |ejected: &[u64]| counts(&mut Loads::default(), &service, Ask { ejected, ..ask(0) }, all);
+    let mut shares = |ejected: &[u64]| {
+        eject(&mut service, ejected);
+        counts(&mut Loads::default(), &service, ask(0), all)
+    };
     assert_eq!(shares(&[])[6], all, "this host");
     let counts = shares(&[here]);
     assert_eq!(counts[2..6].iter().sum::<u64>(), all, "this zone: {counts:?}");
@@ -317,45 +341,24 @@ fn a_share_grows_with_age() {
 fn panic_counts_all_as_healthy() {
     let mut service = service("four", 4);
     let ids: Vec<u64> = service.endpoints.iter().map(|endpoint| endpoint.id).collect();
-    let taken = |service: &Service, ejected: &[u64]| {
-        let counts = counts(&mut Loads::default(), service, Ask { ejected, ..ask(0) }, 1000);
+    let taken = |service: &mut Service, ejected: &[u64]| {
+        eject(service, ejected);
+        let counts = counts(&mut Loads::default(), service, ask(0), 1000);
         counts.iter().filter(|count| **count > 0).count()
     };
-    assert_eq!(taken(&service, &ids[..3]), 1, "by default the last one carries all");
-    let all = Ask {
-        ejected: &ids,
-        ..ask(0)
-    };
-    assert_eq!(
-        Loads::default().pick(&service, all).expect_err("nobody"),
-        Fault::Ejected
-    );
+    assert_eq!(taken(&mut service, &ids[..3]), 1, "by default the last one carries all");
+    eject(&mut service, &ids);
+    let nobody = Loads::default().pick(&service, ask(0)).expect_err("nobody");
+    assert_eq!(nobody, Fault::Ejected);
     service.traffic.panic = 0.5;
-    assert_eq!(taken(&service, &ids[..2]), 2, "half is enough");
-    assert_eq!(taken(&service, &ids[..3]), 4);
-    assert_eq!(taken(&service, &ids), 4);
+    assert_eq!(taken(&mut service, &ids[..2]), 2, "half is enough");
+    assert_eq!(taken(&mut service, &ids[..3]), 4);
+    assert_eq!(taken(&mut service, &ids), 4);
     let mut loads = Loads::default();
     loads.unreachable(ids[3], Instant::now());
-    let picked = loads
-        .pick(
-            &service,
-            Ask {
-                ejected: &ids[..2],
-                ..ask(3)
-            },
-        )
-        .expect("one");
-    assert!(ids.contains(&picked.id));
     service.traffic.panic = 0.0;
-    let picked = loads
-        .pick(
-            &service,
-            Ask {
-                ejected: &ids[..3],
-                ..ask(3)
-            },
-        )
-        .expect("one");
+    eject(&mut service, &ids[..3]);
+    let picked = loads.pick(&service, ask(3)).expect("one");
     assert_eq!(picked.id, ids[3], "away comes before ejected: it may be back");
 }
 
@@ -371,7 +374,8 @@ proptest! {
         let (away, ejected, tried) = (some(bits.0), some(bits.1), some(bits.2));
         let mut loads = Loads::default();
         away.iter().for_each(|id| loads.unreachable(*id, Instant::now()));
-        let picked = loads.pick(&service, Ask { tried: &tried, ejected: &ejected, ..ask(random) }).map(|e| e.id);
+        eject(&mut service, &ejected);
+        let picked = loads.pick(&service, Ask { tried: &tried, ..ask(random) }).map(|e| e.id);
         let healthy: Vec<u64> = ids.iter().copied().filter(|id| !away.contains(id) && !ejected.contains(id)).collect();
         let in_panic = (healthy.len() as f64) < panic * count as f64;
         match picked {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Calling;
 use crate::connect::ConnectError;
+use crate::http::call::Call;
 use crate::http::conn::Conn;
 use crate::http::down::Up;
 use crate::http::hop::Hop;
@@ -14,8 +15,29 @@ use crate::traces::connection::Opening;
 use crate::wire::idle::Key;
 
 impl Calling {
+    /// The same as [`Self::connect`], where the service's policy leaves room for it, and in its time.
+    pub(super) async fn connect_with_room(
+        &self,
+        call: &Call<'_>,
+        hop: &Hop,
+        fresh: bool,
+        opening: &Opening,
+    ) -> Result<(Up, bool), ConnectError> {
+        let Some(service) = &call.service else {
+            return self.connect(&call.route, hop, fresh, opening).await;
+        };
+        let connector = &call.route.connector;
+        let mut room = connector.room(service).await?;
+        let connected = connector
+            .in_time(service, self.connect(&call.route, hop, fresh, opening))
+            .await?;
+        room.connected();
+        call.room.replace(room);
+        Ok(connected)
+    }
+
     /// A connection for one request, and whether it has served others.
-    pub(super) async fn connect(
+    async fn connect(
         &self,
         route: &Route,
         hop: &Hop,

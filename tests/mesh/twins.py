@@ -1,0 +1,160 @@
+"""Two endpoints of one service: `twin.service` on both hosts of the world, doing as they are told, and their caller."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hostmesh.plan.snapshot import traffic_of
+from hostmesh.policy.validate import load
+from tests.lab.host import Host
+from tests.lab.waiting import wait_until
+from tests.mesh.world import POLICIES, World
+
+HERE = Path(__file__).parent
+PACER = (HERE / "pacer.py").read_text()
+UNIT = "twin.service"
+SERVICE = """[Service]
+Type=notify
+ExecStart=/usr/bin/python3 -u /opt/demo/backend.py
+RuntimeDirectory=twin
+ExecStartPre=/bin/sh -c 'echo 200 >/run/twin/does'
+[Install]
+WantedBy=multi-user.target
+"""
+POLICY = """[service]
+name = "twin"
+[service.ports]
+9090 = "http"
+9091 = "tcp"
+[[inbound.allow]]
+from = ["guest"]
+[traffic]
+"""
+
+
+@dataclass
+class Asked:
+    """What came of requests."""
+
+    answers: dict[str, int]
+    by_key: dict[str, dict[str, int]]
+    took: list[float]
+    lasted: float
+
+    def of(self, word: str) -> int:
+        """Answers with this status, body or ``x-hostmesh-error``."""
+        return sum(count for answer, count in self.answers.items() if word in answer.split())
+
+    @property
+    def all(self) -> int:
+        """How many there were."""
+        return sum(self.answers.values())
+
+
+class Twins:
+    """The two endpoints."""
+
+    def __init__(self, w: World) -> None:
+        self.w = w
+        self._asked: list[tuple[float, int]] = []
+
+    def treat(self, text: str, *, endpoints: int = 2) -> None:
+        """Put this `[traffic]` in force on both hosts, as the proxies know it, with so many endpoints."""
+        wanted = _said(msgspec.to_builtins(traffic_of(load({f"{UNIT}.toml": POLICY + text})[0])))
+        for host in (self.w.h1, self.w.h2):
+            self.w.write_policy(host, UNIT, POLICY + text)
+        for host in (self.w.h1, self.w.h2):
+            wait_until(partial(self._knows, host, wanted, endpoints), f"{host.name}: {text!r} is in force", 20.0, 0.1)
+
+    def _knows(self, host: Host, wanted: object, endpoints: int) -> bool:
+        twin = self.w.services(host).get("twin")
+        return bool(twin and len(twin["endpoints"]) == endpoints and _said(twin["traffic"]) == wanted)
+
+    def ask(self, requests: int, *, pace: float = 1000, connections: int = 4, keys: int = 0) -> Asked:
+        """Requests of guest, a unit of h1."""
+        self._asked.append((time.monotonic(), requests))
+        argv = ["python3", "-c", PACER, "twin", str(requests), str(pace), str(connections), str(keys)]
+        return Asked(**json.loads(self.w.guest(*argv, timeout=90).must().stdout))
+
+    def recent(self) -> int:
+        """Requests of late: those by which retries are paid for (ten seconds), and a little more."""
+        return sum(count for begun, count in self._asked if time.monotonic() - begun < 20)
+
+    @contextlib.contextmanager
+    def only(self, host: Host) -> Iterator[None]:
+        """The endpoint of the other host is stopped for the length of a ``with``."""
+        other = self.w.h2 if host is self.w.h1 else self.w.h1
+        other.systemctl("stop", UNIT)
+        self.wait_endpoints(host.name)
+        try:
+            yield
+        finally:
+            other.systemctl("start", UNIT)
+            self.wait_endpoints("h1", "h2")
+
+    def wait_endpoints(self, *hosts: str) -> None:
+        """Wait until the proxy of the caller knows these."""
+
+        def knows() -> bool:
+            return [endpoint["host"] for endpoint in self.w.services(self.w.h1)["twin"]["endpoints"]] == list(hosts)
+
+        wait_until(knows, f"h1 knows the endpoints on {hosts}", 10.0, 0.05)
+
+    def told(self, cursor: str, text: str) -> None:
+        """Wait for this in the journal of the caller's unit."""
+
+        def found() -> bool:
+            entries = self.w.h1.journal(unit="guest.service", after=cursor, HOSTMESH_KIND="breaker")
+            return any(text in entry["MESSAGE"] for entry in entries)
+
+        wait_until(found, f"guest's journal says {text!r}", 10.0, 0.1)
+
+    def does(self, host: Host, what: str) -> None:
+        """What the endpoint of a host does from now on."""
+        host.write("/run/twin/does.new", what)
+        host.exec(["mv", "/run/twin/does.new", "/run/twin/does"]).must()
+
+    def requests(self, host: Host) -> int:
+        """Those that reached the application of a host, so far."""
+        return int(host.read("/run/twin/counts").split()[0])
+
+
+def _said(traffic: Any) -> Any:  # noqa: ANN401 (JSON)
+    """Without the places of the words."""
+    if isinstance(traffic, dict):
+        return {name: _said(value) for name, value in traffic.items() if name != "rule"}
+    return traffic
+
+
+@contextlib.contextmanager
+def twins(w: World) -> Iterator[Twins]:
+    """Both endpoints, up and meshed, on the world's hosts; gone after the ``with``."""
+    both = (w.h1, w.h2)
+    w.h2.exec(["hostmesh", "controller", "grant", "h1", UNIT]).must()
+    w.h2.exec(["hostmesh", "controller", "grant", "h2", UNIT]).must()
+    made = Twins(w)
+    try:
+        for host in both:
+            host.write("/opt/demo/backend.py", (HERE / "backend.py").read_text())
+            host.write(f"/etc/systemd/system/{UNIT}", SERVICE)
+            host.systemctl("daemon-reload")
+            host.systemctl("start", UNIT)
+            host.exec(["hostmesh", "enable", UNIT]).must()
+            w.write_policy(host, UNIT, POLICY)
+            host.systemctl("restart", UNIT)
+        made.treat("")
+        yield made
+    finally:
+        for host in both:
+            host.exec(["hostmesh", "disable", "--now", UNIT])
+            host.exec(["systemctl", "disable", "--now", UNIT])
+            host.exec(["rm", "-f", f"/etc/systemd/system/{UNIT}", f"{POLICIES}/{UNIT}.toml.disabled"])
+            host.systemctl("daemon-reload")
+        w.h2.exec(["hostmesh", "controller", "release", "twin"])
