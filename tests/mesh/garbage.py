@@ -77,7 +77,7 @@ DOORS = (
         "a service, as a unit that may call it",
         ("tcp", "web", 80),
         _shop,
-        GONE + r"|HTTP/1.1 (400|431|505) .*",
+        GONE + r"|HTTP/1.1 (400|431|505) .*|\x00\x00.\x04.*",  # or HTTP/2, which begins with SETTINGS
         counted=ERRORS,
     ),
     Door("DNS, not as a unit", ("udp", "127.0.0.1", 15053), _root, ".*"),
