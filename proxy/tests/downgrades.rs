@@ -1,6 +1,7 @@
 //! The corpus of HTTP/2 for an application of HTTP/1.1 (`tests/corpus/downgrade`) by every door: nothing of a request
 //! becomes a line, a length or a request of its own on the way down.
 
+mod corpus;
 #[allow(dead_code)] // other tests use the rest
 mod ends;
 #[allow(dead_code)]
@@ -8,9 +9,9 @@ mod frames;
 #[allow(dead_code)]
 mod hostile;
 
-use std::path::Path;
 use std::time::Duration;
 
+use corpus::corpus;
 use ends::run;
 use frames::{Heard, block, frame, heard};
 use hostile::{Door, House};
@@ -40,8 +41,6 @@ enum Outcome {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
-    #[serde(skip)]
-    name: String,
     /// Why it is hostile.
     about: String,
     fields: Vec<(String, String)>,
@@ -73,22 +72,6 @@ impl Case {
         let begin = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
         [begin, head, data.unwrap_or_default(), trailers.unwrap_or_default()].concat()
     }
-}
-
-fn corpus() -> Vec<Case> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/corpus/downgrade");
-    let files = std::fs::read_dir(&folder).expect("the corpus");
-    let mut cases: Vec<Case> = files
-        .map(|file| {
-            let path = file.expect("a file").path();
-            let text = std::fs::read_to_string(&path).expect("a text");
-            let case: Case = toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
-            Case { name, ..case }
-        })
-        .collect();
-    cases.sort_by(|one, other| one.name.cmp(&other.name));
-    cases
 }
 
 fn outcome(heard: &Heard) -> Option<Outcome> {
@@ -143,15 +126,15 @@ async fn check(house: &House, door: Door, case: &Case) -> Result<(), String> {
 
 #[test]
 fn what_arrives_is_what_was_judged() {
-    let cases = corpus();
+    let cases = corpus::<Case>("downgrade");
     assert!(cases.len() >= 50, "{} cases", cases.len());
     run(async move {
         let mut failed = Vec::new();
         for door in [Door::Outbound, Door::Wire, Door::Plaintext] {
             let house = House::new().await;
-            for case in &cases {
+            for (name, case) in &cases {
                 if let Err(why) = check(&house, door, case).await {
-                    failed.push(format!("{} by {door:?}: {why}\n    {}", case.name, case.about));
+                    failed.push(format!("{name} by {door:?}: {why}\n    {}", case.about));
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! The corpus of hostile HTTP/2 (`tests/corpus/h2`), said on the wire by a peer with a sound SVID: no request gets past the
 //! judging, the proxy goes on to serve others, and whoever breaks the rules is counted and told.
 
+mod corpus;
 #[allow(dead_code)] // other tests use the rest
 mod ends;
 #[allow(dead_code)]
@@ -8,8 +9,7 @@ mod frames;
 #[allow(dead_code)]
 mod hostile;
 
-use std::path::Path;
-
+use corpus::corpus;
 use ends::{ORDERS, WEB_UNIT, run};
 use frames::{Heard, REQUEST, Speaker, block, frame, serves};
 use hostile::{Door, House};
@@ -148,15 +148,7 @@ async fn check(house: &mut House, case: &Case) -> Result<(), String> {
 
 #[test]
 fn no_frame_gets_past_the_judging() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/corpus/h2");
-    let mut cases = Vec::new();
-    for file in std::fs::read_dir(&folder).expect("the corpus") {
-        let path = file.expect("a file").path();
-        let text = std::fs::read_to_string(&path).expect("a text");
-        let case: Case = toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        cases.push((path.file_stem().expect("a name").to_string_lossy().into_owned(), case));
-    }
-    cases.sort_by(|one, other| one.0.cmp(&other.0));
+    let cases = corpus::<Case>("h2");
     assert!(cases.len() >= 50, "{} cases", cases.len());
     run(async move {
         let mut house = House::new().await;

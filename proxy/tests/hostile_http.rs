@@ -1,13 +1,14 @@
 //! The corpus of hostile HTTP (`tests/corpus/http`) by every door: what the client is told, and which bytes arrive at the
 //! application. None arrives as two, or as other than it was judged.
 
+mod corpus;
 #[allow(dead_code)] // other tests use the rest
 mod ends;
 mod hostile;
 
-use std::path::Path;
 use std::time::Duration;
 
+use corpus::corpus;
 use ends::run;
 use hostile::{Client, Door, House};
 use serde::Deserialize;
@@ -17,8 +18,6 @@ use tokio::time::timeout;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
-    #[serde(skip)]
-    name: String,
     /// Why it is hostile.
     about: String,
     send: String,
@@ -28,22 +27,6 @@ struct Case {
     closes: bool,
     /// The requests that arrive at the application, without what the mesh adds.
     arrives: Vec<String>,
-}
-
-fn corpus() -> Vec<Case> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/corpus/http");
-    let files = std::fs::read_dir(&folder).expect("the corpus");
-    let mut cases: Vec<Case> = files
-        .map(|file| {
-            let path = file.expect("a file").path();
-            let text = std::fs::read_to_string(&path).expect("a text");
-            let case: Case = toml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
-            Case { name, ..case }
-        })
-        .collect();
-    cases.sort_by(|one, other| one.name.cmp(&other.name));
-    cases
 }
 
 fn bytes(text: &str) -> Vec<u8> {
@@ -137,15 +120,15 @@ async fn reused(house: &House, door: Door, client: &mut Client) -> bool {
 
 #[test]
 fn what_arrives_is_what_was_judged() {
-    let cases = corpus();
+    let cases = corpus::<Case>("http");
     assert!(cases.len() >= 60, "{} cases", cases.len());
     run(async move {
         let mut failed = Vec::new();
         for door in [Door::Outbound, Door::Wire, Door::Plaintext] {
             let house = House::new().await;
-            for case in &cases {
+            for (name, case) in &cases {
                 if let Err(why) = check(&house, door, case).await {
-                    failed.push(format!("{} by {door:?}: {why}\n    {}", case.name, case.about));
+                    failed.push(format!("{name} by {door:?}: {why}\n    {}", case.about));
                 }
             }
         }

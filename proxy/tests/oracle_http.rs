@@ -1,11 +1,12 @@
 //! Requests by the thousand, made of sound and hostile parts, and the corpus: the relay reads them as hyper does.
 
+mod corpus;
 #[allow(dead_code)] // the fuzz target uses the rest
 mod oracle;
 
 use std::cell::Cell;
-use std::path::Path;
 
+use corpus::corpus;
 use oracle::{Agreed, compare};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -159,11 +160,8 @@ fn generated_requests_are_read_as_hyper_reads_them() {
 
 #[test]
 fn the_corpus_is_read_as_hyper_reads_it() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/corpus/http");
     let mut agreed = Agreed::default();
-    for file in std::fs::read_dir(folder).expect("the corpus") {
-        let text = std::fs::read_to_string(file.expect("a file").path()).expect("a text");
-        let case: toml::Table = text.parse().expect("TOML");
+    for (_, case) in corpus::<toml::Table>("http") {
         let sent = case["send"].as_str().expect("a text");
         let bytes: Vec<u8> = sent.chars().map(|char| char as u8).collect();
         let of_case = compare(&bytes);
