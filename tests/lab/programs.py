@@ -23,7 +23,7 @@ def program(source: Path, package: str) -> Path:
 
 def _build(source: Path, package: str, to: Path) -> None:
     if shutil.which("go") is None:
-        raise NoProgramError(f"no go here: install Go 1.25 or newer, for {to.name}")
+        raise NoProgramError(f"no go here: install Go 1.26 or newer, for {to.name}")
     print(f"lab: building {to.name} (once)", file=sys.stderr, flush=True)
     command = ["go", "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w", "-o", str(to), package]
     # A toolchain is not fetched, and nothing is linked against this machine's C library.
