@@ -4,11 +4,12 @@
 mod ends;
 
 use bytes::Bytes;
-use ends::web::{connect, mesh};
+use ends::web::{connect, mesh, put};
 use ends::{Mesh, ORDERS, run, soon, until};
 use h2::client::SendRequest;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response, StatusCode};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
@@ -432,6 +433,34 @@ fn clients_go_to_the_process_that_has_taken_over() {
         assert_eq!(
             soon(body.trailers()).await.expect("an end").expect("trailers")["grpc-status"],
             "0"
+        );
+    });
+}
+
+#[test]
+fn policy_answers_with_what_a_status_has() {
+    run(async {
+        let mesh = mesh("http2").await;
+        put(&mesh, "h1", "http2", |snapshot| {
+            let respond = |path: &str, status: u16, body: &str| {
+                json!({"name": path, "rule": "web.service.toml:9", "match": {"path": path},
+                       "respond": {"status": status, "body": body, "headers": [["x-a", "b"]]}})
+            };
+            let routes = json!([respond("/none", 204, ""), respond("/some", 418, "tea")]);
+            snapshot.services[0].traffic.routes = serde_json::from_value(routes).expect("routes");
+        });
+        let client = client(&mesh).await;
+        let get = |path: &str| Request::get(format!("http://web{path}")).body(()).expect("a request");
+        let none = ask(&client, get("/none"), b"").await.expect("an answer");
+        assert_eq!(
+            (none.status, &none.fields["x-a"]),
+            (StatusCode::NO_CONTENT, &"b".parse().expect("a value"))
+        );
+        assert!(!none.fields.contains_key("content-length") && none.body.is_empty());
+        let some = ask(&client, get("/some"), b"").await.expect("an answer");
+        assert_eq!(
+            (some.status, &some.body[..], &some.fields["content-length"]),
+            (StatusCode::IM_A_TEAPOT, &b"tea"[..], &3.into())
         );
     });
 }

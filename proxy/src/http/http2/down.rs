@@ -104,8 +104,7 @@ impl Downstream for Http2<'_> {
                 known.append(name, value);
             }
         }
-        let has_none = self.head.method() == "HEAD" || matches!(status, 204 | 304);
-        match send(&mut self.respond, response, body, has_none) {
+        match send(&mut self.respond, response, body, self.head.method() == "HEAD") {
             Ok(()) => Next::Keep,
             Err(_) => Next::Abort,
         }
@@ -157,17 +156,19 @@ pub fn refuse(
     send(respond, response, &body, is_head)
 }
 
-/// `has_none`: the body is only told of.
+/// `is_head`: the body is only told of. Of some statuses there is none (RFC 9110, sections 15.3.5 and 15.4.5).
 fn send(
     respond: &mut SendResponse<Bytes>,
     mut response: Response<()>,
     body: &str,
-    has_none: bool,
+    is_head: bool,
 ) -> Result<(), h2::Error> {
-    response
-        .headers_mut()
-        .insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-    let is_empty = has_none || body.is_empty();
+    let has_body = !matches!(response.status().as_u16(), 204 | 304);
+    if has_body {
+        let length = HeaderValue::from(body.len());
+        response.headers_mut().insert(CONTENT_LENGTH, length);
+    }
+    let is_empty = is_head || !has_body || body.is_empty();
     let mut send = respond.send_response(response, is_empty)?;
     if is_empty {
         return Ok(());
