@@ -1,13 +1,13 @@
-"""Adds a service to h2 of the world, called by shop from h1, for the length of a ``with``."""
+"""Adds units to the world, for the length of a ``with``: any, or a service on h2 that shop calls from h1."""
 
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.host import Result
+from tests.lab.host import Host, Result
 from tests.lab.waiting import wait_until
-from tests.mesh.world import World
+from tests.mesh.world import POLICIES, World
 
 HERE = Path(__file__).parent
 OURS = "/opt/hostmesh/bin/python3"  # has grpcio
@@ -63,30 +63,43 @@ class Served:
 
 
 @contextlib.contextmanager
+def added(world: World, host: Host, unit: str, unit_file: str, policy: str, **programs: str) -> Iterator[None]:
+    """A unit of the test's own, up and meshed on a host of the world; gone after the ``with``.
+
+    programs: files of this folder by the name that they have in ``/opt``, as ``NAME.py``.
+    """
+    place, copies = f"/etc/systemd/system/{unit}", {f"/opt/{name}.py": source for name, source in programs.items()}
+    world.h2.exec(["hostmesh", "controller", "grant", host.name, unit]).must()
+    try:
+        for path, source in copies.items():
+            host.write(path, (HERE / source).read_text())
+        host.write(place, unit_file)
+        host.systemctl("daemon-reload")
+        host.systemctl("start", unit)
+        host.exec(["hostmesh", "enable", unit]).must()
+        world.write_policy(host, unit, policy)
+        host.systemctl("restart", unit)
+        yield
+    finally:
+        host.exec(["hostmesh", "disable", "--now", unit]).must()
+        host.systemctl("stop", unit)
+        host.exec(["rm", "-f", place, f"{POLICIES}/{unit}.toml.disabled", *copies]).must()
+        host.systemctl("daemon-reload")
+
+
+@contextlib.contextmanager
 def served(world: World, extra: Extra) -> Iterator[Served]:
     """The service, up, meshed and known to h1; gone after the ``with``."""
     h2, unit = world.h2, extra.unit
-    h2.exec(["hostmesh", "controller", "grant", "h2", unit]).must()
-    if extra.program:
-        h2.write(f"/opt/{extra.name}.py", (HERE / extra.program).read_text())
-    h2.write(f"/etc/systemd/system/{unit}", extra.unit_file)
-    h2.systemctl("daemon-reload")
-    h2.systemctl("start", unit)
-    h2.exec(["hostmesh", "enable", unit]).must()
-    world.write_policy(h2, unit, extra.written())
-    h2.systemctl("restart", unit)
+    programs = {extra.name: extra.program} if extra.program else {}
 
     def known() -> bool:
         services = world.services(world.h1)
         return extra.name in services and bool(services[extra.name]["endpoints"]) and unit in world.serials(h2)
 
-    try:
-        with world.changed_policy(world.h1, "shop.service", f'[outbound]\nallow = ["{extra.name}"]\n'):
-            wait_until(known, f"h1 knows {extra.name}", 20.0, 0.1)
-            yield Served(world, extra)
-    finally:
-        h2.exec(["hostmesh", "disable", unit]).must()
-        h2.systemctl("stop", unit)
-        gone = f"/etc/systemd/system/{unit}", f"/opt/{extra.name}.py", f"/etc/hostmesh/policies/{unit}.toml"
-        h2.exec(["rm", "-f", *gone]).must()
-        h2.systemctl("daemon-reload")
+    with (
+        added(world, h2, unit, extra.unit_file, extra.written(), **programs),
+        world.changed_policy(world.h1, "shop.service", f'[outbound]\nallow = ["{extra.name}"]\n'),
+    ):
+        wait_until(known, f"h1 knows {extra.name}", 20.0, 0.1)
+        yield Served(world, extra)

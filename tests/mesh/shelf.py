@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.waiting import wait_until
+from tests.mesh.extra import added
 from tests.mesh.world import World
 
 HERE = Path(__file__).parent
@@ -97,17 +98,11 @@ def shelf(world: World) -> Iterator[Shelf]:
     """The three, up and meshed; gone after the ``with``."""
     h2 = world.h2
     units = [f"{name}.service" for name in VERSIONS]
-    h2.exec(["hostmesh", "controller", "grant", "h2", *units]).must()
-    h2.write("/opt/shelf.py", (HERE / "shelf_server.py").read_text())
-    for name, port in VERSIONS.items():
-        h2.write(f"/etc/systemd/system/{name}.service", UNIT.format(name=name, port=port))
-    h2.systemctl("daemon-reload")
-    h2.systemctl("start", *units)
-    for name, port in VERSIONS.items():
-        h2.exec(["hostmesh", "enable", f"{name}.service"]).must()
-        world.write_policy(h2, f"{name}.service", POLICY.format(name=name, port=port))
-    h2.systemctl("restart", *units)
-    with world.changed_policy(world.h1, "shop.service", SHOP):
+    with contextlib.ExitStack() as stack:
+        for name, port in VERSIONS.items():
+            texts = UNIT.format(name=name, port=port), POLICY.format(name=name, port=port)
+            stack.enter_context(added(world, h2, f"{name}.service", *texts, shelf="shelf_server.py"))
+        stack.enter_context(world.changed_policy(world.h1, "shop.service", SHOP))
         made = Shelf(world)
 
         def ready() -> bool:
@@ -116,13 +111,4 @@ def shelf(world: World) -> Iterator[Shelf]:
             return there and set(units) <= set(world.serials(h2)) and made.ask([("GET", "/", {})])[0].status == 200
 
         wait_until(ready, "h1 knows and reaches all versions of shelf", 20.0, 0.2)
-        try:
-            yield made
-        finally:
-            for unit in units:
-                h2.exec(["hostmesh", "disable", unit]).must()
-            h2.systemctl("stop", *units)
-            h2.exec(
-                ["sh", "-c", "rm /etc/systemd/system/shelf*.service /opt/shelf.py /etc/hostmesh/policies/*shelf*"]
-            ).must()
-            h2.systemctl("daemon-reload")
+        yield made

@@ -15,18 +15,17 @@ from hostmesh.plan.snapshot import traffic_of
 from hostmesh.policy.validate import load
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
-from tests.mesh.world import POLICIES, World
+from tests.mesh.extra import added
+from tests.mesh.world import World
 
 HERE = Path(__file__).parent
 PACER = (HERE / "pacer.py").read_text()
 UNIT = "twin.service"
 SERVICE = """[Service]
 Type=notify
-ExecStart=/usr/bin/python3 -u /opt/demo/backend.py
+ExecStart=/usr/bin/python3 -u /opt/backend.py
 RuntimeDirectory=twin
 ExecStartPre=/bin/sh -c 'echo 200 >/run/twin/does'
-[Install]
-WantedBy=multi-user.target
 """
 POLICY = """[service]
 name = "twin"
@@ -137,24 +136,10 @@ def _said(traffic: Any) -> Any:  # noqa: ANN401 (JSON)
 def twins(w: World) -> Iterator[Twins]:
     """Both endpoints, up and meshed, on the world's hosts; gone after the ``with``."""
     both = (w.h1, w.h2)
-    w.h2.exec(["hostmesh", "controller", "grant", "h1", UNIT]).must()
-    w.h2.exec(["hostmesh", "controller", "grant", "h2", UNIT]).must()
-    made = Twins(w)
-    try:
+    with contextlib.ExitStack() as stack:
         for host in both:
-            host.write("/opt/demo/backend.py", (HERE / "backend.py").read_text())
-            host.write(f"/etc/systemd/system/{UNIT}", SERVICE)
-            host.systemctl("daemon-reload")
-            host.systemctl("start", UNIT)
-            host.exec(["hostmesh", "enable", UNIT]).must()
-            w.write_policy(host, UNIT, POLICY)
-            host.systemctl("restart", UNIT)
+            stack.enter_context(added(w, host, UNIT, SERVICE, POLICY, backend="backend.py"))
+        made = Twins(w)
         made.treat("")
         yield made
-    finally:
-        for host in both:
-            host.exec(["hostmesh", "disable", "--now", UNIT])
-            host.exec(["systemctl", "disable", "--now", UNIT])
-            host.exec(["rm", "-f", f"/etc/systemd/system/{UNIT}", f"{POLICIES}/{UNIT}.toml.disabled"])
-            host.systemctl("daemon-reload")
-        w.h2.exec(["hostmesh", "controller", "release", "twin"])
+    w.h2.exec(["hostmesh", "controller", "release", "twin"])
