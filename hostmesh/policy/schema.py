@@ -91,7 +91,8 @@ PORTS = Table(
     (
         Key("protocol", '"http", "http2", "grpc", "tcp" or "tls"', '"tcp"',
             "What the application speaks. `http` (HTTP/1.1), `http2` and `grpc` are understood: methods, paths, retries, traces; a client may "
-            "speak either version, and is translated. All else is carried as bytes.",
+            "speak either version, and is translated; upgrades such as WebSocket pass, and from then on only `idle_timeout` counts; CONNECT "
+            "is answered with 501, since nobody could judge what it carries: an application that is itself a proxy is `tcp`. All else is carried as bytes.",
             '8080 = "http"'),
         Key("client_address", '"auto", "keep" or "local"', '"auto"',
             "The source address that the application sees: `keep` the client's, `local` loopback. `auto`: keep where the unit "

@@ -13,14 +13,15 @@ HERE = Path(__file__).parent
 OURS = "/opt/hostmesh/bin/python3"  # has grpcio
 DEBIANS = "/usr/bin/python3"
 UNIT = "[Service]\nExecStart={command}\nDynamicUser=yes\nType={kind}\n"
-POLICY = '[service]\nname = "{name}"\n[service.ports]\n{port} = "{protocol}"\n[[inbound.allow]]\nfrom = ["shop"]\n'
+POLICY = '[service]\nname = "{name}"\n[service.ports]\n{ports}[[inbound.allow]]\nfrom = ["shop"]\n'
 
 
 @dataclass(frozen=True)
 class Extra:
     """What is served, on which port, in which protocol.
 
-    program: a Python program of this folder, which is given the port and says READY=1 to systemd; or else command.
+    program: a Python program of this folder, which is given the ports and says READY=1 to systemd; or else command.
+    beside: further ports and their protocols.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Extra:
     command: str = ""
     python: str = DEBIANS
     policy: str = ""
+    beside: tuple[tuple[int, str], ...] = ()
 
     @property
     def unit(self) -> str:
@@ -37,15 +39,22 @@ class Extra:
         return f"{self.name}.service"
 
     @property
+    def ports(self) -> tuple[tuple[int, str], ...]:
+        """All ports and what is spoken there."""
+        return (self.port, self.protocol), *self.beside
+
+    @property
     def unit_file(self) -> str:
         """The file of its unit."""
         if self.command:
             return UNIT.format(command=self.command, kind="simple")
-        return UNIT.format(command=f"{self.python} /opt/{self.name}.py {self.port}", kind="notify")
+        ports = " ".join(str(port) for port, _ in self.ports)
+        return UNIT.format(command=f"{self.python} /opt/{self.name}.py {ports}", kind="notify")
 
     def written(self, more: str = "") -> str:
         """Its policy, and more."""
-        text = POLICY.format(name=self.name, port=self.port, protocol=self.protocol)
+        ports = "".join(f'{port} = "{protocol}"\n' for port, protocol in self.ports)
+        text = POLICY.format(name=self.name, ports=ports)
         return f"{text}{self.policy}{more}"
 
 
@@ -92,6 +101,7 @@ def served(world: World, extra: Extra) -> Iterator[Served]:
     """The service, up, meshed and known to h1; gone after the ``with``."""
     h2, unit = world.h2, extra.unit
     programs = {extra.name: extra.program} if extra.program else {}
+    allowed = world.policy("shop.service").replace("allow = [", f'allow = ["{extra.name}", ')
 
     def known() -> bool:
         services = world.services(world.h1)
@@ -99,7 +109,7 @@ def served(world: World, extra: Extra) -> Iterator[Served]:
 
     with (
         added(world, h2, unit, extra.unit_file, extra.written(), **programs),
-        world.changed_policy(world.h1, "shop.service", f'[outbound]\nallow = ["{extra.name}"]\n'),
+        world.changed_policy(world.h1, "shop.service", allowed),
     ):
         wait_until(known, f"h1 knows {extra.name}", 20.0, 0.1)
         yield Served(world, extra)
