@@ -6,8 +6,10 @@ from importlib.metadata import version
 
 from hostmesh.agent.loop import Loop
 from hostmesh.agent.reports import rule_of
+from hostmesh.agent.taps import Looker
 from hostmesh.errors import Diagnostic, HostmeshError, PolicyError
 from hostmesh.observe.metrics import Observed
+from hostmesh.observe.totals import open_breakers, unit_counts
 from hostmesh.observe.units import UnitState
 from hostmesh.plan import redirect
 from hostmesh.plan.diff import Change, ChangeRuleset, SendSnapshot, WriteFile
@@ -79,6 +81,29 @@ class Answers:
             return wire.Refused(number, "\n".join(self._loop.failures))
         return wire.Done(number, done, int((time.monotonic() - began) * 1e6))
 
+    async def counts(self, number: int) -> wire.Counts:
+        """What was counted until now, by unit."""
+        parts = self._loop.parts
+        stats = await parts.proxy.stats()
+        units = {policy.unit.full: 0 for policy in parts.policies.policies}
+        units |= {unit: svid.not_after for unit, svid in parts.identities.svids.items()}
+        return wire.Counts(
+            id=number,
+            at=time.monotonic(),
+            connections=stats.gauges.get("connections", 0),
+            breakers=open_breakers(stats),
+            bounds_us=stats.bounds_us,
+            units=unit_counts(stats, units),
+        )
+
+    async def tap(self, request: wire.Tap) -> Looker:
+        """Somebody looks at units from now on."""
+        known = {policy.unit.full for policy in self._loop.parts.policies.policies}
+        for unit in request.units:
+            if unit not in known:
+                raise HostmeshError(f"{unit} has no policy on this host", "hostmesh status lists the units that have")
+        return await self._loop.parts.taps.open(request)
+
     async def metrics(self) -> Observed:
         """Everything that `/metrics` shows."""
         parts = self._loop.parts
@@ -100,6 +125,7 @@ class Answers:
                 "catalog_revision": parts.mesh.catalog.revision,
                 "reconcile_seconds": self._loop.last_seconds,
                 "host_svid_expiry_seconds": parts.mesh.identity_ends,
+                "taps": parts.taps.lookers,
             },
             counters={
                 "reconciles": self._loop.runs,
@@ -107,6 +133,7 @@ class Answers:
                 "journal_suppressed": parts.reports.limit.total_suppressed,
                 "nflog_lost": self._loop.nflog_lost(),
                 "events_dropped": parts.reports.dropped,
+                "tap_records": parts.taps.records,
             },
         )
 

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Protocol
 
+from hostmesh.agent.taps import Looker
 from hostmesh.errors import HostmeshError
 from hostmesh.wire import agent_control as wire
 from hostmesh.wire.codec import BadFrame, FrameReader, encode
@@ -14,6 +15,7 @@ from hostmesh.wire.codec import BadFrame, FrameReader, encode
 _MODE = 0o666
 _IDLE_SECONDS = 60.0
 _MOST_CLIENTS = 64
+_TAP_SECONDS = 10.0  # who takes nothing of a tap for so long looks no more
 
 
 class Questions(Protocol):
@@ -22,7 +24,9 @@ class Questions(Protocol):
     async def status(self, number: int) -> wire.Answer: ...
     def plan(self, number: int) -> wire.Answer: ...
     async def diff(self, number: int, policies: dict[str, str]) -> wire.Answer: ...
+    async def counts(self, number: int) -> wire.Answer: ...
     async def reconcile(self, number: int) -> wire.Answer: ...
+    async def tap(self, request: wire.Tap) -> Looker: ...
 
 
 class ControlSocket:
@@ -61,24 +65,55 @@ class ControlSocket:
         frames: FrameReader[wire.Request] = FrameReader(wire.Request, limit=wire.MAX_REQUEST)
         while data := await asyncio.wait_for(reader.read(1 << 16), _IDLE_SECONDS):
             for request in frames.feed(data):
+                if isinstance(request, wire.Tap) and root:
+                    await self._show(request, reader, writer)
+                    return
                 writer.write(encode(await self._answer(request, root=root)))
                 await asyncio.wait_for(writer.drain(), _IDLE_SECONDS)
 
+    async def _show(self, request: wire.Tap, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Until one side ends it; the other has nothing more to say."""
+        try:
+            looker = await self._questions.tap(request)
+        except HostmeshError as error:
+            writer.write(encode(wire.Refused(request.id, str(error))))
+            return
+        ended = asyncio.create_task(_closed(reader))
+        ended.add_done_callback(lambda _: looker.end())
+        try:
+            writer.write(encode(wire.Tapped(request.id, [], 0)))
+            async for events, lost in looker:
+                writer.write(encode(wire.Tapped(request.id, events, lost)))
+                await asyncio.wait_for(writer.drain(), _TAP_SECONDS)
+        finally:
+            looker.end()
+            ended.cancel()
+
     async def _answer(self, request: wire.Request, *, root: bool) -> wire.Answer:
+        answer: wire.Answer
         try:
             match request:
                 case wire.GetStatus(id=number):
-                    return await self._questions.status(number)
+                    answer = await self._questions.status(number)
                 case wire.GetPlan(id=number):
-                    return self._questions.plan(number)
+                    answer = self._questions.plan(number)
                 case wire.GetDiff(id=number, policies=policies):
-                    return await self._questions.diff(number, policies)
-                case wire.Reconcile(id=number):
-                    if root:
-                        return await self._questions.reconcile(number)
-                    return wire.Refused(number, "only root may do this")
+                    answer = await self._questions.diff(number, policies)
+                case wire.GetCounts(id=number):
+                    answer = await self._questions.counts(number)
+                case wire.Reconcile(id=number) if root:
+                    answer = await self._questions.reconcile(number)
+                case wire.Reconcile() | wire.Tap():
+                    answer = wire.Refused(request.id, "only root may do this")
         except (HostmeshError, OSError) as error:
-            return wire.Refused(request.id, str(error))
+            answer = wire.Refused(request.id, str(error))
+        return answer
+
+
+async def _closed(reader: asyncio.StreamReader) -> None:
+    """Waits until the other side closes the connection, or says what it has no business to say."""
+    with contextlib.suppress(ConnectionError):
+        await reader.read(1)
 
 
 def peer_uid(connection: socket.socket) -> int:

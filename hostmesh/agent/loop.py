@@ -18,6 +18,7 @@ from hostmesh.agent.policies import PolicyFolder
 from hostmesh.agent.proxy_link import ProxyLink
 from hostmesh.agent.reports import Reports
 from hostmesh.agent.services import effective, still_ready, workloads
+from hostmesh.agent.taps import Taps
 from hostmesh.agent.token_keys import TokenKeys
 from hostmesh.agent.wakeups import Wakeups
 from hostmesh.apply.executor import Doors, Report, StepFailed, apply
@@ -58,6 +59,7 @@ class Parts:
     identities: Identities
     token_keys: TokenKeys
     reports: Reports
+    taps: Taps
     collector: CollectorWatch
     wakeups: Wakeups
     touched: Wakeups

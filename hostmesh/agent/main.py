@@ -23,6 +23,7 @@ from hostmesh.agent.numbers import Numbers
 from hostmesh.agent.policies import PolicyFolder
 from hostmesh.agent.proxy_link import ProxyLink
 from hostmesh.agent.reports import Reports
+from hostmesh.agent.taps import Taps
 from hostmesh.agent.token_keys import TokenKeys
 from hostmesh.agent.wakeups import Wakeups
 from hostmesh.agent.watches import Watches
@@ -43,7 +44,7 @@ from hostmesh.observe.journal import Journal
 from hostmesh.observe.units import UnitFollower
 from hostmesh.policy.hostfile import PLACE
 from hostmesh.policy.settings import Settings
-from hostmesh.wire.proxy_control import Events
+from hostmesh.wire.proxy_control import Events, Tapped, Unasked
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ class Agent:
             parts.mesh.run(),
             parts.identities.run(),
             parts.token_keys.run(),
+            parts.taps.run(),
             parts.collector.run(),
             watches.run(),
             ControlSocket(self._settings.paths.agent_socket, answers).run(),
@@ -203,16 +205,22 @@ def make_parts(settings: Settings) -> Parts:
     def about_proxy() -> None:
         wakeups.request("proxy", 0.0)
         identities.look()
+        taps.renew()
 
     def about_mesh(what: str) -> None:
         wakeups.request(what, 0.0)  # while a run is under way, the next words of the controller gather by themselves
         identities.look()
 
-    def events(batch: Events) -> None:
-        token_keys.events(batch)
-        reports.events(batch)
+    def unasked(batch: Unasked) -> None:
+        match batch:
+            case Events():
+                token_keys.events(batch)
+                reports.events(batch)
+            case Tapped():
+                taps.tapped(batch)
 
-    proxy = ProxyLink(settings.paths.proxy_socket, about_proxy, events)
+    proxy = ProxyLink(settings.paths.proxy_socket, about_proxy, unasked)
+    taps = Taps(proxy, reports)
     mesh = Mesh(settings, reports, about_mesh)
     token_keys = TokenKeys(state / "jwks", files, reports, lambda: wakeups.request("token keys", 0.0))
     identities = Identities(proxy, mesh, reports, lambda: wakeups.request("identities"))
@@ -239,6 +247,7 @@ def make_parts(settings: Settings) -> Parts:
         identities=identities,
         token_keys=token_keys,
         reports=reports,
+        taps=taps,
         collector=CollectorWatch(settings.traces, reports, lambda: wakeups.request("collector", 0.0)),
         wakeups=wakeups,
         touched=Wakeups(),

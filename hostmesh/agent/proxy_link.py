@@ -8,21 +8,21 @@ from collections.abc import Callable
 
 from hostmesh.apply.proxy import ProxyClient
 from hostmesh.errors import HostmeshError
-from hostmesh.wire.proxy_control import Events, Stats, Status
+from hostmesh.wire.proxy_control import Stats, Status, Unasked
 from hostmesh.wire.snapshot import Snapshot
 
 _RETRY_FIRST, _RETRY_MOST = 0.02, 0.5
 
 
 class ProxyLink:
-    """``changed`` is called when the link comes or goes, ``events`` with every batch of events.
+    """``changed`` is called when the link comes or goes, ``unasked`` with all that it sends unasked.
 
     revision: of the snapshot in force there, empty for none; None while the proxy doesn't answer. first: set once it
     has answered. It is the adapter behind `apply.executor.Proxy`.
     """
 
-    def __init__(self, path: str, changed: Callable[[], None], events: Callable[[Events], None]) -> None:
-        self._client = ProxyClient(path, events)
+    def __init__(self, path: str, changed: Callable[[], None], unasked: Callable[[Unasked], None]) -> None:
+        self._client = ProxyClient(path, unasked)
         self._changed = changed
         self.revision: str | None = None
         self.last: Status | None = None
@@ -83,3 +83,7 @@ class ProxyLink:
     async def set_svid(self, unit: str, chain: list[str]) -> None:
         """The certificate chain for the key of the last `csr` of this unit."""
         await self._client.set_svid(unit, chain)
+
+    async def tap(self, units: list[str]) -> None:
+        """Look at these units and no others, for the next `TAP_SECONDS`."""
+        await self._client.tap(units)

@@ -11,7 +11,6 @@ from hostmesh.wire.proxy_control import (
     Ack,
     Answer,
     Csr,
-    Events,
     GetCsr,
     GetStats,
     GetStatus,
@@ -21,6 +20,8 @@ from hostmesh.wire.proxy_control import (
     SetSvid,
     Stats,
     Status,
+    Tap,
+    Unasked,
 )
 from hostmesh.wire.snapshot import Snapshot
 
@@ -38,11 +39,11 @@ class ProxyRefused(HostmeshError):
 
 
 class ProxyClient:
-    """One connection to the proxy. events: gets every batch that it sends unasked, in order."""
+    """One connection to the proxy. unasked: gets all that it sends unasked, in order."""
 
-    def __init__(self, path: str, events: Callable[[Events], None]) -> None:
+    def __init__(self, path: str, unasked: Callable[[Unasked], None]) -> None:
         self._path = path
-        self._events = events
+        self._unasked = unasked
         self._ids = count(1)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -90,6 +91,10 @@ class ProxyClient:
         """All counters since the proxy started."""
         return await self._ask(GetStats(id=next(self._ids)), Stats)
 
+    async def tap(self, units: list[str]) -> None:
+        """Look at these units and no others, for the next `TAP_SECONDS`."""
+        await self._ask(Tap(id=next(self._ids), units=units), Ack)
+
     async def _ask(self, request: Request, expected: type[AnswerT]) -> AnswerT:
         if self._writer is None or self.gone.is_set():
             raise ProxyGone("no connection to the proxy", "systemctl status hostmesh-proxy.service")
@@ -123,8 +128,8 @@ class ProxyClient:
             self._lost()
 
     def _take(self, message: Answer) -> None:
-        if isinstance(message, Events):
-            self._events(message)
+        if isinstance(message, Unasked):
+            self._unasked(message)
             return
         future = self._waiting.get(message.id)
         if future is not None and not future.done():

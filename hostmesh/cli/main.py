@@ -17,6 +17,8 @@ VERBS = {
     "status": ("status", "what is in force on this host, and what is not"),
     "diff": ("diff", "what would change"),
     "explain": ("explain", "may CALLER call DESTINATION, and by which line of which file"),
+    "tap": ("tap", "the requests of a unit as they come, with what became of them and by which rule"),
+    "top": ("top", "units by what they do just now: requests, errors, times, bytes"),
     "certs": ("certs", "the identities in force on this host"),
     "doctor": ("doctor", "what on this host gets in the mesh's way, and what mends it"),
     "run": ("run", "run a command as a meshed unit"),

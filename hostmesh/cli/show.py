@@ -16,6 +16,13 @@ def print_json(value: object) -> None:
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+def print_json_line(value: object) -> None:
+    """One JSON document on one line: one of many."""
+    import msgspec  # noqa: PLC0415  as above
+
+    print(msgspec.json.encode(value).decode())
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest cell; the last one is not padded."""
     lines = [list(head), *map(list, rows)]

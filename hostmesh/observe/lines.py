@@ -68,6 +68,7 @@ def event_fields(event: Event) -> Fields:
         "HOSTMESH_BYTES_OUT": event.bytes_out or "",
         "HOSTMESH_ROUTE": event.route,
         "HOSTMESH_FLAG": event.flag,
+        "HOSTMESH_ENDPOINT": event.endpoint,
         "TRACE_ID": event.trace_id,
         "SPAN_ID": event.span_id,
         "SYSLOG_TIMESTAMP_NS": event.time_ns,

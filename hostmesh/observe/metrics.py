@@ -61,6 +61,8 @@ _AGENT_HELP = {
     "journal_suppressed": "Journal lines not written because of the rate limit",
     "nflog_lost": "Times that the kernel's log of refusals overflowed; its counters are exact",
     "events_dropped": "Events that did not fit between proxy and agent; their counters are exact",
+    "taps": "Who looks at units' requests just now (hostmesh tap)",
+    "tap_records": "Records that the proxy sent for those who look",
 }
 
 

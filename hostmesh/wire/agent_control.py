@@ -1,10 +1,11 @@
 """The messages of the agent's Unix socket (`/run/hostmesh/agent.sock`), between `hostmesh` and `hostmeshd`.
 
-Framed by `codec.py`. One answer a request, with the same ``id``, in order. Anyone may look; `Reconcile` is for root
-(SO_PEERCRED). Times are seconds since the epoch, 0 for "never".
+Framed by `codec.py`. One answer a request, with the same ``id``, in order; to `Tap` one after the other. Anyone may
+look; `Reconcile` and `Tap` are for root (SO_PEERCRED): what others ask for is not for everyone to see. Times are
+seconds since the epoch, 0 for "never".
 """
 
-from hostmesh.wire.proxy_control import RetiredProxy, SvidStatus
+from hostmesh.wire.proxy_control import Event, RetiredProxy, SvidStatus
 from hostmesh.wire.snapshot import Snapshot, Struct
 
 MAX_REQUEST = 4 * 1024 * 1024
@@ -37,6 +38,37 @@ class Reconcile(Struct, tag_field="type", tag="reconcile"):
     """Root: run the loop now and answer `Done` when it has. `Refused` with the reason when it could not."""
 
     id: int
+
+
+class GetCounts(Struct, tag_field="type", tag="get_counts"):
+    """What was counted until now? Answered by `Counts`, or by `Refused` while the proxy is away."""
+
+    id: int
+
+
+class Wanted(Struct):
+    """Which records of a tap: those to which all of this applies; empty or 0: all.
+
+    callers, callees, paths: ``*`` stands for any run of characters. statuses: ``503`` or ``5xx``. slow_us: at least.
+    failed and denied: one of both is enough where both are given.
+    """
+
+    callers: list[str] = []
+    callees: list[str] = []
+    methods: list[str] = []
+    paths: list[str] = []
+    statuses: list[str] = []
+    slow_us: int = 0
+    failed: bool = False
+    denied: bool = False
+
+
+class Tap(Struct, tag_field="type", tag="tap"):
+    """Root: show me what these units do from now on. Answered by `Tapped` until the connection ends, or `Refused`."""
+
+    id: int
+    units: list[str]
+    wanted: Wanted = Wanted()
 
 
 class Finding(Struct):
@@ -165,6 +197,44 @@ class Done(Struct, tag_field="type", tag="done"):
     micros: int
 
 
+class UnitCounts(Struct):
+    """One unit and direction (in | out; empty: nothing was counted yet), since the proxy's start.
+
+    requests: of opaque protocols connections; denied ones are not among them. buckets: as in `TrafficCount`.
+    svid_not_after: 0 without an SVID.
+    """
+
+    unit: str
+    direction: str
+    requests: int
+    errors: int
+    denied: int
+    retries: int
+    bytes_in: int
+    bytes_out: int
+    buckets: list[int]
+    svid_not_after: int
+
+
+class Counts(Struct, tag_field="type", tag="counts"):
+    """All counters by unit. at: seconds of a steady clock. breakers: those that are open, as ``service: resource``."""
+
+    id: int
+    at: float
+    connections: int
+    breakers: list[str]
+    bounds_us: list[int]
+    units: list[UnitCounts]
+
+
+class Tapped(Struct, tag_field="type", tag="tapped"):
+    """The first is empty: from now on. ``lost``: records since the last message that nobody could keep."""
+
+    id: int
+    events: list[Event]
+    lost: int
+
+
 class Refused(Struct, tag_field="type", tag="refused"):
     """Not done, and why."""
 
@@ -172,5 +242,5 @@ class Refused(Struct, tag_field="type", tag="refused"):
     reason: str
 
 
-Request = GetStatus | GetPlan | GetDiff | Reconcile
-Answer = Status | PlanInForce | Diff | Done | Refused
+Request = GetStatus | GetPlan | GetDiff | GetCounts | Reconcile | Tap
+Answer = Status | PlanInForce | Diff | Counts | Done | Tapped | Refused

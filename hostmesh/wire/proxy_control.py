@@ -1,13 +1,14 @@
 """The messages between agent and proxy, on the proxy's Unix socket (`/run/hostmesh-proxy/control.sock`).
 
 A frame is a 4-byte big-endian length (at most 64 MiB) and one JSON object whose ``type`` names the message. The agent
-asks, the proxy answers with the same ``id``; ``events`` come unasked. The proxy never waits for the agent. One agent at
-a time: a new connection takes over from the one before.
+asks, the proxy answers with the same ``id``; ``events`` and ``tapped`` come unasked. The proxy never waits for the
+agent. One agent at a time: a new connection takes over from the one before.
 """
 
 from hostmesh.wire.snapshot import Snapshot, Struct
 
 MAX_FRAME = 64 * 1024 * 1024
+TAP_SECONDS = 5.0
 
 
 class SetSnapshot(Struct, tag_field="type", tag="snapshot"):
@@ -42,6 +43,13 @@ class GetStats(Struct, tag_field="type", tag="get_stats"):
     """Agent: all counters. Answered by `Stats`."""
 
     id: int
+
+
+class Tap(Struct, tag_field="type", tag="tap"):
+    """Agent: somebody looks at these units, and at no others, for the next `TAP_SECONDS`. Answered by `Ack`."""
+
+    id: int
+    units: list[str]
 
 
 class Ack(Struct, tag_field="type", tag="ack"):
@@ -166,6 +174,7 @@ class Event(Struct):
     names its issuer). verdict: allow | deny | audit-deny | audit-allow. direction: inbound | outbound | local.
     ``status`` 0 when there is none; times: ns since the epoch, durations us. ``tries`` counts from 1.
     ``route``: the route of the service that it took; ``flag``: what was done to it, in one word. Empty: none, nothing.
+    ``endpoint``: where its last try went, ``unit on host``; empty where it went nowhere, or that is not known here.
     """
 
     time_ns: int
@@ -192,6 +201,7 @@ class Event(Struct):
     span_id: str = ""
     route: str = ""
     flag: str = ""
+    endpoint: str = ""
 
 
 class Events(Struct, tag_field="type", tag="events"):
@@ -201,5 +211,13 @@ class Events(Struct, tag_field="type", tag="events"):
     dropped: int
 
 
-Request = SetSnapshot | GetCsr | SetSvid | GetStatus | GetStats
-Answer = Ack | Nack | Csr | Status | Stats | Events
+class Tapped(Struct, tag_field="type", tag="tapped"):
+    """Proxy, unasked: what the units did that somebody looks at; ``dropped`` did not fit since the last message."""
+
+    events: list[Event]
+    dropped: int
+
+
+Request = SetSnapshot | GetCsr | SetSvid | GetStatus | GetStats | Tap
+Unasked = Events | Tapped
+Answer = Ack | Nack | Csr | Status | Stats | Unasked

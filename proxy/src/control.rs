@@ -14,15 +14,15 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use hostmesh_proxy_core::config::Config;
 use hostmesh_proxy_core::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::circuits::CircuitCount;
 use crate::events::{BATCH, Event, EventSource, QUEUE};
 use crate::fdstore::Named;
-use crate::frames::{self, frame};
+use crate::frames::{Frames, frame, write};
 use crate::generations::follow::Follower;
 use crate::generations::handover::Successor;
 use crate::generations::lead::{Arrival, Generations, Newcomer};
@@ -32,14 +32,12 @@ use crate::identity::SvidStore;
 use crate::persist::Saver;
 use crate::shared::{Refused, Shared};
 use crate::stats::{BOUNDS_US, Gauge, TlsFailures, TrafficCount};
+use crate::tap;
 use crate::told::Level;
 use crate::unix_socket::accept;
 
 /// No two messages of events are closer than this, unless the first was full.
 const PACE: Duration = Duration::from_millis(100);
-
-/// An agent that takes no byte for so long is gone.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
@@ -49,6 +47,7 @@ enum Request {
     SetSvid { id: i64, unit: String, chain: Vec<String> },
     GetStatus { id: i64 },
     GetStats { id: i64 },
+    Tap { id: i64, units: Vec<String> },
 }
 
 /// What is left of a request that does not parse: enough to refuse it.
@@ -94,6 +93,10 @@ enum Answer<'a> {
         circuits: BTreeMap<String, CircuitCount>,
     },
     Events {
+        events: &'a [Event],
+        dropped: u64,
+    },
+    Tapped {
         events: &'a [Event],
         dropped: u64,
     },
@@ -177,11 +180,10 @@ impl Control {
                 }
             }
         };
+        // Another agent, and nobody has asked it to look at anything.
+        self.tap(Vec::new());
         let (reading, mut writing) = agent.split();
-        let mut frames = Frames {
-            stream: reading,
-            buffer: Vec::new(),
-        };
+        let mut frames = Frames::of(reading);
         let mut pace = interval(PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -198,11 +200,11 @@ impl Control {
                     }
                 },
                 // Waits for the first only: who emits the next wakes nobody.
-                first = self.source.batch(BATCH), if self.waiting.is_empty() => {
+                first = self.source.journal.batch(BATCH), if self.waiting.is_empty() => {
                     self.waiting = first;
                     Ok(())
                 }
-                _ = pace.tick(), if !self.waiting.is_empty() => self.tell_all(&mut writing).await,
+                _ = pace.tick(), if self.has_news() => self.tell_all(&mut writing).await,
             };
             if let Err(error) = done {
                 return End::Agent(error);
@@ -240,7 +242,7 @@ impl Control {
 
     /// Follows the process that has taken over.
     pub fn retire(self, socket: &Path) -> Follower {
-        self.source.put_dropped(self.dropped);
+        self.source.journal.put_dropped(self.dropped);
         Follower::new(self.shared, self.svids, self.source, self.waiting, socket)
     }
 
@@ -254,17 +256,34 @@ impl Control {
     /// Tells what is there; what comes meanwhile has its turn at the next pace.
     async fn tell_all(&mut self, agent: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
         for _ in 0..=QUEUE / BATCH {
-            self.source.top_up(&mut self.waiting, BATCH);
+            self.source.journal.top_up(&mut self.waiting, BATCH);
             if self.waiting.is_empty() {
                 break;
             }
             self.tell(agent).await?;
         }
+        self.show(agent).await
+    }
+
+    /// Shows whoever looks on what is there.
+    async fn show(&mut self, agent: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
+        for _ in 0..=tap::QUEUE / BATCH {
+            let (events, dropped) = self.source.tapped.take(BATCH);
+            if events.is_empty() && dropped == 0 {
+                break;
+            }
+            let events = &events;
+            write(agent, &frame(&Answer::Tapped { events, dropped })?).await?;
+        }
         Ok(())
     }
 
+    fn has_news(&self) -> bool {
+        !self.waiting.is_empty() || self.shared.events.taps.is_watched()
+    }
+
     async fn tell(&mut self, agent: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
-        self.dropped += self.source.take_dropped();
+        self.dropped += self.source.journal.take_dropped();
         write(
             agent,
             &frame(&Answer::Events {
@@ -327,7 +346,20 @@ impl Control {
             }
             Request::GetStatus { id } => self.status(id),
             Request::GetStats { id } => self.stats(id),
+            Request::Tap { id, units } => {
+                self.tap(units);
+                Answer::Ack { id }
+            }
         }
+    }
+
+    fn tap(&mut self, units: Vec<String>) {
+        let taps = &self.shared.events.taps;
+        if !taps.is_watched() {
+            self.source.tapped.clear();
+        }
+        taps.watch(units.iter().cloned());
+        self.generations.tell_tap(units);
     }
 
     async fn put(&mut self, snapshot: Snapshot) -> Result<(), String> {
@@ -408,34 +440,6 @@ impl Control {
             tls_failures: all.tls_failures,
             traces_dropped: all.traces_dropped,
             circuits: all.circuits,
-        }
-    }
-}
-
-async fn write(agent: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) -> io::Result<()> {
-    for part in bytes.chunks(64 * 1024) {
-        timeout(PATIENCE, agent.write_all(part))
-            .await
-            .map_err(|_| io::Error::other("the agent does not read"))??;
-    }
-    Ok(())
-}
-
-/// Frames off a stream; what was read of one that is not complete is kept when the wait for it is dropped.
-struct Frames<R> {
-    stream: R,
-    buffer: Vec<u8>,
-}
-
-impl<R: AsyncReadExt + Unpin> Frames<R> {
-    async fn next(&mut self) -> io::Result<Vec<u8>> {
-        loop {
-            if let Some(frame) = frames::take(&mut self.buffer)? {
-                return Ok(frame);
-            }
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
         }
     }
 }

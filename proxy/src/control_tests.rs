@@ -323,3 +323,24 @@ fn a_socket_left_behind_is_replaced_and_a_file_is_not() {
     assert!(listen(&file).is_err());
     assert_eq!(std::fs::read(&file).expect("still there"), b"x");
 }
+
+#[test]
+fn who_looks_at_a_unit_is_shown_what_the_journal_does_not_want_and_nothing_of_before() {
+    let proxy = Proxy::start();
+    let mut agent = proxy.agent();
+    let events = &proxy.shared.events;
+    let made = |message: &str| Event::error("a.service", "inbound", message.to_owned());
+    let tap = |agent: &mut Agent, units: &[&str]| {
+        let ack = agent.ask(&json!({"type": "tap", "id": 1, "units": units}));
+        assert_eq!(ack["type"], "ack");
+    };
+    events.tapped.push(made("of a look that is over"));
+    tap(&mut agent, &["a.service"]);
+    events.record(false, "a.service", || made("now"));
+    let shown = agent.receive().expect("unasked");
+    assert_eq!((&shown["type"], &shown["dropped"]), (&json!("tapped"), &json!(0)));
+    assert_eq!(shown["events"].as_array().expect("events").len(), 1);
+    assert_eq!(shown["events"][0]["message"], "now");
+    tap(&mut agent, &[]);
+    events.record(false, "a.service", || unreachable!("nobody looks any more"));
+}

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use crate::tap::{self, Taps};
 use crate::words::{self, Word};
 
 /// Events that wait for the agent at most; later ones are dropped and counted.
@@ -74,6 +75,9 @@ pub struct Event {
     /// What was done to it, in one word; empty: nothing.
     #[serde(default, deserialize_with = "words::known")]
     pub flag: Word,
+    /// Where its last try went, `unit on host`; empty: nowhere, or not known here.
+    #[serde(default)]
+    pub endpoint: String,
 }
 
 impl Event {
@@ -113,12 +117,31 @@ impl Event {
 /// The workers' end: cheap to clone, never waits.
 #[derive(Clone)]
 pub struct EventSink {
-    queue: mpsc::Sender<Event>,
-    dropped: Arc<Drops>,
+    /// For the journal.
+    pub journal: Sender,
+    /// For whoever looks on.
+    pub tapped: Sender,
+    /// At which units.
+    pub taps: Arc<Taps>,
 }
 
 /// The control thread's end.
 pub struct EventSource {
+    /// For the journal.
+    pub journal: Receiver,
+    /// For whoever looks on.
+    pub tapped: Receiver,
+}
+
+/// One end of a queue of events.
+#[derive(Clone)]
+pub struct Sender {
+    queue: mpsc::Sender<Event>,
+    dropped: Arc<Drops>,
+}
+
+/// The other end.
+pub struct Receiver {
     queue: mpsc::Receiver<Event>,
     dropped: Arc<Drops>,
 }
@@ -129,16 +152,28 @@ struct Drops {
     total: AtomicU64,
 }
 
-/// A queue of [`QUEUE`] events.
+/// A queue of [`QUEUE`] events for the journal, and one of [`tap::QUEUE`] for whoever looks on.
 pub fn queue() -> (EventSink, EventSource) {
-    let (sender, receiver) = mpsc::channel(QUEUE);
+    let (to_journal, journal) = of_size(QUEUE);
+    let (to_taps, tapped) = of_size(tap::QUEUE);
+    let sink = EventSink {
+        journal: to_journal,
+        tapped: to_taps,
+        taps: Arc::default(),
+    };
+    (sink, EventSource { journal, tapped })
+}
+
+fn of_size(size: usize) -> (Sender, Receiver) {
+    let (queue, receiver) = mpsc::channel(size);
     let dropped = Arc::new(Drops::default());
+    let sender = Sender {
+        queue,
+        dropped: dropped.clone(),
+    };
     (
-        EventSink {
-            queue: sender,
-            dropped: dropped.clone(),
-        },
-        EventSource {
+        sender,
+        Receiver {
             queue: receiver,
             dropped,
         },
@@ -146,8 +181,32 @@ pub fn queue() -> (EventSink, EventSource) {
 }
 
 impl EventSink {
-    /// Queues the event, or counts it as dropped.
+    /// For the journal, and for whoever looks at its unit.
     pub fn emit(&self, event: Event) {
+        if self.taps.include(&event.unit) {
+            self.tapped.push(event.clone());
+        }
+        self.journal.push(event);
+    }
+
+    /// The same of what the unit's access log wants, or does not; made only where somebody takes it.
+    pub fn record(&self, is_wanted: bool, unit: &str, event: impl FnOnce() -> Event) {
+        if is_wanted {
+            self.emit(event());
+        } else if self.taps.include(unit) {
+            self.tapped.push(event());
+        }
+    }
+
+    /// Events for the journal dropped since the start.
+    pub fn dropped_total(&self) -> u64 {
+        self.journal.dropped.total.load(Ordering::Relaxed)
+    }
+}
+
+impl Sender {
+    /// Queues the event, or counts it as dropped.
+    pub fn push(&self, event: Event) {
         if self.queue.try_send(event).is_err() {
             self.dropped.since_batch.fetch_add(1, Ordering::Relaxed);
             self.dropped.total.fetch_add(1, Ordering::Relaxed);
@@ -158,14 +217,9 @@ impl EventSink {
     pub fn count_dropped(&self, count: u64) {
         self.dropped.since_batch.fetch_add(count, Ordering::Relaxed);
     }
-
-    /// Events dropped since the start.
-    pub fn dropped_total(&self) -> u64 {
-        self.dropped.total.load(Ordering::Relaxed)
-    }
 }
 
-impl EventSource {
+impl Receiver {
     /// Waits for at least one event, then takes what is there, `limit` at most.
     pub async fn batch(&mut self, limit: usize) -> Vec<Event> {
         let mut events = Vec::new();
@@ -180,6 +234,19 @@ impl EventSource {
         {
             events.push(event);
         }
+    }
+
+    /// Takes what is there without waiting, `limit` at most, and the count of what was dropped since the last call.
+    pub fn take(&mut self, limit: usize) -> (Vec<Event>, u64) {
+        let mut events = Vec::new();
+        self.top_up(&mut events, limit);
+        (events, self.take_dropped())
+    }
+
+    /// Throws away what is there: nobody wants it any more.
+    pub fn clear(&mut self) {
+        while self.queue.try_recv().is_ok() {}
+        self.take_dropped();
     }
 
     /// Drops since the last call; reading takes them.
@@ -204,19 +271,50 @@ mod tests {
             sink.emit(Event::error("a.service", "inbound", "x".into()));
         }
         assert_eq!(sink.dropped_total(), 37);
-        assert_eq!(source.take_dropped(), 37);
-        assert_eq!(source.take_dropped(), 0);
-        source.put_dropped(37);
-        assert_eq!(source.take_dropped(), 37);
+        assert_eq!(source.journal.take_dropped(), 37);
+        assert_eq!(source.journal.take_dropped(), 0);
+        source.journal.put_dropped(37);
+        assert_eq!(source.journal.take_dropped(), 37);
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
         let mut taken = 0;
         while taken < QUEUE {
-            let batch = runtime.block_on(source.batch(256));
+            let batch = runtime.block_on(source.journal.batch(256));
             assert!(!batch.is_empty() && batch.len() <= 256);
             taken += batch.len();
         }
         assert_eq!(taken, QUEUE);
         sink.emit(Event::default());
         assert_eq!(sink.dropped_total(), 37);
+    }
+
+    #[test]
+    fn who_looks_on_gets_a_copy_and_what_the_journal_does_not_want() {
+        let (sink, mut source) = queue();
+        let made = |message: &str| Event::error("a.service", "inbound", message.into());
+        sink.record(false, "a.service", || unreachable!("nobody wants it"));
+        sink.taps.watch(["a.service".to_owned()]);
+        sink.record(false, "a.service", || made("tapped only"));
+        sink.record(false, "b.service", || unreachable!("nobody looks at this unit"));
+        sink.record(true, "a.service", || made("both"));
+        let (mut tapped, mut journal) = (Vec::new(), Vec::new());
+        source.tapped.top_up(&mut tapped, 9);
+        source.journal.top_up(&mut journal, 9);
+        let messages = |events: &[Event]| events.iter().map(|event| event.message.clone()).collect::<Vec<_>>();
+        assert_eq!(messages(&tapped), ["tapped only", "both"]);
+        assert_eq!(messages(&journal), ["both"]);
+    }
+
+    #[test]
+    fn whoever_looks_on_and_takes_nothing_costs_the_journal_nothing() {
+        let (sink, mut source) = queue();
+        sink.taps.watch(["a.service".to_owned()]);
+        for _ in 0..tap::QUEUE + 5 {
+            sink.emit(Event::error("a.service", "inbound", "x".into()));
+        }
+        assert_eq!((source.tapped.take_dropped(), sink.dropped_total()), (5, 0));
+        source.tapped.clear();
+        let mut left = Vec::new();
+        source.tapped.top_up(&mut left, 9);
+        assert!(left.is_empty());
     }
 }

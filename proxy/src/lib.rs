@@ -33,6 +33,7 @@ pub mod shared;
 pub mod sockopt;
 pub mod stats;
 pub mod stream;
+pub mod tap;
 pub mod tcp;
 pub mod tls;
 pub mod told;

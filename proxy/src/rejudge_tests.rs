@@ -87,7 +87,7 @@ async fn what_is_denied_while_it_is_opened_is_told_as_refused() {
     assert_eq!(opened.unless_denied(ready("done")).await, Some("done"));
     world.put(may_call_nobody);
     assert!(opened.unless_denied(pending::<()>()).await.is_none());
-    let told = world.events.batch(9).await;
+    let told = world.events.journal.batch(9).await;
     let [told] = &told[..] else { panic!("{told:?}") };
     assert_eq!(
         (told.kind, &*told.rule, &*told.message, told.duration_us),

@@ -346,21 +346,21 @@ impl About {
             AccessLog::Errors => relayed.result.is_err(),
             AccessLog::None => false,
         };
-        if wanted {
+        worker.shared.events.record(wanted, &self.unit.unit, || {
             let message = match &relayed.result {
                 Ok(()) => "connection ended".to_owned(),
                 Err(error) => format!("connection broke off: {error}"),
             };
             let event = self.event("connection", "allow", rule, message);
             let (bytes_in, bytes_out) = (relayed.sent, relayed.received);
-            worker.shared.events.emit(Event {
+            Event {
                 duration_us: micros(begun),
                 bytes_in,
                 bytes_out,
                 tries: 1,
                 ..event
-            });
-        }
+            }
+        });
     }
 }
 

@@ -116,7 +116,7 @@ async fn check(house: &mut House, case: &Case) -> Result<(), String> {
         &[]
     };
     house.expect(Door::Wire, arrives);
-    house.mesh.h2.events.top_up(&mut Vec::new(), 100);
+    house.mesh.h2.events.journal.top_up(&mut Vec::new(), 100);
     let before = house.mesh.h2.gauge("wire_violations");
     let mut speaker = Speaker::new(house).await;
     let port = house.mesh.ports[0];

@@ -296,8 +296,8 @@ fn the_host_whose_policy_it_is_not_tells_that_the_other_side_ended_it() {
                 (&mut mesh.h2.events, &mut mesh.h1.events)
             };
             let (denied, told) = (
-                soon(ended.batch(1)).await.remove(0),
-                soon(other.batch(1)).await.remove(0),
+                soon(ended.journal.batch(1)).await.remove(0),
+                soon(other.journal.batch(1)).await.remove(0),
             );
             let status = if has_begun { 200 } else { 0 };
             assert_eq!((denied.kind, denied.status), ("denied", status));

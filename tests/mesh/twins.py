@@ -129,6 +129,8 @@ def _said(traffic: Any) -> Any:  # noqa: ANN401 (JSON)
     """Without the places of the words."""
     if isinstance(traffic, dict):
         return {name: _said(value) for name, value in traffic.items() if name != "rule"}
+    if isinstance(traffic, list):
+        return [_said(one) for one in traffic]
     return traffic
 
 

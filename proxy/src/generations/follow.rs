@@ -22,6 +22,7 @@ use crate::events::{BATCH, Event, EventSource, QUEUE};
 use crate::fdstore::Inherited;
 use crate::identity::SvidStore;
 use crate::shared::Shared;
+use crate::tap;
 
 /// Whoever leads is asked for so often while nobody does.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -116,6 +117,9 @@ impl Follower {
             sender.send(message).await?;
             self.telling = None;
         }
+        if self.shared.events.taps.is_watched() {
+            self.show(sender).await?;
+        }
         let report = Report::of(&self.shared);
         if report != self.reported {
             self.reported = report.clone();
@@ -124,10 +128,22 @@ impl Follower {
         Ok(())
     }
 
+    /// Shows whoever looks on what is there.
+    async fn show(&mut self, sender: &mut Sender) -> io::Result<()> {
+        for _ in 0..=tap::QUEUE / BATCH {
+            let (events, dropped) = self.source.tapped.take(BATCH);
+            if events.is_empty() && dropped == 0 {
+                break;
+            }
+            sender.send(&Message::Tapped { events, dropped }).await?;
+        }
+        Ok(())
+    }
+
     /// What was seen, and is not told yet.
     fn seen(&mut self) -> Option<Message> {
-        self.source.top_up(&mut self.waiting, BATCH);
-        let dropped = self.source.take_dropped();
+        self.source.journal.top_up(&mut self.waiting, BATCH);
+        let dropped = self.source.journal.take_dropped();
         let events = std::mem::take(&mut self.waiting);
         (!events.is_empty() || dropped > 0).then_some(Message::Events { events, dropped })
     }
@@ -171,6 +187,14 @@ impl Follower {
                 if let Ok(svids) = receiver.descriptors(names) {
                     self.svids.restore(&Inherited::of(svids));
                 }
+                Ok(())
+            }
+            Message::Tap { units } => {
+                let taps = &self.shared.events.taps;
+                if !taps.is_watched() {
+                    self.source.tapped.clear();
+                }
+                taps.watch(units);
                 Ok(())
             }
             _ => Ok(()),

@@ -110,6 +110,14 @@ impl Generations {
         }
     }
 
+    /// Somebody looks at these units.
+    pub fn tell_tap(&mut self, units: Vec<String>) {
+        if !self.is_alone() {
+            let message = Rc::new(Message::Tap { units });
+            self.tell(|| Order::Say(message.clone()));
+        }
+    }
+
     /// An SVID is in force.
     pub fn tell_svids(&mut self, sealed: impl Fn() -> io::Result<Vec<Named>>) {
         self.orders.retain(|orders| !orders.is_closed());
@@ -208,8 +216,12 @@ async fn follow(
             match receiver.receive().await {
                 Ok(Message::Report(report)) => sums.borrow_mut().report(&generation, report),
                 Ok(Message::Events { events, dropped }) => {
-                    shared.events.count_dropped(dropped);
-                    events.into_iter().for_each(|event| shared.events.emit(event));
+                    shared.events.journal.count_dropped(dropped);
+                    events.into_iter().for_each(|event| shared.events.journal.push(event));
+                }
+                Ok(Message::Tapped { events, dropped }) => {
+                    shared.events.tapped.count_dropped(dropped);
+                    events.into_iter().for_each(|event| shared.events.tapped.push(event));
                 }
                 Ok(Message::Farewell) => {
                     sums.borrow_mut().end(&generation);

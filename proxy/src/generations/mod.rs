@@ -74,6 +74,11 @@ pub enum Message {
         /// As the agent sent it.
         snapshot: Value,
     },
+    /// The one that leads: somebody looks at these units.
+    Tap {
+        /// Until [`crate::tap::LEASE`] is over.
+        units: Vec<String>,
+    },
     /// The one that leads: finish now, as the service stops.
     Stop,
     /// One that is taken over, or was: units have looked that up. On a connection of its own.
@@ -85,6 +90,13 @@ pub enum Message {
     Report(Report),
     /// One from before: what I saw.
     Events {
+        /// For the agent.
+        events: Vec<Event>,
+        /// So many I could not keep.
+        dropped: u64,
+    },
+    /// One from before: what whoever looks on wants to see.
+    Tapped {
         /// For the agent.
         events: Vec<Event>,
         /// So many I could not keep.

@@ -212,7 +212,7 @@ fn one_from_before_has_what_is_in_force_and_its_counts_stay_in_the_sum() {
                 () = leading => {}
             }
         }
-        assert_eq!(world.events.batch(9).await[0].message, "seen");
+        assert_eq!(world.events.journal.batch(9).await[0].message, "seen");
         let farewell = follower.say_farewell();
         let hearing = async {
             let newcomer = newcomer(&mut generations).await;
@@ -237,7 +237,7 @@ fn what_was_seen_is_told_again_when_whoever_led_did_not_hear_it() {
         let (world, _generations) = World::new();
         let (shared, mut follower) = world.follower();
         shared.events.emit(Event::error("a.service", "inbound", "seen".into()));
-        shared.events.count_dropped(7);
+        shared.events.journal.count_dropped(7);
         let (ours, its) = UnixStream::pair().expect("a pair");
         drop(its);
         follower.tell(&mut channel(ours).0).await.expect_err("nobody hears");
@@ -297,5 +297,26 @@ fn what_is_looked_up_meanwhile_is_known_to_whoever_leads() {
             _ = generations.next() => panic!("nobody takes over or follows"),
         }
         assert_eq!(world.shared.lookups.all().len(), 1);
+    });
+}
+
+#[test]
+fn whoever_looks_on_sees_what_those_from_before_do() {
+    run(async {
+        let (mut world, mut generations) = World::new();
+        let (shared, mut follower) = world.follower();
+        let leading = async {
+            let newcomer = newcomer(&mut generations).await;
+            generations.lead(newcomer, None, Vec::new()).expect("led");
+            generations.tell_tap(vec!["a.service".to_owned()]);
+            until(|| shared.events.taps.include("a.service")).await;
+            let seen = || Event::error("a.service", "inbound", "seen".into());
+            shared.events.record(false, "a.service", seen);
+            world.events.tapped.batch(9).await
+        };
+        tokio::select! {
+            why = follower.follow() => panic!("{why}"),
+            events = leading => assert_eq!(events[0].message, "seen"),
+        }
     });
 }

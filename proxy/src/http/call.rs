@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hostmesh_proxy_core::balance::circuit::Resource;
 use hostmesh_proxy_core::balance::hash;
-use hostmesh_proxy_core::config::{Balance, Retries, Service};
+use hostmesh_proxy_core::config::{Balance, Endpoint, Retries, Service};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::fields::{Changes, FieldEdits};
 use hostmesh_proxy_core::retry::{self, Failure};
@@ -82,6 +82,8 @@ pub struct Call<'a> {
     pub retry: RefCell<Option<Permit>>,
     /// Room for the connection of this try.
     pub room: RefCell<Room>,
+    /// Where the try goes, where that is an endpoint of a service.
+    pub endpoint: Option<Arc<Endpoint>>,
     /// Who is called by this try, where it is a unit of this host.
     pub callee: Option<Rc<Callee>>,
     pub audited: Audited,
@@ -112,6 +114,7 @@ impl Call<'_> {
             tries: self.tries,
             status,
             error,
+            endpoint: self.endpoint.as_deref(),
             route: self.taken.as_ref().map_or("", |taken| &taken.route.name),
             flag: self.flag,
         }

@@ -141,6 +141,7 @@ impl Handler for Serving {
             tries: 1,
             status: 0,
             error: "",
+            endpoint: None,
             route: "",
             flag: "",
         };
@@ -229,6 +230,7 @@ impl Serving {
                     tries: 1,
                     status: 0,
                     error: "",
+                    endpoint: None,
                     route: "",
                     flag: "",
                 };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{Decision, Verdict};
-use hostmesh_proxy_core::config::AccessLog;
+use hostmesh_proxy_core::config::{AccessLog, Endpoint};
 use hostmesh_proxy_core::error::Fault;
 
 use super::down::{Arrived, BrokenBy};
@@ -34,6 +34,8 @@ pub struct Entry<'a> {
     pub status: u16,
     /// What went wrong, for a person; empty if nothing did.
     pub error: &'a str,
+    /// Where the try goes that is under way, or went that was the last.
+    pub endpoint: Option<&'a Endpoint>,
     /// The route that it took; empty if none fitted.
     pub route: &'a str,
     /// What was done to it, in one word (`x-hostmesh-error`'s, where it was answered by a proxy); empty if nothing was.
@@ -56,6 +58,7 @@ impl<'a> Entry<'a> {
             part: self.attempt.as_ref().map_or(self.part, callee),
             rule,
             tries: 1,
+            endpoint: None,
             ..*self
         }
     }
@@ -88,14 +91,14 @@ impl Account {
             AccessLog::Errors => is_error,
             AccessLog::None => false,
         };
-        if wanted {
+        worker.shared.events.record(wanted, &self.about.unit.unit, || {
             let kind = if entry.error.is_empty() { "request" } else { "error" };
             let event = self.event(entry, kind, "allow", entry.error.to_owned());
-            worker.shared.events.emit(Event {
+            Event {
                 duration_us: duration,
                 ..event
-            });
-        }
+            }
+        });
     }
 
     /// A copy is over; what came of it is counted, and troubles nobody.
@@ -124,14 +127,15 @@ impl Account {
 
     /// A try failed, and there will be another.
     pub fn retried(&self, worker: &Worker, entry: &Entry<'_>) {
-        if self.about.unit.access_log != AccessLog::None {
+        let wanted = self.about.unit.access_log != AccessLog::None;
+        worker.shared.events.record(wanted, &self.about.unit.unit, || {
             let part = entry.attempt.map_or(entry.part, |attempt| entry.part.attempt(&attempt));
             let event = self.event(&Entry { part, ..*entry }, "retry", "allow", entry.error.to_owned());
-            worker.shared.events.emit(Event {
+            Event {
                 duration_us: micros(entry.arrived.begun),
                 ..event
-            });
-        }
+            }
+        });
     }
 
     /// Policy refused, or a rule in audit would decide otherwise; nothing where neither is.
@@ -216,9 +220,15 @@ impl Account {
             span_id: entry.part.span.span_hex(),
             route: entry.route.to_owned(),
             flag: entry.flag,
+            endpoint: entry.endpoint.map(place).unwrap_or_default(),
             ..self.about.event(kind, verdict, entry.rule, message)
         }
     }
+}
+
+/// As a person reads it.
+fn place(endpoint: &Endpoint) -> String {
+    format!("{} on {}", endpoint.unit, endpoint.host)
 }
 
 /// Why a response did not arrive whole, for a person.

@@ -130,6 +130,7 @@ impl Handler for Calling {
             retry: RefCell::default(),
             room: RefCell::default(),
             service,
+            endpoint: None,
             callee: None,
             audited: Audited::default(),
         };
@@ -237,6 +238,7 @@ impl Calling {
                 call.tries += 1;
             }
             call.attempt = Some(call.traced.attempt(&self.worker));
+            call.endpoint.clone_from(&hop.endpoint);
             let parties = match self.parties(down, call, &hop).await {
                 Ok(parties) => parties,
                 Err(next) => return next,

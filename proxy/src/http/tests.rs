@@ -153,7 +153,10 @@ impl World {
 
     async fn event(&self) -> Event {
         let mut events = self.events.lock().await;
-        timeout(LIMIT, events.batch(1)).await.expect("an event").remove(0)
+        timeout(LIMIT, events.journal.batch(1))
+            .await
+            .expect("an event")
+            .remove(0)
     }
 
     /// The next event in the journal of this unit.

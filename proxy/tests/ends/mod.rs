@@ -251,7 +251,7 @@ impl End {
 
     /// The next event; there must be one soon.
     pub async fn event(&mut self) -> Event {
-        soon(self.events.batch(1)).await.remove(0)
+        soon(self.events.journal.batch(1)).await.remove(0)
     }
 }
 

@@ -180,6 +180,7 @@ impl Copy {
             tries: 1,
             status: exchanged.ok().flatten().unwrap_or_default(),
             error: "",
+            endpoint: Some(&self.endpoint),
             route: &self.call.1,
             flag: "mirrored",
         };

@@ -156,7 +156,7 @@ fn nobody_there_is_503() {
         let reply = client.until("no connection to the service\n").await;
         assert!(reply.starts_with("HTTP/1.1 503 "), "{reply}");
         assert_eq!(field(&reply, "x-hostmesh-error"), Some("connect-failure"));
-        let events = events.lock().await.batch(8).await;
+        let events = events.lock().await.journal.batch(8).await;
         let mine = events.iter().filter(|event| event.unit == "orders.service");
         let tries: Vec<_> = mine.map(|event| (event.kind, event.tries)).collect();
         assert_eq!(
