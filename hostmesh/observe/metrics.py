@@ -24,7 +24,7 @@ from hostmesh.wire.proxy_control import Stats, TrafficCount
 MAX_PEERS = 256
 MAX_SCRAPES = 16
 _PAUSE = 0.2
-_FLOW = ("direction", "source", "destination", "port", "protocol", "code")
+_FLOW = ("direction", "source", "destination", "route", "port", "protocol", "code")
 Flow = tuple[str, ...]
 
 
@@ -192,7 +192,7 @@ def flows(rows: Iterable[TrafficCount]) -> dict[Flow, _Sum]:
         known.add(peer)
         there = row.service or peer
         source, destination = (row.unit, there) if row.direction == "outbound" else (peer, row.unit)
-        flow = (row.direction, source, destination, str(row.port), row.protocol, row.code_class)
+        flow = (row.direction, source, destination, row.route, str(row.port), row.protocol, row.code_class)
         sums.setdefault(flow, _Sum()).add(row)
     return sums
 
@@ -215,6 +215,7 @@ def _proxy(stats: Stats) -> Iterator[Metric]:
     for rule, number in sorted(stats.denied.items()):
         denied.add_metric((rule,), number)
     yield denied
+    yield _flags(stats.flags)
     yield _tls_failures(stats.tls_failures)
     told = "Spans that did not reach the collector, by why"
     spans = CounterMetricFamily("hostmesh_traces_dropped", told, labels=("reason",))
@@ -225,6 +226,16 @@ def _proxy(stats: Stats) -> Iterator[Metric]:
     for name, number in sorted(stats.gauges.items()):
         family = CounterMetricFamily if name in _PROXY_COUNTERS else GaugeMetricFamily
         yield family(f"hostmesh_proxy_{name}", _PROXY_HELP.get(name, "What the proxy says of itself"), value=number)
+
+
+def _flags(flags: dict[str, dict[str, dict[str, int]]]) -> Metric:
+    told = "What was done to requests and connections, in one word: see docs/operations.md"
+    metric = CounterMetricFamily("hostmesh_flags", told, labels=("unit", "service", "flag"))
+    for unit, services in sorted(flags.items()):
+        for service, words in sorted(services.items()):
+            for flag, number in sorted(words.items()):
+                metric.add_metric((unit, service, flag), number)
+    return metric
 
 
 def _tls_failures(failures: dict[str, dict[str, int]]) -> Metric:

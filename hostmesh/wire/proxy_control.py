@@ -115,7 +115,8 @@ class TrafficCount(Struct):
     """One row of counters. All counts are since the proxy's start; a reload is none, all processes count together.
 
     direction: inbound | outbound | local. peer: SPIFFE ID, ``plaintext`` or ``passthrough``. code_class: 2xx … 5xx for
-    HTTP, ``ok``/``error`` for TCP, ``denied`` for refusals. ``buckets``: counts, not cumulative, of the durations up to
+    HTTP, ``ok``/``error`` for TCP, ``denied`` for refusals. ``route``: the one of the service's policy that was taken, seen
+    from the caller's side; empty: none. ``buckets``: counts, not cumulative, of the durations up to
     each of `Stats.bounds_us`, and one more for the rest.
     """
 
@@ -132,6 +133,7 @@ class TrafficCount(Struct):
     bytes_out: int
     duration_us_sum: int
     buckets: list[int]
+    route: str = ""
 
 
 class Circuit(Struct):
@@ -154,7 +156,8 @@ class Stats(Struct, tag_field="type", tag="stats"):
     """Proxy: counters. ``denied`` maps rule to count; ``gauges``: connections, streams, pools, workers, memory.
 
     ``tls_failures``: side (the proxy's own: client | server) to reason to count. ``traces_dropped``: spans that did not
-    reach the collector, reason to count. ``circuits``: by service.
+    reach the collector, reason to count. ``circuits``: by service. ``flags``: what was done to requests and connections:
+    unit, service, flag, number.
     """
 
     id: int
@@ -165,6 +168,7 @@ class Stats(Struct, tag_field="type", tag="stats"):
     tls_failures: dict[str, dict[str, int]] = {}
     traces_dropped: dict[str, int] = {}
     circuits: dict[str, Circuit] = {}
+    flags: dict[str, dict[str, dict[str, int]]] = {}
 
 
 class Event(Struct):

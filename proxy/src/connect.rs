@@ -47,6 +47,18 @@ impl fmt::Display for ConnectError {
 
 impl std::error::Error for ConnectError {}
 
+impl ConnectError {
+    /// What a request is answered that cannot go on.
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Unreachable(_) => Fault::Connect,
+            Self::Denied => Fault::Denied,
+            Self::NotReady => Fault::Internal,
+            Self::BreakerOpen(_) => Fault::BreakerOpen,
+        }
+    }
+}
+
 impl From<io::Error> for ConnectError {
     fn from(error: io::Error) -> Self {
         Self::Unreachable(error.to_string())

@@ -31,7 +31,7 @@ use crate::generations::{Generation, memory};
 use crate::identity::SvidStore;
 use crate::persist::Saver;
 use crate::shared::{Refused, Shared};
-use crate::stats::{BOUNDS_US, Gauge, TlsFailures, TrafficCount};
+use crate::stats::{BOUNDS_US, Flags, Gauge, TlsFailures, TrafficCount};
 use crate::tap;
 use crate::told::Level;
 use crate::unix_socket::accept;
@@ -86,6 +86,7 @@ enum Answer<'a> {
         id: i64,
         bounds_us: &'a [u64],
         traffic: Vec<TrafficCount>,
+        flags: Flags,
         denied: BTreeMap<String, u64>,
         gauges: BTreeMap<String, i64>,
         tls_failures: TlsFailures,
@@ -435,6 +436,7 @@ impl Control {
             id,
             bounds_us: &BOUNDS_US,
             traffic: all.traffic,
+            flags: all.flags,
             denied: all.denied,
             gauges: all.gauges,
             tls_failures: all.tls_failures,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ::http::StatusCode;
 use hostmesh_proxy_core::authorize::RULE_UNKNOWN_UNIT;
 use hostmesh_proxy_core::config::{Config, Port, Unit};
+use hostmesh_proxy_core::flag::Flag;
 use tokio::time::Instant;
 
 use crate::deliver;
@@ -79,7 +80,7 @@ async fn http(worker: &Rc<Worker>, config: Arc<Config>, call: Call, about: About
             let who = Who::Identity(about.peer.clone());
             http::inbound::serve(worker.clone(), config, about, who, Stream::Wire(Box::new(stream))).await;
         }
-        Err(error) => about.failed(worker, begun, error.to_string()),
+        Err(error) => about.failed(worker, begun, None, error.to_string()),
     }
 }
 
@@ -96,7 +97,7 @@ async fn deliver(
     let application = match opened.unless_denied(connect).await {
         Some(Ok(application)) => application,
         Some(Err(error)) => {
-            opened.failed(&about, error.to_string());
+            opened.failed(&about, Flag::ConnectFailure, error.to_string());
             return call.refuse(StatusCode::SERVICE_UNAVAILABLE);
         }
         None => return call.refuse(StatusCode::FORBIDDEN),
@@ -106,6 +107,6 @@ async fn deliver(
             let relayed = tcp::relay(application, Stream::Wire(Box::new(stream)), None, opened.denied()).await;
             opened.ended(&about, rule, &relayed.reversed());
         }
-        Err(error) => opened.failed(&about, error.to_string()),
+        Err(error) => opened.failed(&about, Flag::ConnectFailure, error.to_string()),
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use hostmesh_proxy_core::authorize::RULE_UNKNOWN_UNIT;
 use hostmesh_proxy_core::balance::hash::source_key;
 use hostmesh_proxy_core::config::{Balance, Destination, Endpoint, HashOn, Port, Service, ServicePort, Unit};
+use hostmesh_proxy_core::flag::Flag;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -84,8 +85,12 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         Destination::LocalUnit { unit, port } => call.local_unit(tcp, unit, port).await,
         Destination::UndeclaredPort(service) => {
             let message = format!("{} has no port {}", service.name, called.port());
-            call.about("", &service.name, called.port(), "tcp")
-                .failed(&call.connector.worker, call.begun, message);
+            call.about("", &service.name, called.port(), "tcp").failed(
+                &call.connector.worker,
+                call.begun,
+                Some(Flag::NoRoute),
+                message,
+            );
             sockopt::abort(tcp);
         }
         Destination::Passthrough if called.port() == DNS => call.names(tcp).await,
@@ -165,7 +170,8 @@ impl Outgoing {
             Err(error) => {
                 if let Some((peer, error)) = error {
                     let message = format!("{}:{}: {error}", service.name, port.port);
-                    opened.failed(&About { peer, ..about }, message);
+                    let flag = error.fault().flag();
+                    opened.failed(&About { peer, ..about }, flag, message);
                 }
                 sockopt::abort(tcp);
             }
@@ -255,7 +261,7 @@ impl Outgoing {
                 opened.ended(&about, &rule, &relayed);
             }
             Some(Err(error)) => {
-                opened.failed(&about, error.to_string());
+                opened.failed(&about, Flag::ConnectFailure, error.to_string());
                 sockopt::abort(tcp);
             }
             None => sockopt::abort(tcp),
@@ -275,7 +281,7 @@ impl Outgoing {
         let Connector { worker, unit, .. } = &self.connector;
         if let Err(error) = dns::serve_tcp(tcp, self.called, unit, &worker.shared, &worker.stats).await {
             let about = self.about("passthrough", NO_SERVICE, DNS, "dns");
-            about.failed(worker, self.begun, format!("names from {}: {error}", self.called));
+            about.failed(worker, self.begun, None, format!("names from {}: {error}", self.called));
         }
     }
 
@@ -294,7 +300,7 @@ impl Outgoing {
                 opened.ended(&about, &rule, &relayed);
             }
             Err(error) => {
-                opened.failed(&about, format!("{}: {error}", self.called));
+                opened.failed(&about, Flag::ConnectFailure, format!("{}: {error}", self.called));
                 sockopt::abort(tcp);
             }
         }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use hostmesh_proxy_core::authorize;
+use hostmesh_proxy_core::flag::Flag;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -70,7 +71,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
             opened.ended(&about, &rule, &relayed);
         }
         Some(Err(error)) => {
-            opened.failed(&about, error.to_string());
+            opened.failed(&about, Flag::ConnectFailure, error.to_string());
             sockopt::abort(tcp);
         }
         None => sockopt::abort(tcp),

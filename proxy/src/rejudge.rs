@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{self, Decision, RULE_UNKNOWN_UNIT, Target, Verdict};
 use hostmesh_proxy_core::config::{Config, Unit};
+use hostmesh_proxy_core::flag::Flag;
 use tokio::time::Instant;
 
 use crate::events::Event;
@@ -201,11 +202,11 @@ impl Opened {
     }
 
     /// It came to nothing: counts and records it.
-    pub fn failed(&self, about: &About, message: String) {
+    pub fn failed(&self, about: &About, flag: Flag, message: String) {
         if let Some(trace) = &self.trace {
             trace.failed(&self.worker, about, self.begun, message.clone());
         }
-        about.failed(&self.worker, self.begun, message);
+        about.failed(&self.worker, self.begun, Some(flag), message);
     }
 
     /// It is over: counts and records it, in the journal of `about` and in that of who denied it.
@@ -242,9 +243,9 @@ impl Denial {
     pub fn tell(&self, worker: &Worker, begun: Instant, sent: u64, received: u64) {
         let (about, rule) = (&self.about, &self.decision.rule);
         worker.stats.denied(rule);
-        about
-            .row(worker)
-            .record(CodeClass::Denied, micros(begun), sent, received, 0);
+        let row = about.row(worker);
+        row.record(CodeClass::Denied, micros(begun), sent, received, 0);
+        row.flagged(Flag::Denied);
         let event = about.event("denied", "deny", rule, self.message.clone());
         worker.shared.events.emit(Event {
             duration_us: micros(begun),

@@ -4,153 +4,23 @@
 //! atomics. Only the control thread reads across workers. The number of rows is bounded: later ones count as `other`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-
-use serde::{Deserialize, Serialize};
-
-use crate::circuits::CircuitCount;
-use crate::words::{self, Word};
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::peer::Reason;
 
-/// Upper bounds of the histogram's buckets in microseconds, 100 us to 60 s; one more bucket counts the rest.
-pub const BOUNDS_US: [u64; 16] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 5_000_000,
-    20_000_000, 60_000_000,
-];
+mod collected;
+mod row;
+
+pub use collected::{Collected, Flags, TlsFailures, TrafficCount, add_failures, add_flags};
+use collected::{add_row, add_row_flags};
+pub use row::{BOUNDS_US, CodeClass, Key, Row};
 
 /// Rows (without their code classes) at most; what comes later counts in a row whose names are `other`.
 pub const MAX_SERIES: usize = 4096;
 
 /// Rules in the count of refusals at most; what comes later counts as `other`.
 pub const MAX_RULES: usize = 4096;
-
-/// What a row of counters is about.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// The unit of this host.
-    pub unit: String,
-    /// inbound | outbound | local.
-    pub direction: &'static str,
-    /// SPIFFE ID of the other side, `plaintext` or `passthrough`.
-    pub peer: String,
-    /// The service called.
-    pub service: String,
-    /// The port called.
-    pub port: u16,
-    /// http | tcp | dns …
-    pub protocol: &'static str,
-}
-
-impl Key {
-    fn other(direction: &'static str) -> Self {
-        let other = || "other".to_owned();
-        Self {
-            unit: other(),
-            direction,
-            peer: other(),
-            service: other(),
-            port: 0,
-            protocol: "other",
-        }
-    }
-}
-
-/// How it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum CodeClass {
-    /// HTTP 1xx.
-    Informational,
-    /// HTTP 2xx.
-    Success,
-    /// HTTP 3xx.
-    Redirect,
-    /// HTTP 4xx.
-    ClientError,
-    /// HTTP 5xx.
-    ServerError,
-    /// A TCP connection that ended well.
-    Ok,
-    /// A TCP connection that failed, or a request without an answer.
-    Error,
-    /// Refused by policy.
-    Denied,
-}
-
-const CLASSES: [&str; 8] = ["1xx", "2xx", "3xx", "4xx", "5xx", "ok", "error", "denied"];
-
-impl CodeClass {
-    /// The class that HTTP has for a status of gRPC (grpc/doc/statuscodes.md): whose doing it was, the caller's or the
-    /// server's.
-    pub fn of_grpc(status: u16) -> Self {
-        match status {
-            0 => Self::Success,
-            1 | 3 | 5..=7 | 8..=11 | 16 => Self::ClientError,
-            _ => Self::ServerError,
-        }
-    }
-
-    /// Is it nobody's but the server's, or was there no answer?
-    pub fn is_failure(self) -> bool {
-        matches!(self, Self::ServerError | Self::Error)
-    }
-
-    /// The class of an HTTP status; what is none counts as [`CodeClass::Error`].
-    pub fn of_status(status: u16) -> Self {
-        match status {
-            100..=199 => Self::Informational,
-            200..=299 => Self::Success,
-            300..=399 => Self::Redirect,
-            400..=499 => Self::ClientError,
-            500..=599 => Self::ServerError,
-            _ => Self::Error,
-        }
-    }
-}
-
-#[derive(Default)]
-struct Cell {
-    count: AtomicU64,
-    retries: AtomicU64,
-    bytes_in: AtomicU64,
-    bytes_out: AtomicU64,
-    duration_us_sum: AtomicU64,
-    buckets: [AtomicU64; BOUNDS_US.len() + 1],
-}
-
-/// One row of a worker: a cell for each code class that occurred.
-pub struct Row {
-    key: Key,
-    cells: [OnceLock<Box<Cell>>; CLASSES.len()],
-}
-
-impl Row {
-    fn new(key: Key) -> Self {
-        Self {
-            key,
-            cells: Default::default(),
-        }
-    }
-
-    /// Counts one request or connection.
-    pub fn record(&self, class: CodeClass, duration_us: u64, bytes_in: u64, bytes_out: u64, retries: u64) {
-        let cell = self.cells[class as usize].get_or_init(Box::default);
-        cell.count.fetch_add(1, Relaxed);
-        cell.duration_us_sum.fetch_add(duration_us, Relaxed);
-        cell.buckets[BOUNDS_US.partition_point(|&bound| bound < duration_us)].fetch_add(1, Relaxed);
-        for (counter, by) in [
-            (&cell.bytes_in, bytes_in),
-            (&cell.bytes_out, bytes_out),
-            (&cell.retries, retries),
-        ] {
-            if by != 0 {
-                counter.fetch_add(by, Relaxed);
-            }
-        }
-    }
-}
 
 /// Process-wide levels, summed over the workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,9 +63,6 @@ const GAUGES: [&str; 11] = [
     "mirrored",
     "mirror_dropped",
 ];
-
-/// Side (ours: client | server), reason, number.
-pub type TlsFailures = BTreeMap<String, BTreeMap<String, u64>>;
 
 /// One worker's counters.
 #[derive(Default)]
@@ -260,6 +127,7 @@ impl Stats {
     /// All counters: rows sorted by key, refusals by rule, gauges by name, TLS failures by side and reason.
     pub fn collect(&self) -> Collected {
         let mut traffic = BTreeMap::<(Key, usize), TrafficCount>::new();
+        let mut flags = Flags::new();
         let mut denied = BTreeMap::<String, u64>::new();
         let mut gauges = BTreeMap::<String, i64>::new();
         let mut tls_failures = TlsFailures::new();
@@ -267,6 +135,7 @@ impl Stats {
         for shard in &shards {
             for row in lock(&shard.rows).values() {
                 add_row(&mut traffic, row);
+                add_row_flags(&mut flags, row);
             }
             for (rule, count) in lock(&shard.denied).iter() {
                 *denied.entry(rule.clone()).or_default() += count;
@@ -278,38 +147,12 @@ impl Stats {
         }
         Collected {
             traffic: traffic.into_values().collect(),
+            flags,
             denied,
             gauges,
             tls_failures,
             traces_dropped: BTreeMap::new(),
             circuits: BTreeMap::new(),
-        }
-    }
-}
-
-/// Adds what others counted.
-pub fn add_failures(sum: &mut TlsFailures, more: &TlsFailures) {
-    for (side, reasons) in more {
-        let sum = sum.entry(side.clone()).or_default();
-        for (reason, count) in reasons {
-            *sum.entry(reason.clone()).or_default() += count;
-        }
-    }
-}
-
-fn add_row(traffic: &mut BTreeMap<(Key, usize), TrafficCount>, row: &Row) {
-    for (class, cell) in row.cells.iter().enumerate() {
-        let Some(cell) = cell.get() else { continue };
-        let count = traffic
-            .entry((row.key.clone(), class))
-            .or_insert_with(|| TrafficCount::new(&row.key, CLASSES[class]));
-        count.count += cell.count.load(Relaxed);
-        count.retries += cell.retries.load(Relaxed);
-        count.bytes_in += cell.bytes_in.load(Relaxed);
-        count.bytes_out += cell.bytes_out.load(Relaxed);
-        count.duration_us_sum += cell.duration_us_sum.load(Relaxed);
-        for (sum, bucket) in count.buckets.iter_mut().zip(&cell.buckets) {
-            *sum += bucket.load(Relaxed);
         }
     }
 }
@@ -380,66 +223,6 @@ impl Stats {
 /// A poisoned counter is still a counter: nothing here leaves a value half written.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What [`Stats::collect`] gives.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Collected {
-    /// Rows of traffic.
-    pub traffic: Vec<TrafficCount>,
-    /// Refusals by rule.
-    pub denied: BTreeMap<String, u64>,
-    /// Levels by name.
-    pub gauges: BTreeMap<String, i64>,
-    /// Wire connections that came to nothing or were ended.
-    pub tls_failures: TlsFailures,
-    /// Spans that did not reach the collector, by reason.
-    pub traces_dropped: BTreeMap<String, u64>,
-    /// By service, where its policy has a breaker or retries.
-    pub circuits: BTreeMap<String, CircuitCount>,
-}
-
-/// `TrafficCount` of `hostmesh/wire/proxy_control.py`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)] // the fields are documented at the contract
-pub struct TrafficCount {
-    pub unit: String,
-    #[serde(deserialize_with = "words::known")]
-    pub direction: Word,
-    pub peer: String,
-    pub service: String,
-    pub port: u16,
-    #[serde(deserialize_with = "words::known")]
-    pub protocol: Word,
-    #[serde(deserialize_with = "words::known")]
-    pub code_class: Word,
-    pub count: u64,
-    pub retries: u64,
-    pub bytes_in: u64,
-    pub bytes_out: u64,
-    pub duration_us_sum: u64,
-    pub buckets: Vec<u64>,
-}
-
-impl TrafficCount {
-    fn new(key: &Key, code_class: &'static str) -> Self {
-        Self {
-            unit: key.unit.clone(),
-            direction: key.direction,
-            peer: key.peer.clone(),
-            service: key.service.clone(),
-            port: key.port,
-            protocol: key.protocol,
-            code_class,
-            count: 0,
-            retries: 0,
-            bytes_in: 0,
-            bytes_out: 0,
-            duration_us_sum: 0,
-            buckets: vec![0; BOUNDS_US.len() + 1],
-        }
-    }
 }
 
 #[cfg(test)]

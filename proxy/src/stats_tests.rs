@@ -8,6 +8,7 @@ fn key(peer: &str) -> Key {
         direction: "inbound",
         peer: peer.into(),
         service: "inventory".into(),
+        route: String::new(),
         port: 8080,
         protocol: "http",
     }

@@ -1,15 +1,15 @@
 //! Words of fixed sets (`hostmesh/wire/proxy_control.py`), when they come from another process.
 
+use hostmesh_proxy_core::flag::Flag;
 use serde::{Deserialize, Deserializer};
 
-/// One of [`KNOWN`].
+/// One of [`KNOWN`], or a flag's.
 pub type Word = &'static str;
 
-/// Kinds, verdicts, directions, protocols, code classes and flags.
+/// Kinds, verdicts, directions, protocols and code classes.
 const KNOWN: &[Word] = &[
     "request",
     "connection",
-    "denied",
     "retry",
     "error",
     "wire",
@@ -34,33 +34,15 @@ const KNOWN: &[Word] = &[
     "4xx",
     "5xx",
     "ok",
-    "closed",
-    "bad-path",
-    "bad-request",
-    "bad-response",
     "breaker",
-    "breaker-open",
-    "connect-failure",
     "denied",
-    "ejected",
-    "fault",
-    "gone",
-    "mirrored",
-    "no-endpoint",
-    "no-route",
-    "no-token",
-    "bad-token",
-    "not-ready",
-    "redirected",
-    "reset",
-    "responded",
-    "slow-request",
-    "timeout",
     "",
 ];
 
 /// The word as this version has it; `other` for one that it has not.
 pub fn known<'de, D: Deserializer<'de>>(said: D) -> Result<Word, D::Error> {
     let said = String::deserialize(said)?;
-    Ok(KNOWN.iter().find(|word| **word == said).copied().unwrap_or("other"))
+    let flags = Flag::ALL.iter().map(|flag| flag.word());
+    let found = KNOWN.iter().copied().chain(flags).find(|word| *word == said);
+    Ok(found.unwrap_or("other"))
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use hostmesh_proxy_core::authorize::Decision;
 use hostmesh_proxy_core::balance::Loads;
 use hostmesh_proxy_core::config::{AccessLog, Unit};
+use hostmesh_proxy_core::flag::{self, Flag};
 use rustls::pki_types::UnixTime;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -274,13 +275,19 @@ pub struct About {
 }
 
 impl About {
-    /// Its counters.
+    /// Its counters, where no route of the called service's policy was taken.
     pub fn row(&self, worker: &Worker) -> Arc<Row> {
+        self.row_of(worker, "")
+    }
+
+    /// Its counters by this route.
+    pub fn row_of(&self, worker: &Worker, route: &str) -> Arc<Row> {
         worker.stats.handle(Key {
             unit: self.unit.unit.to_string(),
             direction: self.direction,
             peer: self.peer.to_string(),
             service: self.service.to_string(),
+            route: route.to_owned(),
             port: self.port,
             protocol: self.protocol,
         })
@@ -303,7 +310,9 @@ impl About {
     /// Counts and records a refusal.
     pub fn denied(&self, worker: &Worker, rule: &str, message: String) {
         worker.stats.denied(rule);
-        self.row(worker).record(CodeClass::Denied, 0, 0, 0, 0);
+        let row = self.row(worker);
+        row.record(CodeClass::Denied, 0, 0, 0, 0);
+        row.flagged(Flag::Denied);
         worker.shared.events.emit(self.event("denied", "deny", rule, message));
     }
 
@@ -323,11 +332,14 @@ impl About {
     }
 
     /// Counts and records a connection that came to nothing.
-    pub fn failed(&self, worker: &Worker, begun: Instant, message: String) {
-        self.row(worker).record(CodeClass::Error, micros(begun), 0, 0, 0);
+    pub fn failed(&self, worker: &Worker, begun: Instant, flag: Option<Flag>, message: String) {
+        let row = self.row(worker);
+        row.record(CodeClass::Error, micros(begun), 0, 0, 0);
+        flag.into_iter().for_each(|flag| row.flagged(flag));
         let event = self.event("error", "allow", "", message);
         worker.shared.events.emit(Event {
             duration_us: micros(begun),
+            flag: flag::word(flag),
             ..event
         });
     }

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use crate::flag::Flag;
 use crate::http1::{BodyError, Refused};
 use crate::retry::Failure;
 use crate::token::Doubt;
@@ -117,26 +118,31 @@ impl Fault {
         }
     }
 
+    /// As it is told and counted.
+    pub fn flag(self) -> Flag {
+        match self {
+            Self::BadRequest(_) | Self::BadRequestBody(_) => Flag::BadRequest,
+            Self::SlowRequest => Flag::SlowRequest,
+            Self::BadPath => Flag::BadPath,
+            Self::Denied => Flag::Denied,
+            Self::NoToken => Flag::NoToken,
+            Self::BadToken(_) => Flag::BadToken,
+            Self::NoEndpoint => Flag::NoEndpoint,
+            Self::Ejected => Flag::Ejected,
+            Self::NoRoute => Flag::NoRoute,
+            Self::BreakerOpen => Flag::BreakerOpen,
+            Self::Connect => Flag::ConnectFailure,
+            Self::Reset => Flag::Reset,
+            Self::BadResponse(_) | Self::BadResponseBody(_) => Flag::BadResponse,
+            Self::Timeout => Flag::Timeout,
+            Self::Gone => Flag::Gone,
+            Self::Internal => Flag::NotReady,
+        }
+    }
+
     /// The word in `x-hostmesh-error`.
     pub fn word(self) -> &'static str {
-        match self {
-            Self::BadRequest(_) | Self::BadRequestBody(_) => "bad-request",
-            Self::SlowRequest => "slow-request",
-            Self::BadPath => "bad-path",
-            Self::Denied => "denied",
-            Self::NoToken => "no-token",
-            Self::BadToken(_) => "bad-token",
-            Self::NoEndpoint => "no-endpoint",
-            Self::Ejected => "ejected",
-            Self::NoRoute => "no-route",
-            Self::BreakerOpen => "breaker-open",
-            Self::Connect => "connect-failure",
-            Self::Reset => "reset",
-            Self::BadResponse(_) | Self::BadResponseBody(_) => "bad-response",
-            Self::Timeout => "timeout",
-            Self::Gone => "gone",
-            Self::Internal => "not-ready",
-        }
+        self.flag().word()
     }
 
     /// What the caller may bring to be let in: the value of `WWW-Authenticate` (RFC 6750, section 3).

@@ -9,6 +9,7 @@ pub mod config;
 pub mod dns;
 pub mod error;
 pub mod fields;
+pub mod flag;
 pub mod glob;
 pub mod http1;
 pub mod http2;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Generation, memory};
 use crate::shared::Shared;
-use crate::stats::{Collected, TrafficCount, add_failures};
+use crate::stats::{Collected, TrafficCount, add_failures, add_flags};
 
 /// What a process from before says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -138,6 +138,7 @@ impl Collected {
         for (reason, count) in &other.traces_dropped {
             *self.traces_dropped.entry(reason.clone()).or_default() += count;
         }
+        add_flags(&mut self.flags, &other.flags);
         add_failures(&mut self.tls_failures, &other.tls_failures);
         for (service, circuit) in &other.circuits {
             self.circuits.entry(service.clone()).or_default().add(circuit);
@@ -155,6 +156,7 @@ impl Collected {
 
 fn key(row: &TrafficCount) -> impl Ord + use<> {
     let names = (row.unit.clone(), row.direction, row.peer.clone(), row.service.clone());
+    let names = (names, row.route.clone());
     (names, row.port, row.protocol, row.code_class)
 }
 
@@ -175,6 +177,7 @@ mod tests {
     use crate::circuits::CircuitCount;
     use crate::peer::Reason;
     use crate::stats::{CodeClass, Gauge, Key, Stats};
+    use hostmesh_proxy_core::flag::Flag;
 
     fn counted(requests: u64, connections: i64) -> Report {
         let stats = Stats::new();
@@ -184,11 +187,13 @@ mod tests {
             direction: "inbound",
             peer: "b".into(),
             service: "a".into(),
+            route: String::new(),
             port: 80,
             protocol: "http",
         });
         for _ in 0..requests {
             row.record(CodeClass::Success, 300, 1, 2, 0);
+            row.flagged(Flag::Timeout);
         }
         worker.denied("a.service.toml:7");
         worker.add(Gauge::Connections, connections);
@@ -221,6 +226,7 @@ mod tests {
         assert_eq!(all.traffic.len(), 1, "one row, whoever counted");
         assert_eq!(all.tls_failures["server"]["expired"], all.denied["a.service.toml:7"]);
         assert_eq!(all.traffic[0].buckets.iter().sum::<u64>(), all.traffic[0].count);
+        assert_eq!(all.flags["a.service"]["a"]["timeout"], all.traffic[0].count);
         let circuit = &all.circuits["a"];
         assert_eq!(circuit.refused["pending"], all.traffic[0].count);
         let there = 1 + sums.there().len() as u32;

@@ -11,6 +11,7 @@ use hostmesh_proxy_core::balance::hash;
 use hostmesh_proxy_core::config::{Balance, Endpoint, Retries, Service};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::fields::{Changes, FieldEdits};
+use hostmesh_proxy_core::flag::Flag;
 use hostmesh_proxy_core::retry::{self, Failure};
 use hostmesh_proxy_core::route::{Action, Route as PolicyRoute};
 use hostmesh_proxy_core::trace::Outgoing;
@@ -25,7 +26,6 @@ use super::traced::{Attempt, Part, Traced};
 use crate::breaker::{Permit, Room};
 use crate::connect::ConnectError;
 use crate::rejudge::Audited;
-use crate::words::Word;
 use crate::worker::Worker;
 
 /// What a route of the service's policy makes of a request.
@@ -68,7 +68,7 @@ pub struct Call<'a> {
     /// The route of the called service's policy.
     pub taken: Option<Rc<Taken>>,
     /// What was done to it, where it goes on all the same.
-    pub flag: Word,
+    pub flag: Option<Flag>,
     pub traced: Traced,
     /// The try under way.
     pub attempt: Option<Attempt>,
@@ -204,12 +204,7 @@ pub fn failure_of(answer: &dyn Answer, from_application: bool) -> Option<Failure
 }
 
 pub fn failed_connect(error: &ConnectError) -> Tried {
-    let fault = match error {
-        ConnectError::Unreachable(_) => Fault::Connect,
-        ConnectError::Denied => Fault::Denied,
-        ConnectError::NotReady => Fault::Internal,
-        ConnectError::BreakerOpen(_) => Fault::BreakerOpen,
-    };
+    let fault = error.fault();
     match fault.failure() {
         Some(failure) => Tried::Failed {
             fault,
@@ -254,12 +249,12 @@ pub fn status(failure: Failure) -> u16 {
 }
 
 /// The flag of such a try.
-pub fn word(failure: Failure) -> Word {
+pub fn flag(failure: Failure) -> Option<Flag> {
     match failure {
-        Failure::Status(_) | Failure::Grpc(_) => "",
-        Failure::Connect => Fault::Connect.word(),
-        Failure::Reset => Fault::Reset.word(),
-        Failure::TryTimeout => Fault::Timeout.word(),
+        Failure::Status(_) | Failure::Grpc(_) => None,
+        Failure::Connect => Some(Flag::ConnectFailure),
+        Failure::Reset => Some(Flag::Reset),
+        Failure::TryTimeout => Some(Flag::Timeout),
     }
 }
 

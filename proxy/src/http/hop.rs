@@ -63,7 +63,7 @@ impl Parties {
         let decision = &denial.decision;
         let tried = Entry {
             error: DENIED_THERE,
-            flag: decision.verdict.fault().map_or("", Fault::word),
+            flag: decision.verdict.fault().map(Fault::flag),
             ..*entry
         };
         self.caller.tried(worker, &tried);
@@ -73,7 +73,7 @@ impl Parties {
                 callee.account.judged(worker, &entry.of_callee(rule), decision);
                 let answered = decision.verdict.fault().filter(|_| entry.status == 0);
                 let (status, error) = answered.map_or((entry.status, DENIED_THERE), |fault| (fault.status(), ""));
-                let flag = answered.map_or("", Fault::word);
+                let flag = answered.map(Fault::flag);
                 self.caller.ended(
                     worker,
                     &Entry {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use hostmesh_proxy_core::authorize::{self, Caller, Request, Token};
 use hostmesh_proxy_core::config::{Config, Port, Timeouts};
 use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::flag::Flag;
 use hostmesh_proxy_core::http1::RequestEdits;
 use hostmesh_proxy_core::retry::is_idempotent;
 use hostmesh_proxy_core::trace::Outgoing;
@@ -29,7 +30,6 @@ use crate::deliver;
 use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
 use crate::tcp::Relayed;
-use crate::words::Word;
 use crate::worker::{About, Worker};
 
 /// Who calls.
@@ -143,7 +143,7 @@ impl Handler for Serving {
             error: "",
             endpoint: None,
             route: "",
-            flag: "",
+            flag: None,
         };
         served.account.judged(&self.worker, &entry, &decision);
         if let Some(fault) = decision.verdict.fault() {
@@ -151,7 +151,7 @@ impl Handler for Serving {
         }
         let Some(port) = unit.port(*port).filter(|port| port.protocol.is_read()).copied() else {
             let message = format!("port {port} speaks HTTP no more");
-            served.account.about.failed(&self.worker, arrived.begun, message);
+            served.account.about.failed(&self.worker, arrived.begun, None, message);
             return Next::Abort;
         };
         let trace = traced.to_application();
@@ -168,7 +168,7 @@ impl Handler for Serving {
     fn unreadable(&self, fault: Fault) {
         count_slow(&self.worker, fault);
         let about = &self.served.borrow().account.about;
-        about.failed(&self.worker, Instant::now(), fault.to_string());
+        about.failed(&self.worker, Instant::now(), Some(fault.flag()), fault.to_string());
     }
 
     async fn denied(&self, arrived: Arrived<'_>) -> Denial {
@@ -232,7 +232,7 @@ impl Serving {
                     error: "",
                     endpoint: None,
                     route: "",
-                    flag: "",
+                    flag: None,
                 };
                 served.account.judged(&self.worker, &entry, &decision);
             }
@@ -264,7 +264,7 @@ impl Serving {
             from_application: true,
             timeouts: served.config.timeouts,
         };
-        let record = |status: u16, error: &str, flag: Word| {
+        let record = |status: u16, error: &str, flag: Option<Flag>| {
             let entry = Entry {
                 status,
                 error,
@@ -278,7 +278,7 @@ impl Serving {
             let (mut up, is_used) = match self.connect(served, &port, fresh).await {
                 Ok(connected) => connected,
                 Err(error) => {
-                    record(503, &error.to_string(), Fault::Connect.word());
+                    record(503, &error.to_string(), Some(Flag::ConnectFailure));
                     return down.reply(Fault::Connect, &Fault::Connect.to_string()).await;
                 }
             };
@@ -296,7 +296,7 @@ impl Serving {
                     record(
                         fault.status(),
                         "the application took no request on its connection",
-                        fault.word(),
+                        Some(fault.flag()),
                     );
                     return down.reply(fault, &fault.to_string()).await;
                 }
@@ -308,11 +308,11 @@ impl Serving {
                     if let (true, Up::Http1(up)) = (upstream_clean, up) {
                         self.kept.borrow_mut().push(up);
                     }
-                    record(status, "", "");
+                    record(status, "", None);
                     return if downstream_clean { Next::Keep } else { Next::Close };
                 }
                 Ended::Upgraded => {
-                    record(101, "", "");
+                    record(101, "", None);
                     return up.into_tunnel();
                 }
                 Ended::Denied { status, denial } => {
@@ -326,7 +326,7 @@ impl Serving {
                     record(
                         status,
                         broken(&self.worker, by, "the application broke off its response"),
-                        "",
+                        None,
                     );
                     up.abort();
                     return Next::Abort;
@@ -335,7 +335,7 @@ impl Serving {
                     up.abort();
                     count_slow(&self.worker, fault);
                     let message = fault.to_string();
-                    record(fault.status(), &message, fault.word());
+                    record(fault.status(), &message, Some(fault.flag()));
                     return down.reply(fault, &message).await;
                 }
                 // Nothing here asks for another try.

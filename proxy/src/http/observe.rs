@@ -1,23 +1,26 @@
 //! Counts and records requests: one row of counters, and by the unit's access log one line.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{Decision, Verdict};
 use hostmesh_proxy_core::config::{AccessLog, Endpoint};
 use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::flag::{self, Flag};
 
 use super::down::{Arrived, BrokenBy};
 use super::traced::{Attempt, Part};
 use crate::events::Event;
 use crate::stats::{CodeClass, Gauge, Row};
 use crate::stream::DENIED_THERE;
-use crate::words::Word;
 use crate::worker::{About, Worker, micros};
 
 /// Requests of one kind: from whom to whom.
 pub struct Account {
     pub about: About,
     row: Arc<Row>,
+    /// The same by route, as they are taken.
+    routes: RefCell<Vec<Arc<Row>>>,
 }
 
 /// One request, as far as it is known.
@@ -39,7 +42,7 @@ pub struct Entry<'a> {
     /// The route that it took; empty if none fitted.
     pub route: &'a str,
     /// What was done to it, in one word (`x-hostmesh-error`'s, where it was answered by a proxy); empty if nothing was.
-    pub flag: Word,
+    pub flag: Option<Flag>,
 }
 
 impl<'a> Entry<'a> {
@@ -76,6 +79,7 @@ impl Account {
     pub fn new(worker: &Worker, about: About) -> Self {
         Self {
             row: about.row(worker),
+            routes: RefCell::default(),
             about,
         }
     }
@@ -83,7 +87,7 @@ impl Account {
     /// The request is over.
     pub fn ended(&self, worker: &Worker, entry: &Entry<'_>) {
         let duration = micros(entry.arrived.begun);
-        self.count(entry, duration);
+        self.count(worker, entry, duration);
         entry.part.ended(worker, &self.about, entry);
         let is_error = entry.class().is_failure() || !entry.error.is_empty();
         let wanted = match self.about.unit.access_log {
@@ -106,16 +110,31 @@ impl Account {
         match self.about.unit.access_log {
             AccessLog::All => self.ended(worker, entry),
             AccessLog::Errors | AccessLog::None => {
-                self.count(entry, micros(entry.arrived.begun));
+                self.count(worker, entry, micros(entry.arrived.begun));
                 entry.part.ended(worker, &self.about, entry);
             }
         }
     }
 
-    fn count(&self, entry: &Entry<'_>, duration: u64) {
+    fn count(&self, worker: &Worker, entry: &Entry<'_>, duration: u64) {
         let retries = u64::from(entry.tries.saturating_sub(1));
-        self.row
-            .record(entry.class(), duration, entry.sent(), entry.received(), retries);
+        let row = self.row(worker, entry.route);
+        row.record(entry.class(), duration, entry.sent(), entry.received(), retries);
+        entry.flag.into_iter().for_each(|flag| row.flagged(flag));
+    }
+
+    /// The counters of a route: asked for once a connection.
+    fn row(&self, worker: &Worker, route: &str) -> Arc<Row> {
+        if route.is_empty() {
+            return self.row.clone();
+        }
+        let mut routes = self.routes.borrow_mut();
+        if let Some(known) = routes.iter().find(|row| row.is_of(route)) {
+            return known.clone();
+        }
+        let row = self.about.row_of(worker, route);
+        routes.push(row.clone());
+        row
     }
 
     /// A try is over.
@@ -168,17 +187,12 @@ impl Account {
                 format!("{peer} {method} {path}: {why}")
             }
         };
-        if !decision.verdict.passes() {
-            self.row.record(
-                CodeClass::Denied,
-                micros(entry.arrived.begun),
-                entry.sent(),
-                entry.received(),
-                0,
-            );
-        }
         if let Some(fault) = decision.verdict.fault() {
-            let (rule, flag) = (&*decision.rule, fault.word());
+            let row = self.row(worker, entry.route);
+            let duration = micros(entry.arrived.begun);
+            row.record(CodeClass::Denied, duration, entry.sent(), entry.received(), 0);
+            row.flagged(fault.flag());
+            let (rule, flag) = (&*decision.rule, Some(fault.flag()));
             let status = if entry.status == 0 {
                 fault.status()
             } else {
@@ -201,7 +215,7 @@ impl Account {
         let is_late = !decision.verdict.passes() && entry.sent() > 0;
         worker.shared.events.emit(Event {
             rule: rule.to_owned(),
-            flag: decision.verdict.fault().map_or("", Fault::word),
+            flag: flag::word(decision.verdict.fault().map(Fault::flag)),
             duration_us: if is_late { micros(entry.arrived.begun) } else { 0 },
             ..event
         });
@@ -219,7 +233,7 @@ impl Account {
             trace_id: entry.part.span.trace_hex(),
             span_id: entry.part.span.span_hex(),
             route: entry.route.to_owned(),
-            flag: entry.flag,
+            flag: flag::word(entry.flag),
             endpoint: entry.endpoint.map(place).unwrap_or_default(),
             ..self.about.event(kind, verdict, entry.rule, message)
         }

@@ -26,8 +26,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::call::{
-    Call, Taken, Tried, describe, failed_connect, failure_of, hash_key, pause, status, stood_still, timed_out, until,
-    word,
+    Call, Taken, Tried, describe, failed_connect, failure_of, flag, hash_key, pause, status, stood_still, timed_out,
+    until,
 };
 use super::conn::Conn;
 use super::down::{Answer, Arrived, Downstream, Ended, Manner};
@@ -102,7 +102,7 @@ impl Handler for Calling {
         let Some(route) = self.refresh() else {
             let message = format!("there is no more HTTP at {}", self.called);
             let about = self.about(&self.route.borrow(), "".into());
-            about.failed(&self.worker, begun, message);
+            about.failed(&self.worker, begun, None, message);
             return Next::Abort;
         };
         let service = route.to.service().cloned();
@@ -114,7 +114,7 @@ impl Handler for Calling {
             arrived,
             retries: service.as_ref().and_then(|service| service.traffic.retries),
             taken: None,
-            flag: "",
+            flag: None,
             traced: Traced::begin(
                 &self.worker,
                 &route.connector.config,
@@ -152,8 +152,12 @@ impl Handler for Calling {
 
     fn unreadable(&self, fault: Fault) {
         count_slow(&self.worker, fault);
-        self.about(&self.route.borrow(), "".into())
-            .failed(&self.worker, Instant::now(), fault.to_string());
+        self.about(&self.route.borrow(), "".into()).failed(
+            &self.worker,
+            Instant::now(),
+            Some(fault.flag()),
+            fault.to_string(),
+        );
     }
 
     async fn denied(&self, arrived: Arrived<'_>) -> Denial {
@@ -263,7 +267,7 @@ impl Calling {
             let message = describe(failure);
             let entry = call.entry(status(failure), &message);
             parties.caller.retried(&self.worker, &entry);
-            let flag = word(failure);
+            let flag = flag(failure);
             parties.caller.tried(&self.worker, &Entry { flag, ..entry });
             parties.callee_ended(&self.worker, &entry);
             call.tried.extend(hop.endpoint.as_ref().map(|endpoint| endpoint.id));
@@ -413,7 +417,7 @@ impl Calling {
         message: &str,
     ) -> Next {
         let entry = Entry {
-            flag: fault.word(),
+            flag: Some(fault.flag()),
             ..call.entry(fault.status(), message)
         };
         match parties {

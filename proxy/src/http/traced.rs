@@ -213,8 +213,8 @@ impl Part<'_> {
         if !entry.rule.is_empty() {
             attributes.push(("hostmesh.rule", entry.rule.to_owned().into()));
         }
-        if !entry.flag.is_empty() {
-            attributes.push(("hostmesh.flag", entry.flag.into()));
+        if let Some(flag) = entry.flag {
+            attributes.push(("hostmesh.flag", flag.word().into()));
         }
         if !entry.route.is_empty() {
             attributes.push(("hostmesh.route", entry.route.to_owned().into()));
@@ -255,15 +255,15 @@ fn failure(entry: &Entry<'_>, kind: Kind) -> Option<Failure> {
     let least = if kind == Kind::Client { 400 } else { 500 };
     let is_failure = entry.class().is_failure() || entry.status >= least || !entry.error.is_empty();
     let word = |entry: &Entry<'_>| match (entry.flag, entry.status) {
-        ("", 200) => entry
+        (None, 200) => entry
             .arrived
             .progress
             .grpc_status
             .get()
             .map_or("_OTHER".into(), Value::from),
-        ("", 0) => Value::from("_OTHER"),
-        ("", status) => status.to_string().into(),
-        (flag, _) => flag.into(),
+        (None, 0) => Value::from("_OTHER"),
+        (None, status) => status.to_string().into(),
+        (Some(flag), _) => flag.word().into(),
     };
     is_failure.then(|| Failure {
         kind: word(entry),

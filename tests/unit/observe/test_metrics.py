@@ -49,7 +49,8 @@ def test_counters_of_proxy_kernel_and_agent() -> None:
     stats = Stats(
         id=1,
         bounds_us=[1000, 10000],
-        traffic=[row()],
+        traffic=[row(route="canary")],
+        flags={"orders.service": {"inventory": {"timeout": 14}}},
         denied={"f:3": 4},
         gauges={"connections": 5, "tls_handshakes": 6},
         tls_failures={"server": {"revoked": 8}, "client": {"expired": 9}},
@@ -63,10 +64,12 @@ def test_counters_of_proxy_kernel_and_agent() -> None:
     )
     flow = (
         ("code", "2xx"), ("destination", "inventory"), ("direction", "outbound"), ("port", "80"), ("protocol", "http"),
-        ("source", "orders.service"),
+        ("route", "canary"), ("source", "orders.service"),
     )  # fmt: skip
     assert found["hostmesh_requests_total", flow] == 10
     assert found["hostmesh_retries_total", flow] == 2
+    flag = (("flag", "timeout"), ("service", "inventory"), ("unit", "orders.service"))
+    assert found["hostmesh_flags_total", flag] == 14
     assert found["hostmesh_denied_total", (("rule", "f:3"),)] == 4
     assert found["hostmesh_proxy_connections", ()] == 5
     assert found["hostmesh_proxy_tls_handshakes_total", ()] == 6

@@ -70,7 +70,7 @@ impl Calling {
                 callee: Some(Rc::new(callee)),
             });
         };
-        let flag = fault.word();
+        let flag = Some(fault.flag());
         let entry = Entry {
             flag,
             ..call.entry(fault.status(), "")

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use hostmesh_proxy_core::authorize::{self, Caller, Request};
 use hostmesh_proxy_core::config::{Endpoint, Protocol};
 use hostmesh_proxy_core::fields::as_sent;
+use hostmesh_proxy_core::flag::Flag;
 use hostmesh_proxy_core::http1::{HeadScanner, RequestEdits, RequestHead, ResponseHead};
 use tokio::time::{Instant, timeout};
 
@@ -182,7 +183,7 @@ impl Copy {
             error: "",
             endpoint: Some(&self.endpoint),
             route: &self.call.1,
-            flag: "mirrored",
+            flag: Some(Flag::Mirrored),
         };
         self.account.copied(&worker, &entry);
     }

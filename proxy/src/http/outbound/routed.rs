@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use hostmesh_proxy_core::authorize::{Decision, Verdict};
 use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::flag::Flag;
 use hostmesh_proxy_core::route::{Choice, Respond, Then, View, choose};
 
 use super::Calling;
@@ -12,12 +13,6 @@ use crate::http::down::Downstream;
 use crate::http::observe::Entry;
 use crate::http::route::To;
 use crate::http::session::Next;
-use crate::words::Word;
-
-/// What an answer by policy is told as.
-const FAULT: Word = "fault";
-const REDIRECTED: Word = "redirected";
-const RESPONDED: Word = "responded";
 
 impl Calling {
     /// The unit may not call this: the client is told so. `None`: it may.
@@ -83,7 +78,7 @@ impl Calling {
             call.deadline = Some(call.arrived.begun + timeout);
         }
         if let Some(delay) = taken.delay {
-            call.flag = FAULT;
+            call.flag = Some(Flag::Fault);
             pause(delay, call.deadline).await;
             if call.is_late() {
                 return Some(self.fail(down, call, Fault::Timeout).await);
@@ -94,11 +89,11 @@ impl Calling {
             Then::Abort(status) => {
                 let fields = [("content-type", "text/plain; charset=utf-8")];
                 let body = "hostmesh: a fault by policy\n";
-                return Some(self.answer(down, call, FAULT, status, &fields, body).await);
+                return Some(self.answer(down, call, Flag::Fault, status, &fields, body).await);
             }
             Then::Redirect { status, location } => {
                 let fields = [("location", &*location)];
-                return Some(self.answer(down, call, REDIRECTED, status, &fields, "").await);
+                return Some(self.answer(down, call, Flag::Redirected, status, &fields, "").await);
             }
             Then::Respond(respond) => return Some(self.respond(down, call, respond).await),
         }
@@ -122,7 +117,7 @@ impl Calling {
             .iter()
             .map(|(name, value)| (&**name, &**value))
             .collect();
-        self.answer(down, call, RESPONDED, respond.status, &fields, &respond.body)
+        self.answer(down, call, Flag::Responded, respond.status, &fields, &respond.body)
             .await
     }
 
@@ -131,18 +126,22 @@ impl Calling {
         &self,
         down: &mut impl Downstream,
         call: &Call<'_>,
-        flag: Word,
+        flag: Flag,
         status: u16,
         fields: &[(&str, &str)],
         body: &str,
     ) -> Next {
         let entry = Entry {
-            flag,
+            flag: Some(flag),
             ..call.entry(status, "")
         };
         self.account(&call.route, "".into(), "outbound")
             .ended(&self.worker, &entry);
-        let fields: Vec<_> = fields.iter().copied().chain([("x-hostmesh-error", flag)]).collect();
+        let fields: Vec<_> = fields
+            .iter()
+            .copied()
+            .chain([("x-hostmesh-error", flag.word())])
+            .collect();
         down.answer(status, &fields, body).await
     }
 }
