@@ -1,7 +1,7 @@
 """Turns counters of proxy and kernel, and the agent's state, into Prometheus metrics on `/metrics`.
 
 Every metric's name, labels and help stand here. Labels are bounded: units, services and identities of the mesh,
-declared ports, classes of codes; of peers at most `MAX_PEERS` a unit, the rest is summed up as ``other``.
+declared ports, names of routes, classes of codes; how many sets of them there may be, the proxy holds to.
 """
 
 import socket
@@ -17,15 +17,17 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from hostmesh.observe.breakers import breakers
+from hostmesh.wire import proxy_control as wire
 from hostmesh.wire.proxy_control import Stats, TrafficCount
 
-MAX_PEERS = 256
 MAX_SCRAPES = 16
 _PAUSE = 0.2
 _FLOW = ("direction", "source", "destination", "route", "port", "protocol", "code")
 Flow = tuple[str, ...]
+_Bucket = tuple[str, float] | tuple[str, float, Exemplar]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Observed:
     counters: dict[str, float] = field(default_factory=dict)
 
 
-_AGENT_HELP = {
+AGENT_HELP = {
     "policy_errors": "Errors of the policies on disk; not zero: the plan of before is in force",
     "apply_failures": "Steps of the plan that could not be applied at the last run",
     "units": "Meshed units of this host",
@@ -66,13 +68,15 @@ _AGENT_HELP = {
 }
 
 
-_PROXY_HELP = {
+PROXY_HELP = {
     "connections": "Open connections",
     "streams": "Open streams of the wire",
     "pooled": "TLS connections in the pools",
     "workers": "Threads that carry traffic",
     "generations": "Processes that serve: one, and those from before a reload until their last connection ends",
     "memory_bytes": "Resident memory of all of them",
+    "series": "Sets of labels of hostmesh_requests_total that are kept",
+    "max_series": "How many there may be",
     "tls_handshakes": "TLS handshakes done",
     "dns_answered": "DNS queries of meshed units answered",
     "dns_forwarded": "DNS queries of meshed units passed on",
@@ -120,9 +124,9 @@ class MeshCollector(Collector):
         info.add_metric((seen.version,), 1)
         yield info
         for name, value in seen.agent.items():
-            yield GaugeMetricFamily(f"hostmesh_agent_{name}", _AGENT_HELP[name], value=value)
+            yield GaugeMetricFamily(f"hostmesh_agent_{name}", AGENT_HELP[name], value=value)
         for name, value in seen.counters.items():
-            yield CounterMetricFamily(f"hostmesh_agent_{name}", _AGENT_HELP[name], value=value)
+            yield CounterMetricFamily(f"hostmesh_agent_{name}", AGENT_HELP[name], value=value)
         yield _svids(seen.svids)
         yield from _key_sets(seen.key_sets)
         yield _kernel(seen.kernel)
@@ -167,6 +171,7 @@ class _Sum:
     bytes_out: int = 0
     duration_us: int = 0
     buckets: list[int] = field(default_factory=list)
+    exemplars: dict[int, wire.Exemplar] = field(default_factory=dict)
 
     def add(self, row: TrafficCount) -> None:
         self.count += row.count
@@ -177,21 +182,20 @@ class _Sum:
         if not self.buckets:
             self.buckets = [0] * len(row.buckets)
         self.buckets = [have + more for have, more in zip(self.buckets, row.buckets, strict=True)]
+        for exemplar in row.exemplars:
+            known = self.exemplars.get(exemplar.bucket, exemplar)
+            self.exemplars[exemplar.bucket] = max(known, exemplar, key=lambda one: one.time_ms)
 
 
 def flows(rows: Iterable[TrafficCount]) -> dict[Flow, _Sum]:
-    """The rows summed up by flow: source and destination by direction, peers bounded.
+    """The rows summed up by flow: source and destination by direction.
 
     A call between two units of this host has two rows: ``outbound`` the caller's, ``local`` the callee's.
     """
-    peers: dict[str, set[str]] = {}
     sums: dict[Flow, _Sum] = {}
     for row in rows:
-        known = peers.setdefault(row.unit, set())
-        peer = row.peer if row.peer in known or len(known) < MAX_PEERS else "other"
-        known.add(peer)
-        there = row.service or peer
-        source, destination = (row.unit, there) if row.direction == "outbound" else (peer, row.unit)
+        there = row.service or row.peer
+        source, destination = (row.unit, there) if row.direction == "outbound" else (row.peer, row.unit)
         flow = (row.direction, source, destination, row.route, str(row.port), row.protocol, row.code_class)
         sums.setdefault(flow, _Sum()).add(row)
     return sums
@@ -208,7 +212,7 @@ def _proxy(stats: Stats) -> Iterator[Metric]:
         retries.add_metric(flow, total.retries)
         received.add_metric(flow, total.bytes_in)
         sent.add_metric(flow, total.bytes_out)
-        duration.add_metric(flow, _cumulative(stats.bounds_us, total.buckets), total.duration_us / 1e6)
+        duration.add_metric(flow, _cumulative(stats.bounds_us, total), total.duration_us / 1e6)
     yield from (count, retries, received, sent, duration)
     told = "Refusals, by the rule that decided; in audit mode what would have been refused"
     denied = CounterMetricFamily("hostmesh_denied", told, labels=("rule",))
@@ -217,6 +221,8 @@ def _proxy(stats: Stats) -> Iterator[Metric]:
     yield denied
     yield _flags(stats.flags)
     yield _tls_failures(stats.tls_failures)
+    told = "What counted as other, or was asked for in vain, because max_series are kept"
+    yield CounterMetricFamily("hostmesh_series_dropped", told, value=stats.series_dropped)
     told = "Spans that did not reach the collector, by why"
     spans = CounterMetricFamily("hostmesh_traces_dropped", told, labels=("reason",))
     for reason, number in sorted(stats.traces_dropped.items()):
@@ -225,7 +231,7 @@ def _proxy(stats: Stats) -> Iterator[Metric]:
     yield from breakers(stats.circuits)
     for name, number in sorted(stats.gauges.items()):
         family = CounterMetricFamily if name in _PROXY_COUNTERS else GaugeMetricFamily
-        yield family(f"hostmesh_proxy_{name}", _PROXY_HELP.get(name, "What the proxy says of itself"), value=number)
+        yield family(f"hostmesh_proxy_{name}", PROXY_HELP.get(name, "What the proxy says of itself"), value=number)
 
 
 def _flags(flags: dict[str, dict[str, dict[str, int]]]) -> Metric:
@@ -250,12 +256,20 @@ def _tls_failures(failures: dict[str, dict[str, int]]) -> Metric:
     return metric
 
 
-def _cumulative(bounds_us: list[int], buckets: list[int]) -> list[tuple[str, float]]:
-    total, out = 0, []
-    for bound, count in zip([*(f"{bound / 1e6:g}" for bound in bounds_us), "+Inf"], buckets, strict=True):
+def _cumulative(bounds_us: list[int], sums: _Sum) -> list[_Bucket]:
+    total = 0
+    out: list[_Bucket] = []
+    bounds = [*(f"{bound / 1e6:g}" for bound in bounds_us), "+Inf"]
+    for number, (bound, count) in enumerate(zip(bounds, sums.buckets, strict=True)):
         total += count
-        out.append((bound, float(total)))
+        seen = sums.exemplars.get(number)
+        out.append((bound, float(total), _exemplar(seen)) if seen else (bound, float(total)))
     return out
+
+
+def _exemplar(seen: wire.Exemplar) -> Exemplar:
+    """Shown to who asks for OpenMetrics."""
+    return Exemplar({"trace_id": seen.trace_id}, seen.duration_us / 1e6, seen.time_ms / 1e3)
 
 
 class _Request(WSGIRequestHandler):

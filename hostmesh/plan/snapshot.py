@@ -44,6 +44,7 @@ def snapshot(  # noqa: PLR0917 the order of the flow
         zone=settings.zone,
         propagate=list(settings.traces.propagate),
         traces=_traces(settings, facts),
+        metrics=wire.Metrics(max_series=settings.metrics.max_series, expire_ms=settings.metrics.expire),
     )
     return msgspec.structs.replace(bare, revision=revision_of(bare))
 

@@ -9,7 +9,7 @@ from hostmesh.names import BadName, check_trust_domain, check_zone_name
 from hostmesh.policy.findings import Code, Findings
 from hostmesh.policy.read import Reader
 from hostmesh.policy.schema import Key, Table
-from hostmesh.policy.settings import Marks, Paths, Ports, Settings, Timeouts
+from hostmesh.policy.settings import Marks, Metrics, Paths, Ports, Settings, Timeouts
 from hostmesh.policy.source import Node, parse
 from hostmesh.policy.traces import read_traces
 
@@ -18,6 +18,7 @@ PLACE = "/etc/hostmesh/hostmesh.toml"
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\Z")
 _MAX_TABLE = 0x7FFF_FFFF
 _MAX_GROUP = 0xFFFF
+_MAX_SERIES = 1_000_000
 
 
 def _schema(name: str, *words: str) -> Table:
@@ -55,6 +56,7 @@ class _Reading:
             timeouts=self._timeouts(top.get("timeouts")),
             paths=self._paths(top.get("paths")),
             traces=read_traces(self.read, top.get("traces")),
+            metrics=self._metrics(top.get("metrics")),
         )
 
     def _trust_domain(self, node: Node | None, default: str) -> str:
@@ -94,7 +96,7 @@ class _Reading:
             self.read.bad(node, f"{text!r} is not an address", 'for example: "127.0.0.1"')
         return text
 
-    def _section(self, node: Node | None, section: type[Marks | Ports | Timeouts | Paths]) -> dict[str, Node]:
+    def _section(self, node: Node | None, section: type[Marks | Ports | Timeouts | Paths | Metrics]) -> dict[str, Node]:
         return self.read.table(node, _schema(section.__name__.lower(), *(field.name for field in fields(section))))
 
     def _ports(self, node: Node | None) -> Ports:
@@ -136,6 +138,13 @@ class _Reading:
         names = (field.name for field in fields(Timeouts))
         return Timeouts(**{name: self.read.duration_ms(table.get(name), getattr(default, name)) for name in names})
 
+    def _metrics(self, node: Node | None) -> Metrics:
+        table, default = self._section(node, Metrics), Metrics()
+        return Metrics(
+            max_series=self.read.integer(table.get("max_series"), default.max_series, 1, _MAX_SERIES),
+            expire=self.read.duration_ms(table.get("expire"), default.expire),
+        )
+
     def _paths(self, node: Node | None) -> Paths:
         table = self._section(node, Paths)
         values: dict[str, str] = {}
@@ -169,11 +178,14 @@ def render(settings: Settings) -> str:
             else []
         )
     text = "\n".join(top) + "\n"
-    sections = (("ports", str), ("marks", hex), ("timeouts", _duration), ("paths", quoted), ("traces", _value))
+    sections = (
+        ("ports", str), ("marks", hex), ("timeouts", _duration), ("paths", quoted), ("traces", _value),
+        ("metrics", str),
+    )  # fmt: skip
     for section, written in sections:
         mine, usual = getattr(settings, section), getattr(default, section)
         lines = [
-            f"{field.name} = {written(getattr(mine, field.name))}"
+            f"{field.name} = {_WRITTEN.get((section, field.name), written)(getattr(mine, field.name))}"
             for field in fields(mine)
             if getattr(mine, field.name) != getattr(usual, field.name)
         ]
@@ -201,3 +213,6 @@ def quoted(text: str) -> str:
     """The text as a basic string of TOML."""
     escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 0x20 or c in '"\\\x7f' else c for c in text)
     return f'"{escaped}"'
+
+
+_WRITTEN = {("metrics", "expire"): _duration}

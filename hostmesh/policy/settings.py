@@ -59,6 +59,17 @@ class Traces:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """How many series the proxy counts in, and after how many milliseconds a quiet one ends.
+
+    A series is a set of labels of `hostmesh_requests_total`: what comes beyond counts as ``other``.
+    """
+
+    max_series: int = 4000
+    expire: int = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
 class Paths:
     """Where things are on the host."""
 
@@ -89,3 +100,4 @@ class Settings:
     paths: Paths = field(default_factory=Paths)
     zone: str = ""
     traces: Traces = field(default_factory=Traces)
+    metrics: Metrics = field(default_factory=Metrics)

@@ -111,13 +111,22 @@ class Status(Struct, tag_field="type", tag="status"):
     retired: list[RetiredProxy] = []
 
 
+class Exemplar(Struct):
+    """The last recorded trace of a bucket, by its number. time: ms since the epoch."""
+
+    bucket: int
+    trace_id: str
+    duration_us: int
+    time_ms: int
+
+
 class TrafficCount(Struct):
     """One row of counters. All counts are since the proxy's start; a reload is none, all processes count together.
 
     direction: inbound | outbound | local. peer: SPIFFE ID, ``plaintext`` or ``passthrough``. code_class: 2xx … 5xx for
-    HTTP, ``ok``/``error`` for TCP, ``denied`` for refusals. ``route``: the one of the service's policy that was taken, seen
-    from the caller's side; empty: none. ``buckets``: counts, not cumulative, of the durations up to
-    each of `Stats.bounds_us`, and one more for the rest.
+    HTTP, ``ok``/``error`` for TCP, ``denied`` for refusals. ``route``: of the service's policy, as its caller took it;
+    empty: none. ``buckets``: counts, not cumulative, of the durations up to
+    each of `Stats.bounds_us`, and one more for the rest; ``exemplars``: of some of them.
     """
 
     unit: str
@@ -134,6 +143,7 @@ class TrafficCount(Struct):
     duration_us_sum: int
     buckets: list[int]
     route: str = ""
+    exemplars: list[Exemplar] = []
 
 
 class Circuit(Struct):
@@ -156,8 +166,8 @@ class Stats(Struct, tag_field="type", tag="stats"):
     """Proxy: counters. ``denied`` maps rule to count; ``gauges``: connections, streams, pools, workers, memory.
 
     ``tls_failures``: side (the proxy's own: client | server) to reason to count. ``traces_dropped``: spans that did not
-    reach the collector, reason to count. ``circuits``: by service. ``flags``: what was done to requests and connections:
-    unit, service, flag, number.
+    reach the collector, reason to count. ``circuits``: by service. ``flags``: what was done to requests and
+    connections: unit, service, flag, number. ``series_dropped``: what counted as ``other`` for want of room.
     """
 
     id: int
@@ -169,6 +179,7 @@ class Stats(Struct, tag_field="type", tag="stats"):
     traces_dropped: dict[str, int] = {}
     circuits: dict[str, Circuit] = {}
     flags: dict[str, dict[str, dict[str, int]]] = {}
+    series_dropped: int = 0
 
 
 class Event(Struct):

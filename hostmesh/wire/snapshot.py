@@ -357,6 +357,13 @@ class Traces(Struct):
     queue: int = 2048
 
 
+class Metrics(Struct):
+    """How many series of counters the proxy keeps: `Metrics` of `hostmesh/policy/settings.py`."""
+
+    max_series: int = 4000
+    expire_ms: int = 3_600_000
+
+
 class Snapshot(Struct):
     """All that the proxy knows. ``revision`` is the digest of the rest: equal content, equal revision."""
 
@@ -375,3 +382,4 @@ class Snapshot(Struct):
     zone: str = ""
     propagate: list[str] = msgspec.field(default_factory=lambda: ["w3c"])
     traces: Traces | None = None
+    metrics: Metrics = Metrics()

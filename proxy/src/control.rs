@@ -3,7 +3,6 @@
 //! Law: a message is carried out whole or refused with a reason and nothing changed. Workers never wait for this thread,
 //! and this thread never waits for an agent longer than a new one needs to take over.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +18,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::circuits::CircuitCount;
 use crate::events::{BATCH, Event, EventSource, QUEUE};
 use crate::fdstore::Named;
 use crate::frames::{Frames, frame, write};
@@ -31,7 +29,7 @@ use crate::generations::{Generation, memory};
 use crate::identity::SvidStore;
 use crate::persist::Saver;
 use crate::shared::{Refused, Shared};
-use crate::stats::{BOUNDS_US, Flags, Gauge, TlsFailures, TrafficCount};
+use crate::stats::{BOUNDS_US, Collected, Gauge};
 use crate::tap;
 use crate::told::Level;
 use crate::unix_socket::accept;
@@ -85,13 +83,8 @@ enum Answer<'a> {
     Stats {
         id: i64,
         bounds_us: &'a [u64],
-        traffic: Vec<TrafficCount>,
-        flags: Flags,
-        denied: BTreeMap<String, u64>,
-        gauges: BTreeMap<String, i64>,
-        tls_failures: TlsFailures,
-        traces_dropped: BTreeMap<String, u64>,
-        circuits: BTreeMap<String, CircuitCount>,
+        #[serde(flatten)]
+        all: Collected,
     },
     Events {
         events: &'a [Event],
@@ -419,6 +412,10 @@ impl Control {
     }
 
     fn stats(&self, id: i64) -> Answer<'static> {
+        if let Some(config) = self.shared.config() {
+            self.generations.expire(config.expire_series);
+        }
+        let series = &self.shared.stats.series;
         let mut all = self.shared.counts();
         let sums = self.generations.sums();
         sums.add_to(&mut all);
@@ -428,6 +425,8 @@ impl Control {
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         all.gauges.extend([
             ("generations".to_owned(), number(1 + there.len() as u64)),
+            ("series".to_owned(), number(series.count() as u64)),
+            ("max_series".to_owned(), number(series.most() as u64)),
             ("memory_bytes".to_owned(), number(of_all + memory())),
             ("troubles".to_owned(), number(told.all_troubles().len() as u64)),
             ("workers".to_owned(), number(self.shared.workers as u64)),
@@ -435,13 +434,7 @@ impl Control {
         Answer::Stats {
             id,
             bounds_us: &BOUNDS_US,
-            traffic: all.traffic,
-            flags: all.flags,
-            denied: all.denied,
-            gauges: all.gauges,
-            tls_failures: all.tls_failures,
-            traces_dropped: all.traces_dropped,
-            circuits: all.circuits,
+            all,
         }
     }
 }

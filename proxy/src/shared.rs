@@ -184,6 +184,7 @@ impl Shared {
             self.trust.store(Arc::new(trust));
         }
         self.lookups.keep(&config);
+        self.stats.series.limit(config.max_series);
         self.spans.keep(config.traces.as_ref().map_or(0, |traces| traces.queue));
         self.config.store(Some(Arc::new(config)));
         self.changes.send_modify(|count| *count += 1);

@@ -1,23 +1,27 @@
 //! Turns what workers record into exact counters, with nothing shared between workers on the way.
 //!
 //! Every worker has its own [`WorkerStats`]; a connection asks once for its [`Row`] and records into it with relaxed
-//! atomics. Only the control thread reads across workers. The number of rows is bounded: later ones count as `other`.
+//! atomics. Only the control thread reads across workers. How many
+//! series there may be [`Series`] knows: later ones count as `other`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::peer::Reason;
 
 mod collected;
+mod exemplar;
 mod row;
+mod series;
 
 pub use collected::{Collected, Flags, TlsFailures, TrafficCount, add_failures, add_flags};
-use collected::{add_row, add_row_flags};
+use collected::{add_flag_counts, add_row};
+pub use exemplar::add_exemplars;
+use row::FlagCounts;
 pub use row::{BOUNDS_US, CodeClass, Key, Row};
-
-/// Rows (without their code classes) at most; what comes later counts in a row whose names are `other`.
-pub const MAX_SERIES: usize = 4096;
+pub use series::Series;
 
 /// Rules in the count of refusals at most; what comes later counts as `other`.
 pub const MAX_RULES: usize = 4096;
@@ -67,7 +71,9 @@ const GAUGES: [&str; 11] = [
 /// One worker's counters.
 #[derive(Default)]
 struct Shard {
-    rows: Mutex<HashMap<Key, Arc<Row>>>,
+    rows: Mutex<HashMap<Arc<Key>, Arc<Row>>>,
+    /// By unit and service.
+    flags: Mutex<HashMap<(String, String), Arc<FlagCounts>>>,
     denied: Mutex<HashMap<String, u64>>,
     failures: Mutex<TlsFailures>,
     gauges: [AtomicI64; GAUGES.len()],
@@ -77,7 +83,8 @@ struct Shard {
 #[derive(Default)]
 pub struct Stats {
     shards: Mutex<Vec<Arc<Shard>>>,
-    series: Mutex<HashSet<Key>>,
+    /// How many there may be.
+    pub series: Arc<Series>,
     rules: Mutex<HashSet<String>>,
 }
 
@@ -135,7 +142,9 @@ impl Stats {
         for shard in &shards {
             for row in lock(&shard.rows).values() {
                 add_row(&mut traffic, row);
-                add_row_flags(&mut flags, row);
+            }
+            for (key, counts) in lock(&shard.flags).iter() {
+                add_flag_counts(&mut flags, key, counts);
             }
             for (rule, count) in lock(&shard.denied).iter() {
                 *denied.entry(rule.clone()).or_default() += count;
@@ -148,6 +157,7 @@ impl Stats {
         Collected {
             traffic: traffic.into_values().collect(),
             flags,
+            series_dropped: self.series.dropped(),
             denied,
             gauges,
             tls_failures,
@@ -158,16 +168,40 @@ impl Stats {
 }
 
 impl WorkerStats {
-    /// The row of this key: ask once a connection, keep it.
+    /// The row of this key: ask once a connection, keep it as long as that lasts.
     pub fn handle(&self, key: Key) -> Arc<Row> {
         let mut rows = lock(&self.shard.rows);
         if let Some(row) = rows.get(&key) {
             return row.clone();
         }
-        let key = self.all.admit(key);
-        rows.entry(key)
-            .or_insert_with_key(|key| Arc::new(Row::new(key.clone())))
-            .clone()
+        let other = Key::other(key.direction);
+        let other = match rows.get(&other) {
+            Some(other) => other.clone(),
+            None => self.open(&mut rows, other, None),
+        };
+        if rows.len() > self.all.series.most() {
+            self.all.series.drop_one();
+            return other;
+        }
+        self.open(&mut rows, key, Some(other))
+    }
+
+    fn open(&self, rows: &mut HashMap<Arc<Key>, Arc<Row>>, key: Key, other: Option<Arc<Row>>) -> Arc<Row> {
+        let flags = self.flag_counts(&key);
+        let key = Arc::new(key);
+        let row = Arc::new(Row::new(key.clone(), flags, self.all.series.clone(), other));
+        rows.insert(key, row.clone());
+        row
+    }
+
+    fn flag_counts(&self, key: &Key) -> Arc<FlagCounts> {
+        let mut flags = lock(&self.shard.flags);
+        let mut of = (key.unit.clone(), key.service.clone());
+        if flags.len() >= self.all.series.most() && !flags.contains_key(&of) {
+            of = ("other".to_owned(), "other".to_owned());
+        }
+        let none = || Arc::new([const { AtomicU64::new(0) }; _]);
+        flags.entry(of).or_insert_with(none).clone()
     }
 
     /// Counts a refusal by the rule that refused.
@@ -207,16 +241,18 @@ impl WorkerStats {
 }
 
 impl Stats {
-    fn admit(&self, key: Key) -> Key {
-        let mut series = lock(&self.series);
-        if series.contains(&key) {
-            key
-        } else if series.len() < MAX_SERIES {
-            series.insert(key.clone());
-            key
-        } else {
-            Key::other(key.direction)
+    /// Ends the series of those that were quiet for so long, which no connection has and which are not `kept`. They vanish:
+    /// to add their counts to `other` would look like traffic. Whose they were.
+    pub fn expire(&self, after: Duration, now: Instant, kept: impl Fn(&Key) -> bool) -> HashSet<Arc<Key>> {
+        let shards = lock(&self.shards).clone();
+        // All at once: nobody takes a row between the look at it and its end.
+        let mut rows: Vec<_> = shards.iter().map(|shard| lock(&shard.rows)).collect();
+        let known = rows.iter().flat_map(|rows| rows.iter()).filter(|(key, _)| !kept(key));
+        let over = self.series.expire(known, after, now);
+        for rows in &mut rows {
+            rows.retain(|key, _| !over.contains(key));
         }
+        over
     }
 }
 

@@ -1,5 +1,7 @@
 //! Counts are exact, and bounded in number.
 
+use hostmesh_proxy_core::flag::Flag;
+
 use super::*;
 
 fn key(peer: &str) -> Key {
@@ -44,26 +46,96 @@ fn four_threads_count_exactly() {
 }
 
 #[test]
-fn too_many_names_count_as_other() {
+fn what_has_no_room_counts_as_other_and_memory_is_bounded() {
     let stats = Stats::new();
-    let worker = stats.worker();
-    for i in 0..MAX_SERIES + 100 {
-        worker.handle(key(&i.to_string())).record(CodeClass::Ok, 1, 1, 1, 0);
-        worker.denied(&i.to_string());
+    stats.series.limit(50);
+    let workers = [stats.worker(), stats.worker()];
+    for i in 0..200 {
+        for worker in &workers {
+            let row = worker.handle(key(&i.to_string()));
+            row.record(CodeClass::Success, 1, 1, 1, 0);
+            row.record(CodeClass::ServerError, 1, 1, 1, 0);
+            row.flagged(Flag::Timeout);
+        }
     }
     let all = stats.collect();
-    assert_eq!(all.traffic.len(), MAX_SERIES + 1);
-    let other = all
-        .traffic
-        .iter()
-        .find(|row| row.peer == "other")
-        .expect("an overflow row");
-    assert_eq!(other.count, 100);
+    let (others, known): (Vec<_>, Vec<_>) = all.traffic.iter().partition(|row| row.peer == "other");
     assert_eq!(
-        all.traffic.iter().map(|row| row.count).sum::<u64>(),
-        (MAX_SERIES + 100) as u64
+        (known.len(), others.len()),
+        (50, 2),
+        "25 peers and `other`, two classes each"
     );
-    assert_eq!(all.denied["other"], 100);
+    assert!(
+        known.iter().all(|row| row.count == 2),
+        "one series, whichever worker counts"
+    );
+    assert_eq!(others.iter().map(|row| row.count).sum::<u64>(), 2 * 2 * 175);
+    assert!(all.series_dropped > 0);
+    let flags: u64 = all
+        .flags
+        .values()
+        .flat_map(BTreeMap::values)
+        .map(|words| words["timeout"])
+        .sum();
+    assert_eq!(flags, 2 * 200);
+    for worker in &workers {
+        assert!(lock(&worker.shard.rows).len() <= 51);
+    }
+    let rules = MAX_RULES + 100;
+    (0..rules).for_each(|i| workers[0].denied(&i.to_string()));
+    assert_eq!(stats.collect().denied["other"], 100);
+}
+
+#[test]
+fn who_is_quiet_makes_room_and_begins_at_zero() {
+    let (hour, begun) = (Duration::from_secs(3600), Instant::now());
+    let stats = Stats::new();
+    stats.series.limit(2);
+    let (one, two) = (stats.worker(), stats.worker());
+    let ask = |worker: &WorkerStats, peer: &str| worker.handle(key(peer)).record(CodeClass::Success, 1, 1, 1, 0);
+    let expire = |now: Instant| -> Vec<_> {
+        let over = stats.expire(hour, now, |_| false);
+        let mut peers: Vec<_> = over.iter().map(|key| key.peer.clone()).collect();
+        peers.sort();
+        peers
+    };
+    let open = one.handle(key("open"));
+    open.record(CodeClass::Success, 1, 1, 1, 0);
+    ask(&one, "quiet");
+    ask(&two, "quiet");
+    ask(&one, "late");
+    assert!(expire(begun).is_empty());
+    ask(&two, "quiet");
+    assert!(
+        !expire(begun + hour).contains(&"quiet".to_owned()),
+        "it was asked since, in another worker"
+    );
+    assert_eq!(expire(begun + 2 * hour), ["quiet"]);
+    let peers: Vec<_> = stats.collect().traffic.into_iter().map(|row| row.peer).collect();
+    assert_eq!(peers, ["open", "other"], "a connection has the one");
+    ask(&two, "late");
+    ask(&one, "quiet");
+    let all = stats.collect().traffic;
+    let counts: Vec<_> = all.iter().map(|row| (&*row.peer, row.count)).collect();
+    assert_eq!(counts, [("late", 1), ("open", 1), ("other", 2)]);
+    drop(open);
+    assert_eq!(expire(begun + 2 * hour + hour / 2), [] as [&str; 0]);
+    assert_eq!(stats.series.count(), 2);
+}
+
+#[test]
+fn the_last_trace_of_each_bucket_is_kept() {
+    let stats = Stats::new();
+    let row = stats.worker().handle(key("a"));
+    for (duration, trace) in [(50, 1), (60, 2), (2_000_000, 3)] {
+        row.record(CodeClass::Success, duration, 0, 0, 0);
+        row.exemplify(CodeClass::Success, duration, trace);
+    }
+    let all = stats.collect().traffic;
+    let seen = all[0].exemplars.iter();
+    let found: Vec<_> = seen.map(|one| (one.bucket, &*one.trace_id, one.duration_us)).collect();
+    let (second, third) = (format!("{:032x}", 2), format!("{:032x}", 3));
+    assert_eq!(found, [(0, &*second, 60), (13, &*third, 2_000_000)]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hostmesh.errors import PolicyError
 from hostmesh.policy.hostfile import load_settings, render
-from hostmesh.policy.settings import Marks, Paths, Ports, Settings, Timeouts, Traces
+from hostmesh.policy.settings import Marks, Metrics, Paths, Ports, Settings, Timeouts, Traces
 from hostmesh.policy.traces import Collector, collector_of
 
 FILE = "hostmesh.toml"
@@ -121,6 +121,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
         marks=st.sampled_from([Marks(), Marks(allowed=0x2000_0000), Marks(unit=0x7FF)]),
         ports=st.builds(Ports, wire=st.integers(20000, 30000)),
         timeouts=st.builds(Timeouts, stall=st.integers(1, 86_400_000)),
+        metrics=st.builds(Metrics, max_series=st.integers(1, 1_000_000), expire=st.integers(1, 86_400_000)),
         paths=st.builds(Paths, state=WORDS.map(lambda text: "/" + text)),
         traces=st.builds(
             Traces,

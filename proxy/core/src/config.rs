@@ -106,6 +106,10 @@ pub struct Config {
     pub propagate: Formats,
     /// Where spans go; none: nothing is recorded.
     pub traces: Option<Arc<Traces>>,
+    /// How many series of counters there may be.
+    pub max_series: usize,
+    /// A series that was quiet for so long ends.
+    pub expire_series: Duration,
     /// Which policies these are: set anew when it is put in force with others than those before ([`Config::follow`]).
     pub policies: u64,
     by_number: HashMap<u32, Arc<Unit>>,
@@ -134,6 +138,8 @@ impl Config {
             marks: snapshot.marks,
             listeners: snapshot.listeners,
             timeouts: compile::timeouts(snapshot.timeouts)?,
+            max_series: snapshot.metrics.max_series as usize,
+            expire_series: Duration::from_millis(snapshot.metrics.expire_ms),
             units: Vec::with_capacity(snapshot.units.len()),
             services: Vec::with_capacity(snapshot.services.len()),
             propagate: compile::propagate(&snapshot.propagate)?,

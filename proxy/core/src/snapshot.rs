@@ -33,6 +33,27 @@ pub struct Snapshot {
     pub propagate: Vec<String>,
     #[serde(default)]
     pub traces: Option<Traces>,
+    #[serde(default)]
+    pub metrics: Metrics,
+}
+
+/// How many series of counters there may be, and when a quiet one ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Metrics {
+    pub max_series: u32,
+    pub expire_ms: u64,
+}
+
+/// Those of `hostmesh/policy/settings.py`.
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            max_series: 4_000,
+            expire_ms: 3_600_000,
+        }
+    }
 }
 
 fn w3c() -> Vec<String> {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hostmesh_proxy_core::snapshot::Snapshot;
 use nix::unistd::getuid;
@@ -138,6 +138,11 @@ impl Generations {
         let stop = Rc::new(Message::Stop);
         self.tell(|| Order::Say(stop.clone()));
         while self.followers.join_next().await.is_some() {}
+    }
+
+    /// Ends the series of what was quiet for so long.
+    pub fn expire(&self, after: Duration) {
+        self.sums.borrow_mut().expire(&self.shared.stats, after, Instant::now());
     }
 
     /// What those from before counted.

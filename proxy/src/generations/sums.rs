@@ -3,13 +3,15 @@
 //! Law: each process reports all that it counted since its start; a report takes the place of the one before. So nothing
 //! counts twice, whoever leads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Generation, memory};
 use crate::shared::Shared;
-use crate::stats::{Collected, TrafficCount, add_failures, add_flags};
+use crate::stats::{Collected, Key, Stats, TrafficCount, add_exemplars, add_failures, add_flags};
+use crate::words::Word;
 
 /// What a process from before says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -51,6 +53,9 @@ pub struct Sums {
     ended: Collected,
     /// The last report of each of the others.
     reports: Vec<Entry>,
+    /// Since when nobody has ended.
+    #[serde(skip)]
+    quiet: Option<Instant>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -86,8 +91,34 @@ impl Sums {
             .into_iter()
             .partition(|entry| entry.generation == *generation);
         self.reports = left;
+        self.quiet = None;
         for Entry { report, .. } in ended {
             self.ended.add(&report.counts.without_levels());
+        }
+    }
+
+    /// Ends the series of what was quiet for so long, in this process (`own`) and in what is left of others at once, so
+    /// that no sum falls and goes on. What a process has that is there stays until that ends.
+    pub fn expire(&mut self, own: &Stats, after: Duration, now: Instant) {
+        let there = self.reports.iter().filter(|entry| entry.is_there);
+        let held: HashSet<_> = there
+            .flat_map(|entry| entry.report.counts.traffic.iter().map(TrafficCount::key))
+            .collect();
+        let over = own.expire(after, now, |key| held.contains(key));
+        let is_late = now.duration_since(*self.quiet.get_or_insert(now)) >= after;
+        let of_ended = self.ended.traffic.len();
+        if over.is_empty() && !is_late && of_ended <= own.series.most() {
+            return;
+        }
+        let still: HashSet<_> = own.collect().traffic.iter().map(TrafficCount::key).collect();
+        let is_known = |key: &Key| still.contains(key) || held.contains(key);
+        let stays = |key: &Key| is_known(key) || !(is_late || over.contains(key));
+        self.ended.traffic.retain(|row| stays(&row.key()));
+        if self.ended.traffic.len() > own.series.most() {
+            self.ended.traffic.retain(|row| is_known(&row.key()));
+        }
+        for entry in self.reports.iter_mut().filter(|entry| !entry.is_there) {
+            entry.report.counts.traffic.retain(|row| stays(&row.key()));
         }
     }
 
@@ -138,6 +169,7 @@ impl Collected {
         for (reason, count) in &other.traces_dropped {
             *self.traces_dropped.entry(reason.clone()).or_default() += count;
         }
+        self.series_dropped += other.series_dropped;
         add_flags(&mut self.flags, &other.flags);
         add_failures(&mut self.tls_failures, &other.tls_failures);
         for (service, circuit) in &other.circuits {
@@ -154,10 +186,8 @@ impl Collected {
     }
 }
 
-fn key(row: &TrafficCount) -> impl Ord + use<> {
-    let names = (row.unit.clone(), row.direction, row.peer.clone(), row.service.clone());
-    let names = (names, row.route.clone());
-    (names, row.port, row.protocol, row.code_class)
+fn key(row: &TrafficCount) -> (Key, Word) {
+    (row.key(), row.code_class)
 }
 
 fn add(sum: &mut TrafficCount, row: &TrafficCount) {
@@ -169,6 +199,7 @@ fn add(sum: &mut TrafficCount, row: &TrafficCount) {
     for (sum, bucket) in sum.buckets.iter_mut().zip(&row.buckets) {
         *sum += bucket;
     }
+    add_exemplars(&mut sum.exemplars, row.exemplars.iter().cloned());
 }
 
 #[cfg(test)]
@@ -176,7 +207,7 @@ mod tests {
     use super::*;
     use crate::circuits::CircuitCount;
     use crate::peer::Reason;
-    use crate::stats::{CodeClass, Gauge, Key, Stats};
+    use crate::stats::{CodeClass, Gauge};
     use hostmesh_proxy_core::flag::Flag;
 
     fn counted(requests: u64, connections: i64) -> Report {
@@ -264,5 +295,29 @@ mod tests {
         sums.end(&generation(2));
         sums.end(&generation(2));
         assert_eq!((sum(&sums), sums.there().len()), ((114, 1, 9, 3), 0));
+    }
+
+    #[test]
+    fn a_quiet_series_ends_everywhere_at_once_and_none_falls() {
+        let (hour, begun) = (Duration::from_secs(3600), Instant::now());
+        let own = Stats::new();
+        let mut sums = Sums::default();
+        sums.report(&generation(1), counted(10, 2));
+        sums.report(&generation(2), counted(100, 5));
+        sums.end(&generation(1));
+        let total = |sums: &Sums| {
+            let mut all = own.collect();
+            sums.add_to(&mut all);
+            all.traffic.iter().map(|row| row.count).sum::<u64>()
+        };
+        for hours in [0, 1, 2] {
+            sums.expire(&own, hour, begun + hours * hour);
+            assert_eq!(total(&sums), 110, "a process that is there has it");
+        }
+        sums.end(&generation(2));
+        sums.expire(&own, hour, begun + 3 * hour);
+        assert_eq!(total(&sums), 110, "not quiet for long");
+        sums.expire(&own, hour, begun + 4 * hour);
+        assert_eq!(total(&sums), 0);
     }
 }

@@ -119,7 +119,12 @@ impl Account {
     fn count(&self, worker: &Worker, entry: &Entry<'_>, duration: u64) {
         let retries = u64::from(entry.tries.saturating_sub(1));
         let row = self.row(worker, entry.route);
-        row.record(entry.class(), duration, entry.sent(), entry.received(), retries);
+        let class = entry.class();
+        row.record(class, duration, entry.sent(), entry.received(), retries);
+        let span = entry.part.span;
+        if span.is_sampled {
+            row.exemplify(class, duration, span.trace_id);
+        }
         entry.flag.into_iter().for_each(|flag| row.flagged(flag));
     }
 

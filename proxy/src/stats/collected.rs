@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 
+use hostmesh_proxy_core::flag::Flag;
 use serde::{Deserialize, Serialize};
 
-use super::row::{BOUNDS_US, CLASSES, Key, Row};
+use super::exemplar::{Exemplar, add_exemplars};
+use super::row::{BOUNDS_US, CLASSES, FlagCounts, Key, Row};
 use crate::circuits::CircuitCount;
 use crate::words::{self, Word};
 
@@ -36,7 +38,7 @@ pub(super) fn add_row(traffic: &mut BTreeMap<(Key, usize), TrafficCount>, row: &
     for (class, cell) in row.cells.iter().enumerate() {
         let Some(cell) = cell.get() else { continue };
         let count = traffic
-            .entry((row.key.clone(), class))
+            .entry((Key::clone(&row.key), class))
             .or_insert_with(|| TrafficCount::new(&row.key, CLASSES[class]));
         count.count += cell.count.load(Relaxed);
         count.retries += cell.retries.load(Relaxed);
@@ -46,14 +48,18 @@ pub(super) fn add_row(traffic: &mut BTreeMap<(Key, usize), TrafficCount>, row: &
         for (sum, bucket) in count.buckets.iter_mut().zip(&cell.buckets) {
             *sum += bucket.load(Relaxed);
         }
+        add_exemplars(&mut count.exemplars, cell.exemplars());
     }
 }
 
-pub(super) fn add_row_flags(sum: &mut Flags, row: &Row) {
-    for (flag, count) in row.flags() {
-        let services = sum.entry(row.key.unit.clone()).or_default();
-        let words = services.entry(row.key.service.clone()).or_default();
-        *words.entry(flag.word().to_owned()).or_default() += count;
+pub(super) fn add_flag_counts(sum: &mut Flags, (unit, service): &(String, String), counts: &FlagCounts) {
+    for (flag, count) in Flag::ALL.iter().zip(counts) {
+        let count = count.load(Relaxed);
+        if count > 0 {
+            let services = sum.entry(unit.clone()).or_default();
+            let words = services.entry(service.clone()).or_default();
+            *words.entry(flag.word().to_owned()).or_default() += count;
+        }
     }
 }
 
@@ -65,6 +71,8 @@ pub struct Collected {
     pub traffic: Vec<TrafficCount>,
     /// What was done to requests and connections: unit, service, flag, number.
     pub flags: Flags,
+    /// What counted as `other` for want of room.
+    pub series_dropped: u64,
     /// Refusals by rule.
     pub denied: BTreeMap<String, u64>,
     /// Levels by name.
@@ -99,9 +107,24 @@ pub struct TrafficCount {
     pub bytes_out: u64,
     pub duration_us_sum: u64,
     pub buckets: Vec<u64>,
+    #[serde(default)]
+    pub exemplars: Vec<Exemplar>,
 }
 
 impl TrafficCount {
+    /// Of which row it is.
+    pub fn key(&self) -> Key {
+        Key {
+            unit: self.unit.clone(),
+            direction: self.direction,
+            peer: self.peer.clone(),
+            service: self.service.clone(),
+            route: self.route.clone(),
+            port: self.port,
+            protocol: self.protocol,
+        }
+    }
+
     fn new(key: &Key, code_class: &'static str) -> Self {
         Self {
             unit: key.unit.clone(),
@@ -118,6 +141,7 @@ impl TrafficCount {
             bytes_out: 0,
             duration_us_sum: 0,
             buckets: vec![0; BOUNDS_US.len() + 1],
+            exemplars: Vec::new(),
         }
     }
 }

@@ -1,9 +1,12 @@
 //! One row of a worker's counters: what went between two, by how it ended.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use hostmesh_proxy_core::flag::Flag;
+
+use super::exemplar::{Exemplar, Slot};
+use super::series::Series;
 
 /// Upper bounds of the histogram's buckets in microseconds, 100 us to 60 s; one more bucket counts the rest.
 pub const BOUNDS_US: [u64; 16] = [
@@ -106,21 +109,38 @@ pub(super) struct Cell {
     pub(super) bytes_out: AtomicU64,
     pub(super) duration_us_sum: AtomicU64,
     pub(super) buckets: [AtomicU64; BOUNDS_US.len() + 1],
+    exemplars: OnceLock<Box<[Slot; BOUNDS_US.len() + 1]>>,
 }
+
+impl Cell {
+    /// The last traces, by bucket.
+    pub(super) fn exemplars(&self) -> impl Iterator<Item = Exemplar> {
+        let slots = self.exemplars.get().into_iter().flat_map(|slots| slots.iter());
+        slots.enumerate().filter_map(|(bucket, slot)| slot.get(bucket))
+    }
+}
+
+/// What was done, by flag: of all rows of a unit and a service in a worker.
+pub(super) type FlagCounts = [AtomicU64; Flag::ALL.len()];
 
 /// One row of a worker: a cell for each code class that occurred.
 pub struct Row {
-    pub(super) key: Key,
+    pub(super) key: Arc<Key>,
     pub(super) cells: [OnceLock<Box<Cell>>; CLASSES.len()],
-    flags: OnceLock<Box<[AtomicU64; Flag::ALL.len()]>>,
+    flags: Arc<FlagCounts>,
+    series: Arc<Series>,
+    /// Where it counts what there is no room for; `None`: this is that one.
+    other: Option<Arc<Self>>,
 }
 
 impl Row {
-    pub(super) fn new(key: Key) -> Self {
+    pub(super) fn new(key: Arc<Key>, flags: Arc<FlagCounts>, series: Arc<Series>, other: Option<Arc<Self>>) -> Self {
         Self {
             key,
             cells: Default::default(),
-            flags: OnceLock::new(),
+            flags,
+            series,
+            other,
         }
     }
 
@@ -131,23 +151,15 @@ impl Row {
 
     /// Counts that this was done to one of them.
     pub fn flagged(&self, flag: Flag) {
-        let flags = self.flags.get_or_init(|| Box::new([const { AtomicU64::new(0) }; _]));
-        flags[flag as usize].fetch_add(1, Relaxed);
-    }
-
-    /// How often what was done.
-    pub(super) fn flags(&self) -> impl Iterator<Item = (Flag, u64)> {
-        let flags = self.flags.get().into_iter().flat_map(|flags| flags.iter());
-        let counted = Flag::ALL.iter().zip(flags);
-        counted.filter_map(|(flag, count)| Some((*flag, count.load(Relaxed))).filter(|(_, count)| *count > 0))
+        self.flags[flag as usize].fetch_add(1, Relaxed);
     }
 
     /// Counts one request or connection.
     pub fn record(&self, class: CodeClass, duration_us: u64, bytes_in: u64, bytes_out: u64, retries: u64) {
-        let cell = self.cells[class as usize].get_or_init(Box::default);
+        let cell = self.cell(class);
         cell.count.fetch_add(1, Relaxed);
         cell.duration_us_sum.fetch_add(duration_us, Relaxed);
-        cell.buckets[BOUNDS_US.partition_point(|&bound| bound < duration_us)].fetch_add(1, Relaxed);
+        cell.buckets[bucket(duration_us)].fetch_add(1, Relaxed);
         for (counter, by) in [
             (&cell.bytes_in, bytes_in),
             (&cell.bytes_out, bytes_out),
@@ -158,4 +170,34 @@ impl Row {
             }
         }
     }
+
+    /// Keeps the trace of one that was recorded.
+    pub fn exemplify(&self, class: CodeClass, duration_us: u64, trace_id: u128) {
+        let slots = self.cell(class).exemplars.get_or_init(Box::default);
+        slots[bucket(duration_us)].set(trace_id, duration_us);
+    }
+
+    /// All that it counted.
+    pub(super) fn count(&self) -> u64 {
+        let cells = self.cells.iter().filter_map(OnceLock::get);
+        cells.map(|cell| cell.count.load(Relaxed)).sum()
+    }
+
+    fn cell(&self, class: CodeClass) -> &Cell {
+        match self.cells[class as usize].get() {
+            Some(cell) => cell,
+            None => self.open(class),
+        }
+    }
+
+    fn open(&self, class: CodeClass) -> &Cell {
+        match &self.other {
+            Some(other) if !self.series.admit(&self.key, class) => other.open(class),
+            _ => self.cells[class as usize].get_or_init(Box::default),
+        }
+    }
+}
+
+fn bucket(duration_us: u64) -> usize {
+    BOUNDS_US.partition_point(|&bound| bound < duration_us)
 }

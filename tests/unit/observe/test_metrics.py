@@ -7,10 +7,12 @@ import time
 import urllib.request
 
 import pytest
+from msgspec.structs import replace
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from hostmesh.observe.metrics import MAX_PEERS, MAX_SCRAPES, Observed, flows, serve
-from hostmesh.wire.proxy_control import Circuit, Stats, TrafficCount
+from hostmesh.observe.metrics import MAX_SCRAPES, Observed, flows, serve
+from hostmesh.wire.proxy_control import Circuit, Exemplar, Stats, TrafficCount
 from tests.lab.waiting import wait_until
 
 
@@ -109,17 +111,30 @@ def test_direction_says_who_is_source() -> None:
     assert flow[:3] == ("inbound", "spiffe://m/unit/orders", "inventory.service")
 
 
-def test_peers_are_bounded_and_nothing_is_lost() -> None:
-    rows = [
-        row(unit="w.service", direction="inbound", service="", peer=f"spiffe://m/unit/u{i}", count=1)
-        for i in range(MAX_PEERS + 50)
-    ]
-    sums = flows(rows)
-    assert len(sums) == MAX_PEERS + 1
-    assert sum(total.count for total in sums.values()) == MAX_PEERS + 50
-    (other,) = (total for flow, total in sums.items() if flow[1] == "other")
-    assert other.count == 50
-    assert other.buckets == [300, 150, 50]
+def test_exemplars_for_who_asks_for_openmetrics() -> None:
+    older, newer = Exemplar(1, "0a" * 16, 4000, 1_000), Exemplar(1, "0b" * 16, 5000, 2_500)
+    late = replace(older, bucket=2)
+    rows = [row(exemplars=[newer]), row(peer="spiffe://m/unit/other", exemplars=[older, late])]
+    stats = Stats(id=1, bounds_us=[1000, 10000], traffic=rows, denied={}, gauges={}, series_dropped=3)
+    port = free_port()
+    stop = serve(lambda: Observed("1", stats), "127.0.0.1", port)
+    accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers=accept)
+    with urllib.request.urlopen(asked, timeout=5) as answer:
+        families = list(openmetrics.text_string_to_metric_families(answer.read().decode()))
+    stop()
+    samples = [sample for family in families for sample in family.samples]
+    found = {
+        sample.labels["le"]: (
+            sample.exemplar.labels["trace_id"],
+            sample.exemplar.value,
+            float(sample.exemplar.timestamp),
+        )
+        for sample in samples
+        if sample.exemplar
+    }
+    assert found == {"0.01": (newer.trace_id, 0.005, 2.5), "+Inf": (older.trace_id, 0.004, 1.0)}
+    assert [sample.value for sample in samples if sample.name == "hostmesh_series_dropped_total"] == [3]
 
 
 def test_those_who_hold_connections_open_take_no_more_than_their_places() -> None:
