@@ -158,7 +158,11 @@ def _come_in(callee: "Callee", caller: Peer | Plaintext, who: str, request: Requ
         question = f"may {who} come to {callee.unit.unit}, port {callee.target}?"
         if request:
             request = replace(request, token=claims.as_token(callee.unit, request.token))
-        return [Answer(question, authorize.inbound(callee.unit, caller, callee.target, request))]
+        decision = authorize.inbound(callee.unit, caller, callee.target, request)
+        if decision.verdict in (Verdict.ALLOW, Verdict.AUDIT_DENY):
+            limits = authorize.limits(callee.unit, caller, callee.target, request)
+            decision = replace(decision, trace=(*decision.trace, *limits))
+        return [Answer(question, decision)]
     if callee.service:
         return [Answer(f"may {who} come to {callee.service}?", None, f"served by {callee.served_by}: ask there")]
     return []

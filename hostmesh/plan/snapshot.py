@@ -129,6 +129,7 @@ def _unit(settings: Settings, policy: model.Policy, facts: HostFacts, revoked: S
         trace=policy.observe.trace.share,
         trace_errors=policy.observe.trace.errors,
         jwt=[_token_issuer(issuer, facts) for issuer in policy.jwt],
+        limits=[_limit(settings, limit) for limit in policy.limits],
         revoked=standing(revoked, identity, dns_names_of(facts.host)) is not None,
     )
 
@@ -192,6 +193,17 @@ def _inbound_rule(settings: Settings, rule: model.InboundRule) -> wire.InboundRu
             claims=[(name, list(values)) for name, values in rule.jwt.claims],
         ),
         audit=rule.audit,
+    )
+
+
+def _limit(settings: Settings, limit: model.Limit) -> wire.Limit:
+    return wire.Limit(
+        of=_inbound_rule(settings, limit.rule),
+        requests=limit.requests,
+        window_ms=limit.window_ms,
+        burst=limit.burst,
+        concurrent=limit.concurrent,
+        per=limit.per,
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hostmesh.policy.claims import unlike_token
+from hostmesh.policy.limits import limit_text
 from hostmesh.policy.model import Protocol
 from hostmesh.policy.paths import AmbiguousPath, normal_path, path_matches
 from hostmesh.wire.snapshot import InboundRule, OutboundRule, PlaintextRule, TokenMatch, Unit
@@ -284,6 +285,22 @@ def _stranger(rule: InboundRule | PlaintextRule, caller: Peer | Plaintext) -> st
     address = _canonical(caller.address)
     networks = [ipaddress.ip_network(source) for source in rule.sources if source != "local"]
     return "" if any(address in network for network in networks) else f"{address} is not in from"
+
+
+def limits(unit: Unit, caller: Peer | Plaintext, port: int, request: Request | None) -> tuple[Tried, ...]:
+    """The limits of ``unit`` for a call that is let in, and what they say: all that fit hold.
+
+    One fits as a rule that denies does, but for bytes that are carried unread: those are no requests.
+    """
+    protocols = {declared.port: declared.protocol for declared in unit.ports}
+    is_read = Protocol(protocols[port]).is_read
+    call = _Call(unit, caller, port, opaque=False, request=request if is_read else None)
+    tried = []
+    for limit in unit.limits:
+        fit, why = _judge(limit.of, call, denies=True)
+        fits = fit in (_Fit.YES, _Fit.BAD_PATH)
+        tried.append(Tried(limit.of.rule, "limit", fits, limit_text(limit) if fits else why))
+    return tuple(tried)
 
 
 def outbound(unit: Unit, destination: Destination) -> Decision:

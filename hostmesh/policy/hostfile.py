@@ -7,8 +7,8 @@ from dataclasses import fields
 from hostmesh.errors import Place
 from hostmesh.names import BadName, check_trust_domain, check_zone_name
 from hostmesh.policy.findings import Code, Findings
+from hostmesh.policy.keys import Key, Table
 from hostmesh.policy.read import Reader
-from hostmesh.policy.schema import Key, Table
 from hostmesh.policy.settings import Marks, Metrics, Paths, Ports, Settings, Timeouts
 from hostmesh.policy.source import Node, parse
 from hostmesh.policy.traces import read_traces

@@ -112,6 +112,21 @@ class InboundRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """An ``[[inbound.limit]]``: ``rule`` says of what. ``requests`` in ``window_ms``, ``burst`` of them at once.
+
+    ``concurrent``: at a time. 0: any. per: caller | all.
+    """
+
+    rule: InboundRule
+    requests: int = 0
+    window_ms: int = 0
+    burst: int = 0
+    concurrent: int = 0
+    per: str = "caller"
+
+
+@dataclass(frozen=True, slots=True)
 class PlaintextRule:
     """Callers without identity, named one by one: networks in CIDR form, or ``local`` (this host's processes)."""
 
@@ -227,3 +242,4 @@ class Policy:
     outbound: tuple[OutboundRule, ...] | None
     observe: Observe
     jwt: tuple[TokenIssuer, ...] = ()
+    limits: tuple[Limit, ...] = ()

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from hostmesh.policy.findings import Code, Findings, nearest
-from hostmesh.policy.schema import Table
+from hostmesh.policy.keys import Table
 from hostmesh.policy.source import Node, type_names
 
 T = TypeVar("T")

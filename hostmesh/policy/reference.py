@@ -1,6 +1,7 @@
 """Turns the schema of policies into `docs/policy.md`. A test checks that the page is current."""
 
-from hostmesh.policy.schema import TABLES, Key, Table
+from hostmesh.policy.keys import Key, Table
+from hostmesh.policy.schema import TABLES
 
 _HEAD = """\
 # Policy reference

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from hostmesh.errors import Place
 from hostmesh.policy import route_law, schema
 from hostmesh.policy.findings import Code
+from hostmesh.policy.keys import Table
 from hostmesh.policy.model import Traffic
 from hostmesh.policy.read import Reader
 from hostmesh.policy.source import Node
@@ -192,7 +193,7 @@ class _Reading:
         value = self.read.typed(node, float)
         return 100.0 if value is None else value
 
-    def _must(self, node: Node, table: Mapping[str, Node], kind: schema.Table, key: str) -> None:
+    def _must(self, node: Node, table: Mapping[str, Node], kind: Table, key: str) -> None:
         if key not in table:
             example = next(known.example for known in kind.keys if known.name == key)
             self.read.findings.add(Code.MISSING, node.place, f"[{kind.name}] lacks {key!r}", f"for example: {example}")

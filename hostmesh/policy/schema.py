@@ -1,34 +1,7 @@
 # ruff: noqa: E501  -- a table of sentences
 """Holds every key of a policy file: what `validate.py` accepts and what `docs/policy.md` tells are this one table."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key: how its type is told, what silence means, what it is for, and an example in TOML."""
-
-    name: str
-    type: str
-    default: str
-    meaning: str
-    example: str
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One table. ``name`` as it is written in the file; ``later`` maps keys of the design to what they will be."""
-
-    name: str
-    meaning: str
-    keys: tuple[Key, ...]
-    later: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def words(self) -> list[str]:
-        """The names of the keys that may be written."""
-        return [key.name for key in self.keys]
-
+from hostmesh.policy.keys import Key, Table
 
 # fmt: off
 _PORTS = Key("ports", "list of ports", "every port of the unit", "The unit's ports for which the rule counts.", "ports = [8080]")
@@ -108,6 +81,7 @@ INBOUND = Table(
             "comes is ended.", 'mode = "audit"'),
         Key("allow", "list of tables", "nobody", "See `[[inbound.allow]]`.", "[[inbound.allow]]"),
         Key("deny", "list of tables", "nothing", "See `[[inbound.deny]]`.", "[[inbound.deny]]"),
+        Key("limit", "list of tables", "no limit", "See `[[inbound.limit]]`.", "[[inbound.limit]]"),
         Key("jwt", "list of tables", "no token is believed", "See `[[inbound.jwt]]`.", "[[inbound.jwt]]"),
         Key("plaintext", "list of tables", "nobody", "See `[[inbound.plaintext]]`.", "[[inbound.plaintext]]"),
     ),
@@ -124,6 +98,25 @@ DENY = Table(
     "headers and token cannot be seen and count as met. One with `jwt` refuses only who brings such a token: it is no way "
     "to ask for one.",
     (_FROM, _PORTS, _METHODS, _PATHS, _HEADERS, _JWT, _AUDIT),
+)
+
+LIMIT = Table(
+    "inbound.limit",
+    "How much of the unit callers may have, of what the rules let in; all limits that fit hold. Counted by the unit's host "
+    "for itself: of three hosts that serve it each lets in as much. What is over a limit is refused at once: HTTP with 429, "
+    "`x-hostmesh-error: limited` and `retry-after`, gRPC with `RESOURCE_EXHAUSTED`, a TCP connection with a reset; the journal and "
+    "`hostmesh_denied_total` name the limit. A saved policy keeps the counts of limits whose callers, ports, methods, paths, headers "
+    "and `per` stay. With `mode = \"audit\"` it is recorded only. A path without normal form counts as one that fits.",
+    (
+        Key("from", "list of callers", "every caller, those without identity too", "As in `[[inbound.allow]]`.", 'from = ["*"]'),
+        _PORTS, _METHODS, _PATHS, _HEADERS,
+        Key("rate", '"N/s", "N/m" or "N/h"', "any", "So many requests, or connections of opaque ports, at a steady pace.", 'rate = "100/s"'),
+        Key("burst", "1..1000000", "those of one second, 1 at least", "So many of them may come at once.", "burst = 200"),
+        Key("concurrent", "1..1000000", "any", "So many may be under way: until their answer, or their connection to the application, ends; upgraded connections too.", "concurrent = 50"),
+        Key("per", '"caller" or "all"', '"caller"',
+            "Whose count: each caller's by its identity (its address, where it has none), or one of all together. 10,000 callers are "
+            "told apart; those beyond share one place until others have been quiet.", 'per = "all"'),
+    ),
 )
 
 TOKEN = Table(
@@ -427,7 +420,7 @@ TRACE = Table(
 )
 
 TABLES = (
-    ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, JWT, TOKEN, PLAINTEXT, TRAFFIC, BALANCE, BREAKER, RETRIES,
+    ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, LIMIT, JWT, TOKEN, PLAINTEXT, TRAFFIC, BALANCE, BREAKER, RETRIES,
     ROUTE, ROUTE_MATCH, ROUTE_REWRITE, ROUTE_HEADERS, ROUTE_MIRROR, ROUTE_REDIRECT, ROUTE_RESPOND, ROUTE_FAULT, OUTBOUND, OBSERVE,
     TRACE,
 )

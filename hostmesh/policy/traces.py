@@ -7,8 +7,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from hostmesh.names import BadName
 from hostmesh.policy import words
+from hostmesh.policy.keys import Key, Table
 from hostmesh.policy.read import Reader
-from hostmesh.policy.schema import Key, Table
 from hostmesh.policy.settings import Traces
 from hostmesh.policy.source import Node
 

@@ -10,10 +10,13 @@ from hostmesh.errors import Place
 from hostmesh.names import BadName, UnitName, check_service_name, service_name_of
 from hostmesh.policy import schema
 from hostmesh.policy.findings import Code, Findings
+from hostmesh.policy.keys import Table
+from hostmesh.policy.limits import limit
 from hostmesh.policy.model import (
     AccessLog,
     ClientAddress,
     InboundRule,
+    Limit,
     Mode,
     Observe,
     OutboundRule,
@@ -111,6 +114,7 @@ class _Reading:
             outbound=self._outbound(top.get("outbound")),
             observe=self._observe(top.get("observe")),
             jwt=believed,
+            limits=self._limits(inbound.get("limit"), declared),
         )
 
     def _service(self, node: Node | None) -> tuple[str, tuple[Port, ...]]:
@@ -167,7 +171,7 @@ class _Reading:
             self.read.bad(node, "an empty list fits nothing", "leave the key out if anything shall fit")
         return tuple(word for word in words if word is not None)
 
-    def _must(self, rule: Node, table: Tables, schema_of: schema.Table, *keys: str) -> None:
+    def _must(self, rule: Node, table: Tables, schema_of: Table, *keys: str) -> None:
         for key in keys:
             if key not in table:
                 example = next(k.example for k in schema_of.keys if k.name == key)
@@ -203,7 +207,7 @@ class _Reading:
     def _inbound_rules(
         self,
         node: Node | None,
-        kind: schema.Table,
+        kind: Table,
         declared: Mapping[int, Protocol],
         believed: Sequence[TokenIssuer],
     ) -> tuple[InboundRule, ...]:
@@ -211,21 +215,28 @@ class _Reading:
         for item in self.read.tables(node, kind.name):
             table = self.read.table(item, kind)
             self._must(item, table, kind, "from")
-            ports = self._rule_ports(table.get("ports"), declared)
-            self._check_readable(table, ports, declared)
-            rules.append(
-                InboundRule(
-                    item.place,
-                    self._words(table.get("from"), caller),
-                    ports,
-                    self._words(table.get("methods"), method),
-                    self._words(table.get("paths"), path),
-                    self._headers(table.get("headers")),
-                    token_match(self.read, table.get("jwt"), believed),
-                    self.read.boolean(table.get("audit"), False),
-                )
-            )
+            rules.append(self._inbound_rule(item, table, declared, believed))
         return tuple(rules)
+
+    def _inbound_rule(
+        self, item: Node, table: Tables, declared: Mapping[int, Protocol], believed: Sequence[TokenIssuer]
+    ) -> InboundRule:
+        ports = self._rule_ports(table.get("ports"), declared)
+        self._check_readable(table, ports, declared)
+        return InboundRule(
+            item.place,
+            self._words(table.get("from"), caller),
+            ports,
+            self._words(table.get("methods"), method),
+            self._words(table.get("paths"), path),
+            self._headers(table.get("headers")),
+            token_match(self.read, table.get("jwt"), believed),
+            self.read.boolean(table.get("audit"), False),
+        )
+
+    def _limits(self, node: Node | None, declared: Mapping[int, Protocol]) -> tuple[Limit, ...]:
+        items = [(item, self.read.table(item, schema.LIMIT)) for item in self.read.tables(node, schema.LIMIT.name)]
+        return tuple(limit(self.read, self._inbound_rule(item, table, declared, ()), table) for item, table in items)
 
     def _headers(self, node: Node | None) -> tuple[tuple[str, str], ...]:
         if node is None or self.read.typed(node, dict) is None:

@@ -102,6 +102,21 @@ class InboundRule(Struct):
     audit: bool = False
 
 
+class Limit(Struct):
+    """How much of a unit callers may have. 0: any. per: caller | all.
+
+    of: what it holds for; no callers: all of them. ``requests`` in ``window_ms``, ``burst`` of them at once;
+    ``concurrent`` at a time.
+    """
+
+    of: InboundRule
+    requests: int
+    window_ms: int
+    burst: int
+    concurrent: int
+    per: str
+
+
 class PlaintextRule(Struct):
     """Callers without identity: CIDR networks, or ``local``."""
 
@@ -151,6 +166,7 @@ class Unit(Struct):
     trace_errors: bool = False
     revoked: bool = False
     jwt: list[TokenIssuer] = []
+    limits: list[Limit] = []
 
 
 class Retries(Struct):

@@ -45,7 +45,7 @@ pub async fn answer(worker: &Rc<Worker>, call: Call) {
             about.peer,
             call.asked()
         );
-        about.denied(worker, &unit.rule_default, message);
+        about.denied(worker, &unit.rule_default, Flag::Denied, message);
         return call.refuse(StatusCode::NOT_FOUND);
     };
     let about = about(&call, &unit, port.port, port.protocol.as_str());

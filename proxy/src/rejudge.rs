@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{self, Decision, RULE_UNKNOWN_UNIT, Target, Verdict};
 use hostmesh_proxy_core::config::{Config, Unit};
+use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::flag::Flag;
+use hostmesh_proxy_core::limit::{self, Slot};
 use tokio::time::Instant;
 
 use crate::events::Event;
@@ -39,6 +41,8 @@ pub struct Question {
     about: About,
     asked: Asked,
     audited: Audited,
+    /// Its places among those in flight.
+    slots: Vec<Slot>,
 }
 
 /// What audit lets pass is told once, each time that it comes to it.
@@ -113,6 +117,25 @@ impl Question {
         })
     }
 
+    /// Takes its places where the unit that is called has limits; why it is denied, if there is no room.
+    fn enter(&mut self, worker: &Worker, config: &Config) -> Option<Denial> {
+        let (Asked::ComeIn(who), about) = (&self.asked, &self.about) else {
+            return None;
+        };
+        let unit = config.unit_by_name(&about.unit.unit)?;
+        match limit::take(unit, &who.caller(), about.port, None, worker.shared.now()) {
+            Ok(slots) => {
+                self.slots = slots;
+                None
+            }
+            Err(decision) if decision.verdict.passes() => {
+                about.audited(worker, &decision);
+                None
+            }
+            Err(decision) => Some(Denial::new(about.clone(), decision)),
+        }
+    }
+
     /// Why it is denied, if it is. What audit lets pass is told once.
     fn weigh(&self, worker: &Worker, decision: Decision) -> Option<Denial> {
         if self.audited.begins(&decision) {
@@ -160,14 +183,16 @@ impl Opened {
 
     /// The rule that lets it pass by this config, which is asked again from now on; `None`: refused, counted and recorded.
     pub fn ask(&mut self, config: &Config, about: About, asked: Asked) -> Option<Arc<str>> {
-        let question = Question {
+        let mut question = Question {
             about,
             asked,
             audited: Audited::default(),
+            slots: Vec::new(),
         };
         let decision = question.decide(&self.worker, config);
         let rule = decision.rule.clone();
-        if let Some(denial) = question.weigh(&self.worker, decision) {
+        let denial = question.weigh(&self.worker, decision);
+        if let Some(denial) = denial.or_else(|| question.enter(&self.worker, config)) {
             denial.refuse(&self.worker);
             return None;
         }
@@ -236,7 +261,13 @@ impl Denial {
 
     /// Counts and records that a connection was not opened.
     fn refuse(self, worker: &Worker) {
-        self.about.denied(worker, &self.decision.rule, self.message);
+        let fault = self.decision.verdict.fault();
+        let message = match fault {
+            Some(why @ Fault::Limited(_)) => format!("{}: {why}", self.about.peer),
+            _ => self.message,
+        };
+        let flag = fault.map_or(Flag::Denied, Fault::flag);
+        self.about.denied(worker, &self.decision.rule, flag, message);
     }
 
     /// Counts and records that an open connection was ended.

@@ -308,12 +308,16 @@ impl About {
     }
 
     /// Counts and records a refusal.
-    pub fn denied(&self, worker: &Worker, rule: &str, message: String) {
+    pub fn denied(&self, worker: &Worker, rule: &str, flag: Flag, message: String) {
         worker.stats.denied(rule);
         let row = self.row(worker);
         row.record(CodeClass::Denied, 0, 0, 0, 0);
-        row.flagged(Flag::Denied);
-        worker.shared.events.emit(self.event("denied", "deny", rule, message));
+        row.flagged(flag);
+        let event = self.event("denied", "deny", rule, message);
+        worker.shared.events.emit(Event {
+            flag: flag.word(),
+            ..event
+        });
     }
 
     /// Records what would be denied but for audit; nothing where it would not.

@@ -101,9 +101,18 @@ async def retried(channel: grpc.aio.Channel) -> dict[str, object]:
     return {"asked": said.decode(), "never": await refusal(channel.unary_unary("/lab.Echo/Flaky")(b"never 9"))}
 
 
+async def limited(channel: grpc.aio.Channel) -> list[object]:
+    """The statuses of five calls, and what the last one was told beside its own."""
+    call = channel.unary_unary("/lab.Echo/Unary")
+    codes = [(await refusal(call(b"hello")))[0] for _ in range(5)]
+    last = call(b"hello")
+    await refusal(last)
+    return [*codes, dict(await last.initial_metadata()), dict(await last.trailing_metadata())]
+
+
 async def main(target: str, way: str) -> None:
     """One way, over a channel of its own."""
-    ways = {one.__name__: one for one in (unary, streams, deadline, many, refused, retried)}
+    ways = {one.__name__: one for one in (unary, streams, deadline, many, refused, retried, limited)}
     options = [("grpc.enable_retries", 0)]
     async with grpc.aio.insecure_channel(target, options=options) as channel:
         print(json.dumps(await asyncio.wait_for(ways[way](channel), 50)))

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.lab
 
 DENY = '[[inbound.deny]]\nfrom = ["*"]\npaths = ["/lab.Echo/Secret"]\n'
 RETRIES = '[traffic]\nretries = { attempts = 3, on = ["unavailable"], non_idempotent = true }\n'
+LIMIT = '[[inbound.limit]]\nmethods = ["POST"]\npaths = ["/lab.Echo/Unary"]\nrate = "3/h"\nburst = 3\n'
 ECHO = Extra("echo", 50051, "grpc", "grpc_server.py", python=OURS, policy=DENY)
 
 
@@ -24,9 +25,8 @@ def echo(mesh: World) -> Iterator[Served]:
         yield made
 
 
-def call(echo: Served, way: str) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads(echo.client("grpc_client.py", f"{ECHO.name}:{ECHO.port}", way).must().stdout)
-    return said
+def call(echo: Served, way: str) -> Any:  # noqa: ANN401 (JSON)
+    return json.loads(echo.client("grpc_client.py", f"{ECHO.name}:{ECHO.port}", way).must().stdout)
 
 
 def test_unary_calls(echo: Served) -> None:
@@ -72,6 +72,21 @@ def test_refusals_are_statuses(echo: Served) -> None:
         return now == failed + 2
 
     wait_until(grown, "UNAVAILABLE and DATA_LOSS count as errors of the server", 5.0, 0.1)
+
+
+def test_a_limit_is_a_status_too(echo: Served) -> None:
+    w = echo.world
+    with w.changed_policy(w.h2, ECHO.unit, ECHO.written(LIMIT)):
+
+        def limited() -> bool:
+            units = json.loads(w.h2.read("/var/lib/hostmesh-proxy/snapshot.json"))["units"]
+            return any(unit["unit"] == ECHO.unit and unit["limits"] for unit in units)
+
+        wait_until(limited, "the limit is in force", 10.0, 0.05)
+        *codes, first, last = call(echo, "limited")
+    assert codes == ["OK", "OK", "OK", "RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED"]
+    told = {**first, **last}
+    assert told["x-hostmesh-error"] == "limited" and 1190 <= int(told["retry-after"]) <= 1200, told
 
 
 def test_what_is_unavailable_is_tried_again(echo: Served) -> None:

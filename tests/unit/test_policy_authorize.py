@@ -15,10 +15,11 @@ AUTHORIZE: list[dict[str, Any]] = json.loads((VECTORS / "authorize.json").read_t
 PATHS: list[dict[str, Any]] = json.loads((VECTORS / "paths.json").read_text())["cases"]
 
 
-def decide(case: dict[str, Any]) -> authorize.Decision:
+def decide(case: dict[str, Any]) -> tuple[authorize.Decision, list[str] | None]:
+    """And the limits that fit, where the case has any."""
     unit = msgspec.convert(case["unit"], Unit)
     if "outbound" in case:
-        return authorize.outbound(unit, authorize.Destination(**case["outbound"]))
+        return authorize.outbound(unit, authorize.Destination(**case["outbound"])), None
     who = case["caller"]
     caller: authorize.Peer | authorize.Plaintext
     if "spiffe_id" in who:
@@ -31,14 +32,17 @@ def decide(case: dict[str, Any]) -> authorize.Decision:
         token = case.get("token", {})
         bad = authorize.BadToken(token["bad"]) if "bad" in token else None
         request = authorize.Request(case["method"], case["path"], headers, bad or token.get("claims"))
-    return authorize.inbound(unit, caller, case["port"], request)
+    limits = authorize.limits(unit, caller, case["port"], request) if unit.limits else None
+    fitting = None if limits is None else [tried.rule for tried in limits if tried.fits]
+    return authorize.inbound(unit, caller, case["port"], request), fitting
 
 
 @pytest.mark.parametrize("case", AUTHORIZE, ids=lambda case: case["name"])
 def test_vector(case: dict[str, Any]) -> None:
-    decision = decide(case)
+    decision, limits = decide(case)
     assert (decision.verdict.value, decision.rule) == (case["expect"]["verdict"], case["expect"]["rule"])
     assert decision.audited == case["expect"].get("audited", "")
+    assert limits == case["expect"].get("limits")
     assert decision.trace or decision.rule.endswith((":no-allow", ":no-plaintext", ":no-outbound"))
 
 
@@ -81,7 +85,7 @@ def test_an_undeclared_port_is_refused_even_in_audit() -> None:
 
 def test_the_trace_tells_every_rule_up_to_the_one_that_decided() -> None:
     case = next(case for case in AUTHORIZE if case["name"] == "two rules, the second fits")
-    tried = [(step.rule, step.fits, step.why) for step in decide(case).trace]
+    tried = [(step.rule, step.fits, step.why) for step in decide(case)[0].trace]
     assert tried == [
         ("inventory.service.toml:10", False, "not for port 8080"),
         ("inventory.service.toml:13", True, "fits"),

@@ -4,6 +4,7 @@ import pytest
 
 from hostmesh.errors import PolicyError
 from hostmesh.policy import schema
+from hostmesh.policy.keys import Key
 from hostmesh.policy.model import InboundRule, Policy, TokenIssuer, TokenMatch
 from hostmesh.policy.validate import load
 
@@ -120,7 +121,7 @@ def test_a_token_is_read_on_ports_that_are_read_only() -> None:
 
 
 @pytest.mark.parametrize("key", [*schema.JWT.keys, *schema.TOKEN.keys], ids=lambda key: key.name)
-def test_the_examples_of_the_reference_are_right(key: schema.Key) -> None:
+def test_the_examples_of_the_reference_are_right(key: Key) -> None:
     if key in schema.TOKEN.keys:
         read(jwt() + rule(f"{{ {key.example} }}"))
     else:

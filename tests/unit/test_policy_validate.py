@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hostmesh.errors import Diagnostic, Place, PolicyError
 from hostmesh.policy import schema
 from hostmesh.policy.findings import Code
+from hostmesh.policy.keys import Key, Table
 from hostmesh.policy.model import (
     AccessLog,
     ClientAddress,
@@ -292,7 +293,7 @@ KEYS = [(table, key) for table in schema.TABLES for key in table.keys if table.n
 
 
 @pytest.mark.parametrize(("table", "key"), KEYS, ids=lambda value: value.name)
-def test_the_examples_of_the_reference_are_right(table: schema.Table, key: schema.Key) -> None:
+def test_the_examples_of_the_reference_are_right(table: Table, key: Key) -> None:
     if key.example.startswith("["):
         assert any(key.example.strip("[]") == other.name for other in schema.TABLES)
         return
@@ -304,6 +305,8 @@ def test_the_examples_of_the_reference_are_right(table: schema.Table, key: schem
     others = {"from": 'from = ["a"]\n', "ports": "ports = [8080]\n"} if table.name.startswith("inbound.") else {}
     if table is schema.PLAINTEXT:
         others["from"] = 'from = ["local"]\n'
+    if table is schema.LIMIT:
+        others |= {"rate": 'rate = "100/s"\n'}
     if table is schema.BALANCE:
         others = {"by": 'by = "consistent-hash"\n', "on": 'on = "source"\n'}
     rest = "".join(line for name, line in others.items() if name != key.name)

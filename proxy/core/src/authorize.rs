@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::claims::Claims;
-use crate::config::{Mode, OutboundTarget, Unit};
+use crate::config::{InboundRule, Mode, OutboundTarget, Unit};
 use crate::error::Fault;
 use crate::token::Doubt;
 
@@ -39,6 +39,8 @@ pub enum Verdict {
     NoToken,
     /// The token is not believed, and nothing else opens: 401.
     BadToken(Doubt),
+    /// It may, but not now: 429. After so many seconds there may be room.
+    Limited(u32),
 }
 
 impl Verdict {
@@ -55,6 +57,7 @@ impl Verdict {
             Self::BadPath => Some(Fault::BadPath),
             Self::NoToken => Some(Fault::NoToken),
             Self::BadToken(doubt) => Some(Fault::BadToken(doubt)),
+            Self::Limited(seconds) => Some(Fault::Limited(seconds)),
         }
     }
 }
@@ -166,6 +169,20 @@ pub fn request(unit: &Unit, caller: &Caller<'_>, port: u16, request: &Request<'_
     // Only the lack of a request leaves a question open.
     judge(unit, caller, port, Some(request), false)
         .unwrap_or_else(|| refuse(unit, Verdict::Deny, default(unit, caller)))
+}
+
+/// Is this rule about what was let in? It fits as a rule that denies does, so that nothing slips by it, but for bytes that are
+/// carried unread: those are no requests. A path that has no normal form counts as one that fits.
+pub fn fits(rule: &InboundRule, caller: &Caller<'_>, port: u16, request: Option<&Request<'_>>) -> bool {
+    if !fits_caller(&rule.callers, caller) || !fits_port(&rule.ports, port) {
+        return false;
+    }
+    let asked = Asked {
+        request,
+        is_http: true,
+        normal: OnceCell::new(),
+    };
+    matches!(asked.fit_deny(&rule.request), Fit::Yes | Fit::BadPath)
 }
 
 /// Judges what `unit` wants to call. Not softened by audit, which is about callers.

@@ -53,6 +53,8 @@ struct Expect {
     verdict: String,
     rule: String,
     audited: Option<String>,
+    /// Those that fit.
+    limits: Option<Vec<String>>,
 }
 
 struct Listed(Vec<(String, String)>);
@@ -83,6 +85,30 @@ fn decide(case: &Case, unit: &Unit) -> Option<Decision> {
         };
         return Some(outbound(unit, &target));
     }
+    come_in(case, |caller, port, asked| match asked {
+        None => connection(unit, caller, port),
+        Some(asked) => {
+            let decided = request(unit, caller, port, asked);
+            if let Some(early) = connection(unit, caller, port) {
+                assert_eq!(
+                    early, decided,
+                    "{}: what the connection decides, no request changes",
+                    case.name
+                );
+            }
+            Some(decided)
+        }
+    })
+}
+
+fn fitting(case: &Case, unit: &Unit) -> Vec<String> {
+    come_in(case, |caller, port, asked| {
+        let limits = unit.limits.iter().filter(|limit| fits(&limit.of, caller, port, asked));
+        limits.map(|limit| limit.of.rule.to_string()).collect()
+    })
+}
+
+fn come_in<T>(case: &Case, judge: impl FnOnce(&Caller<'_>, u16, Option<&Request<'_>>) -> T) -> T {
     let caller = match case.caller.as_ref().expect("a caller") {
         Who::Identity { spiffe_id } => Caller::Identity(spiffe_id),
         Who::Plaintext { plaintext, local } => Caller::Plaintext {
@@ -92,7 +118,7 @@ fn decide(case: &Case, unit: &Unit) -> Option<Decision> {
     };
     let port = case.port.expect("a port");
     let Some(method) = &case.method else {
-        return connection(unit, &caller, port);
+        return judge(&caller, port, None);
     };
     let headers = Listed(case.headers.clone().unwrap_or_default());
     let asked = Request {
@@ -105,15 +131,7 @@ fn decide(case: &Case, unit: &Unit) -> Option<Decision> {
             Some(Brought::Bad(why)) => Token::Bad(doubt(why)),
         },
     };
-    let decided = request(unit, &caller, port, &asked);
-    if let Some(early) = connection(unit, &caller, port) {
-        assert_eq!(
-            early, decided,
-            "{}: what the connection decides, no request changes",
-            case.name
-        );
-    }
-    Some(decided)
+    judge(&caller, port, Some(&asked))
 }
 
 fn doubt(why: &str) -> Doubt {
@@ -138,6 +156,7 @@ fn the_vectors() {
                     Verdict::BadPath => "bad-path",
                     Verdict::NoToken => "no-token",
                     Verdict::BadToken(_) => "bad-token",
+                    Verdict::Limited(_) => "limited",
                 };
                 (verdict, Some(decision))
             }
@@ -151,6 +170,9 @@ fn the_vectors() {
                 "{}",
                 case.name
             );
+        }
+        if let Some(limits) = &case.expect.limits {
+            assert_eq!(&fitting(&case, &unit), limits, "{}", case.name);
         }
     }
 }

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::glob::Glob;
+use crate::limit::Limit;
 use crate::revoked::Revoked;
 use crate::route::Route;
 use crate::snapshot::{self, Listeners, Marks, SNAPSHOT_VERSION, Snapshot};
@@ -173,10 +174,15 @@ impl Config {
         routes::compile("routes", routes)
     }
 
-    /// Takes the place of `old`: with the same policies what was judged by it stands, and what is known of services and
-    /// endpoints goes on. Endpoints that `old` had not joined now.
+    /// Takes the place of `old`: with the same policies what was judged by it stands, and what is known of limits,
+    /// services and endpoints goes on. Endpoints that `old` had not joined now.
     pub fn follow(&mut self, old: &Self, now: Instant) {
         self.policies = old.policies + u64::from(self.units != old.units);
+        for unit in &self.units {
+            if let Some(before) = old.unit_by_name(&unit.unit) {
+                Limit::follow(&unit.limits, &before.limits);
+            }
+        }
         for service in &self.services {
             let Some(before) = old.service_by_name(&service.name) else {
                 continue;

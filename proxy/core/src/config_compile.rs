@@ -3,6 +3,7 @@
 use super::traffic::traffic;
 use super::*;
 use crate::balance::hash::digest;
+use crate::limit::{Limit, Per, Rate};
 use crate::token;
 
 /// Only one word of a closed list will do.
@@ -83,6 +84,11 @@ pub(super) fn unit(unit: snapshot::Unit) -> Result<Unit, ConfigError> {
         trace: unit.trace,
         revoked: unit.revoked,
         tokens: token::compile(&at, unit.jwt)?,
+        limits: unit
+            .limits
+            .into_iter()
+            .map(|said| limit(&at, said))
+            .collect::<Result<_, _>>()?,
         rule_default: unit.rule_default.into(),
         rule_outbound_default: unit.rule_outbound_default.into(),
         spiffe_id: unit.spiffe_id.into(),
@@ -173,6 +179,28 @@ fn inbound_rule(at: &str, rule: snapshot::InboundRule) -> Result<InboundRule, Co
         audit: rule.audit,
         rule: rule.rule.into(),
     })
+}
+
+fn limit(at: &str, limit: snapshot::Limit) -> Result<Limit, ConfigError> {
+    let interval = Duration::from_millis(limit.window_ms).checked_div(limit.requests);
+    let rate = interval.map(|interval| Rate {
+        interval,
+        burst: limit.burst,
+    });
+    if rate.is_some_and(|rate| rate.interval.is_zero() || rate.burst == 0) {
+        return Err(bad(at, limit.of.rule, "a limit whose rate has a window and a burst"));
+    }
+    let concurrent = Some(limit.concurrent).filter(|most| *most > 0);
+    if rate.is_none() && concurrent.is_none() {
+        return Err(bad(at, limit.of.rule, "a limit with requests or concurrent"));
+    }
+    let per = word(
+        at,
+        &limit.per,
+        &[("caller", Per::Caller), ("all", Per::All)],
+        "whose count (caller, all)",
+    )?;
+    Ok(Limit::new(inbound_rule(at, limit.of)?, rate, concurrent, per))
 }
 
 fn network(at: &str, text: &str) -> Result<IpNet, ConfigError> {

@@ -11,6 +11,7 @@ use super::{ConfigError, bad};
 use crate::balance::circuit::{Circuit, Standing};
 use crate::claims::TokenMatch;
 use crate::glob::Glob;
+use crate::limit::Limit;
 use crate::token::Issuers;
 
 /// How long clients that speak HTTP are waited for.
@@ -216,6 +217,8 @@ pub struct Unit {
     pub revoked: bool,
     /// Whose tokens it believes; `None`: it reads none.
     pub tokens: Option<Arc<Issuers>>,
+    /// How much of it callers may have; all that fit hold.
+    pub limits: Vec<Limit>,
 }
 
 impl Unit {

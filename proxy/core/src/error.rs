@@ -38,6 +38,9 @@ pub enum Fault {
     /// A rule refused, or none allowed.
     #[error("denied by policy")]
     Denied,
+    /// It came too often, or too much of it is under way. After so many seconds there may be room.
+    #[error("over its limit: try again in {0} s")]
+    Limited(u32),
     /// A token would have opened.
     #[error("there is no token")]
     NoToken,
@@ -84,7 +87,7 @@ impl Fault {
     pub fn blame(self) -> Blame {
         match self {
             Self::BadRequest(_) | Self::BadRequestBody(_) | Self::SlowRequest | Self::Gone => Blame::Downstream,
-            Self::BadPath | Self::Denied | Self::NoToken | Self::BadToken(_) => Blame::Policy,
+            Self::BadPath | Self::Denied | Self::Limited(_) | Self::NoToken | Self::BadToken(_) => Blame::Policy,
             Self::Internal => Blame::Internal,
             _ => Blame::Upstream,
         }
@@ -98,6 +101,7 @@ impl Fault {
             Self::NoToken | Self::BadToken(_) => 401,
             Self::Denied => 403,
             Self::SlowRequest => 408,
+            Self::Limited(_) => 429,
             Self::Reset | Self::BadResponse(_) | Self::BadResponseBody(_) => 502,
             Self::NoEndpoint | Self::NoRoute | Self::Ejected | Self::BreakerOpen | Self::Connect | Self::Internal => {
                 503
@@ -112,6 +116,7 @@ impl Fault {
             Self::Gone => 1,
             Self::Timeout => 4,
             Self::Denied => 7,
+            Self::Limited(_) => 8,
             Self::NoToken | Self::BadToken(_) => 16,
             Self::NoEndpoint | Self::Connect | Self::Reset | Self::Internal => 14,
             _ => 13,
@@ -125,6 +130,7 @@ impl Fault {
             Self::SlowRequest => Flag::SlowRequest,
             Self::BadPath => Flag::BadPath,
             Self::Denied => Flag::Denied,
+            Self::Limited(_) => Flag::Limited,
             Self::NoToken => Flag::NoToken,
             Self::BadToken(_) => Flag::BadToken,
             Self::NoEndpoint => Flag::NoEndpoint,
@@ -154,6 +160,14 @@ impl Fault {
         }
     }
 
+    /// After how many seconds the caller may come again: the value of `Retry-After` (RFC 9110, section 10.2.3).
+    pub fn retry_after(self) -> Option<u32> {
+        match self {
+            Self::Limited(seconds) => Some(seconds),
+            _ => None,
+        }
+    }
+
     /// As a failed try, if it is one that could be repeated.
     pub fn failure(self) -> Option<Failure> {
         match self {
@@ -176,6 +190,7 @@ mod tests {
             Fault::SlowRequest,
             Fault::BadPath,
             Fault::Denied,
+            Fault::Limited(1),
             Fault::NoToken,
             Fault::BadToken(Doubt::Expired),
             Fault::NoEndpoint,

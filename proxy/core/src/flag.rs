@@ -35,6 +35,8 @@ flags! {
     BadPath = "bad-path",
     /// Policy refused it.
     Denied = "denied",
+    /// It was over a limit.
+    Limited = "limited",
     /// A token would have opened.
     NoToken = "no-token",
     /// Its token is not believed.

@@ -13,6 +13,7 @@ pub mod flag;
 pub mod glob;
 pub mod http1;
 pub mod http2;
+pub mod limit;
 pub mod names;
 pub mod path;
 pub mod retry;

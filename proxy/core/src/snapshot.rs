@@ -212,6 +212,19 @@ pub struct InboundRule {
     pub audit: bool,
 }
 
+/// How much of a unit callers may have: `requests` in `window_ms`, `burst` of them at once; `concurrent` at a time. 0: any.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Limit {
+    pub of: InboundRule,
+    pub requests: u32,
+    pub window_ms: u64,
+    pub burst: u32,
+    pub concurrent: u32,
+    pub per: String,
+}
+
 /// Callers without identity: CIDR networks, or `local`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -269,6 +282,8 @@ pub struct Unit {
     pub revoked: bool,
     #[serde(default)]
     pub jwt: Vec<TokenIssuer>,
+    #[serde(default)]
+    pub limits: Vec<Limit>,
 }
 
 /// How callers try again. `per_try_timeout_ms` 0: none.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hostmesh_proxy_core::config::{Endpoint, Port, Protocol, Unit};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::RequestEdits;
+use hostmesh_proxy_core::limit::Slot;
 use hostmesh_proxy_core::trace::Outgoing;
 
 use super::call::Call;
@@ -30,6 +31,15 @@ pub struct Callee {
     pub rule: Arc<str>,
     /// The token by which it does.
     pub brought: Brought,
+    /// The request's places among those in flight.
+    pub slots: Rc<Vec<Slot>>,
+}
+
+impl Callee {
+    /// Is it this unit, by the same config?
+    pub fn is_of(&self, unit: &Arc<Unit>) -> bool {
+        Arc::ptr_eq(&self.account.about.unit, unit)
+    }
 }
 
 impl Parties {

@@ -14,6 +14,7 @@ use hostmesh_proxy_core::config::{Config, Port, Timeouts};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::flag::Flag;
 use hostmesh_proxy_core::http1::RequestEdits;
+use hostmesh_proxy_core::limit::{self, Slot};
 use hostmesh_proxy_core::retry::is_idempotent;
 use hostmesh_proxy_core::trace::Outgoing;
 use tokio::sync::watch;
@@ -91,9 +92,12 @@ struct Serving {
     kept: RefCell<Vec<Conn>>,
     /// The same where HTTP/2 is spoken, by port.
     links: Links<u16>,
-    /// By what the request was let in that became a tunnel.
-    tunnel: RefCell<Option<Rc<(Served, Traced, Brought)>>>,
+    /// The request that became a tunnel.
+    tunnel: RefCell<Option<Rc<LetIn>>>,
 }
+
+/// By what a request was let in, and its places among those in flight.
+type LetIn = (Served, Traced, Brought, Vec<Slot>);
 
 /// The unit as it is by one config.
 #[derive(Clone)]
@@ -149,6 +153,18 @@ impl Handler for Serving {
         if let Some(fault) = decision.verdict.fault() {
             return down.reply(fault, &fault.to_string()).await;
         }
+        let now = self.worker.shared.now();
+        let slots = match limit::take(unit, &self.who.caller(), *port, Some(&arrived.asked), now) {
+            Ok(slots) => slots,
+            Err(over) => {
+                let rule = &over.rule;
+                served.account.judged(&self.worker, &Entry { rule, ..entry }, &over);
+                if let Some(fault) = over.verdict.fault() {
+                    return down.reply(fault, &fault.to_string()).await;
+                }
+                Vec::new()
+            }
+        };
         let Some(port) = unit.port(*port).filter(|port| port.protocol.is_read()).copied() else {
             let message = format!("port {port} speaks HTTP no more");
             served.account.about.failed(&self.worker, arrived.begun, None, message);
@@ -160,7 +176,7 @@ impl Handler for Serving {
             .await;
         if matches!(next, Next::Tunnel(_)) {
             self.tunnel
-                .replace(Some(Rc::new((served.clone(), traced, brought.clone()))));
+                .replace(Some(Rc::new((served.clone(), traced, brought.clone(), slots))));
         }
         next
     }
@@ -175,7 +191,7 @@ impl Handler for Serving {
         let tunnel = self.tunnel.borrow().clone();
         match tunnel {
             Some(tunnel) => {
-                let (served, traced, brought) = &*tunnel;
+                let (served, traced, brought, _) = &*tunnel;
                 let arrived = arrived.with(brought);
                 let part = traced.whole(arrived.begun);
                 self.turned(served, arrived, part, &Audited::default()).await

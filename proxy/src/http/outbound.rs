@@ -243,7 +243,7 @@ impl Calling {
             }
             call.attempt = Some(call.traced.attempt(&self.worker));
             call.endpoint.clone_from(&hop.endpoint);
-            let parties = match self.parties(down, call, &hop).await {
+            let parties = match self.parties(down, call, &hop, fresh).await {
                 Ok(parties) => parties,
                 Err(next) => return next,
             };

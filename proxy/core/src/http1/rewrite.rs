@@ -194,14 +194,18 @@ pub fn continues() -> Bytes {
 
 /// An answer of the proxy's own: `x-hostmesh-error` names the reason, the body says it to a person. `bodiless` for HEAD.
 pub fn local_reply(fault: Fault, message: &str, close: bool, bodiless: bool) -> Bytes {
-    let challenge = fault.challenge();
+    let (challenge, retry_after) = (
+        fault.challenge(),
+        fault.retry_after().map(|seconds| seconds.to_string()),
+    );
     let fields = [
         ("content-type", "text/plain; charset=utf-8"),
         ("x-hostmesh-error", fault.word()),
     ];
     let fields = fields
         .into_iter()
-        .chain(challenge.as_deref().map(|says| ("www-authenticate", says)));
+        .chain(challenge.as_deref().map(|says| ("www-authenticate", says)))
+        .chain(retry_after.as_deref().map(|says| ("retry-after", says)));
     answer(
         fault.status(),
         fields,

@@ -10,7 +10,7 @@ use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{Framing, RequestEdits};
 use hostmesh_proxy_core::http2::Head;
 use hostmesh_proxy_core::retry::Failure;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::body::Source;
@@ -141,6 +141,9 @@ pub fn refuse(
     fields.insert("x-hostmesh-error", HeaderValue::from_static(fault.word()));
     if let Some(Ok(challenge)) = fault.challenge().map(HeaderValue::try_from) {
         fields.insert(WWW_AUTHENTICATE, challenge);
+    }
+    if let Some(seconds) = fault.retry_after() {
+        fields.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     if is_grpc {
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

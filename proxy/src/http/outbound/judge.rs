@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use hostmesh_proxy_core::authorize::{self, Caller, Decision, Request, Token};
 use hostmesh_proxy_core::fields::as_sent;
+use hostmesh_proxy_core::limit;
 
 use super::Calling;
 use crate::http::call::{Call, Taken};
@@ -18,12 +19,13 @@ use crate::worker::About;
 
 impl Calling {
     /// Who is concerned; judges by the called unit's own policy, where it is a unit of this host. `Err`: refused, and the
-    /// client knows.
+    /// client knows. `again`: the try before came to nothing, and does not count.
     pub(super) async fn parties(
         &self,
         down: &mut impl Downstream,
         call: &Call<'_>,
         hop: &Hop,
+        again: bool,
     ) -> Result<Parties, Next> {
         let Some((unit, port)) = &hop.local else {
             let peer = hop
@@ -58,17 +60,36 @@ impl Calling {
         let brought = brought.await;
         let decision = judge(brought.token());
         call.audited.begins(&decision);
-        account.judged(&self.worker, &call.entry(0, "").of_callee(&decision.rule), &decision);
-        let Some(fault) = decision.verdict.fault() else {
-            let callee = Callee {
-                account,
-                rule: decision.rule,
-                brought,
-            };
-            return Ok(Parties {
-                caller,
-                callee: Some(Rc::new(callee)),
-            });
+        let tell = |decision: &Decision| {
+            account.judged(&self.worker, &call.entry(0, "").of_callee(&decision.rule), decision);
+            decision.verdict.fault()
+        };
+        let held = call.callee.as_ref().filter(|callee| again && callee.is_of(unit));
+        let enter = || match held {
+            Some(callee) => Ok(callee.slots.clone()),
+            None => as_sent(asked, changes.as_ref(), |asked| {
+                let now = self.worker.shared.now();
+                limit::take(unit, &Caller::Identity(&id), port.port, Some(asked), now).map(Rc::new)
+            }),
+        };
+        let entered = match tell(&decision) {
+            Some(fault) => Err(fault),
+            None => enter().or_else(|over| tell(&over).map_or_else(|| Ok(Rc::default()), Err)),
+        };
+        let fault = match entered {
+            Err(fault) => fault,
+            Ok(slots) => {
+                let callee = Callee {
+                    account,
+                    rule: decision.rule,
+                    brought,
+                    slots,
+                };
+                return Ok(Parties {
+                    caller,
+                    callee: Some(Rc::new(callee)),
+                });
+            }
         };
         let flag = Some(fault.flag());
         let entry = Entry {

@@ -11,6 +11,7 @@ use hostmesh_proxy_core::config::{Endpoint, Protocol};
 use hostmesh_proxy_core::fields::as_sent;
 use hostmesh_proxy_core::flag::Flag;
 use hostmesh_proxy_core::http1::{HeadScanner, RequestEdits, RequestHead, ResponseHead};
+use hostmesh_proxy_core::limit::{self, Slot};
 use tokio::time::{Instant, timeout};
 
 use super::Calling;
@@ -82,7 +83,7 @@ impl Calling {
         let endpoint = route.connector.pick(service, &[], key).ok()?;
         let account = self.account(&route, endpoint.spiffe_id.clone(), "outbound");
         let traced = call.traced.copy(&self.worker);
-        let brought = self.may_copy(call, &traced, &route, &endpoint, &account)?;
+        let (brought, slots) = self.may_copy(call, &traced, &route, &endpoint, &account)?;
         let changes = taken.changes();
         let bytes = down.copy(&RequestEdits {
             trace: Some(traced.to_application()),
@@ -99,13 +100,14 @@ impl Calling {
             call: (traced, taken.route.name.clone()),
             route: route.clone(),
             _pending: pending,
+            _slots: slots,
         };
         tokio::task::spawn_local(copy.run(bytes));
         Some(())
     }
 
-    /// By the policies of this host: a mirror is called as any service is. The token that it is called with; `None`: it
-    /// may not be.
+    /// By the policies of this host: a mirror is called as any service is. The token that it is called with, and its
+    /// places among those in flight; `None`: it may not be.
     fn may_copy(
         &self,
         call: &Call<'_>,
@@ -113,7 +115,7 @@ impl Calling {
         route: &Rc<Route>,
         endpoint: &Endpoint,
         account: &Rc<Account>,
-    ) -> Option<Brought> {
+    ) -> Option<(Brought, Vec<Slot>)> {
         let entry = Entry {
             part: traced.whole(Instant::now()),
             attempt: None,
@@ -124,7 +126,7 @@ impl Calling {
             return None;
         }
         let (Some(unit), To::Service { port, .. }) = (&endpoint.local, &route.to) else {
-            return Some(Brought::Nothing);
+            return Some((Brought::Nothing, Vec::new()));
         };
         let id = route.connector.unit.spiffe_id.clone();
         let changes = call.taken.as_ref().and_then(|taken| taken.changes());
@@ -143,7 +145,20 @@ impl Calling {
             authorize::request(unit, &Caller::Identity(&id), port.target, asked)
         });
         callee.judged(&self.worker, &entry, &decision);
-        decision.verdict.passes().then_some(brought)
+        if !decision.verdict.passes() {
+            return None;
+        }
+        let entered = as_sent(asked, changes.as_ref(), |asked| {
+            let now = self.worker.shared.now();
+            limit::take(unit, &Caller::Identity(&id), port.target, Some(asked), now)
+        });
+        match entered {
+            Ok(slots) => Some((brought, slots)),
+            Err(over) => {
+                callee.judged(&self.worker, &entry, &over);
+                over.verdict.passes().then_some((brought, Vec::new()))
+            }
+        }
     }
 }
 
@@ -154,6 +169,7 @@ struct Copy {
     call: (Traced, Arc<str>),
     route: Rc<Route>,
     _pending: Pending,
+    _slots: Vec<Slot>,
 }
 
 impl Copy {
