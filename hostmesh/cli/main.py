@@ -19,6 +19,7 @@ VERBS = {
     "explain": ("explain", "may CALLER call DESTINATION, and by which line of which file"),
     "tap": ("tap", "the requests of a unit as they come, with what became of them and by which rule"),
     "top": ("top", "units by what they do just now: requests, errors, times, bytes"),
+    "replay": ("replay", "judge recorded requests by policies that are not in force yet: what would be otherwise"),
     "certs": ("certs", "the identities in force on this host"),
     "doctor": ("doctor", "what on this host gets in the mesh's way, and what mends it"),
     "run": ("run", "run a command as a meshed unit"),
