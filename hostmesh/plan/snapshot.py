@@ -45,6 +45,7 @@ def snapshot(  # noqa: PLR0917 the order of the flow
         propagate=list(settings.traces.propagate),
         traces=_traces(settings, facts),
         metrics=wire.Metrics(max_series=settings.metrics.max_series, expire_ms=settings.metrics.expire),
+        overload=wire.Overload(delay_ms=settings.overload.delay, requests=settings.overload.requests),
     )
     return msgspec.structs.replace(bare, revision=revision_of(bare))
 

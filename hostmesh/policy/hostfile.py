@@ -9,7 +9,7 @@ from hostmesh.names import BadName, check_trust_domain, check_zone_name
 from hostmesh.policy.findings import Code, Findings
 from hostmesh.policy.keys import Key, Table
 from hostmesh.policy.read import Reader
-from hostmesh.policy.settings import Marks, Metrics, Paths, Ports, Settings, Timeouts
+from hostmesh.policy.settings import Marks, Metrics, Overload, Paths, Ports, Settings, Timeouts
 from hostmesh.policy.source import Node, parse
 from hostmesh.policy.traces import read_traces
 
@@ -19,6 +19,7 @@ _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]
 _MAX_TABLE = 0x7FFF_FFFF
 _MAX_GROUP = 0xFFFF
 _MAX_SERIES = 1_000_000
+_MAX_REQUESTS = 1_000_000
 
 
 def _schema(name: str, *words: str) -> Table:
@@ -57,6 +58,7 @@ class _Reading:
             paths=self._paths(top.get("paths")),
             traces=read_traces(self.read, top.get("traces")),
             metrics=self._metrics(top.get("metrics")),
+            overload=self._overload(top.get("overload")),
         )
 
     def _trust_domain(self, node: Node | None, default: str) -> str:
@@ -96,7 +98,9 @@ class _Reading:
             self.read.bad(node, f"{text!r} is not an address", 'for example: "127.0.0.1"')
         return text
 
-    def _section(self, node: Node | None, section: type[Marks | Ports | Timeouts | Paths | Metrics]) -> dict[str, Node]:
+    def _section(
+        self, node: Node | None, section: type[Marks | Ports | Timeouts | Paths | Metrics | Overload]
+    ) -> dict[str, Node]:
         return self.read.table(node, _schema(section.__name__.lower(), *(field.name for field in fields(section))))
 
     def _ports(self, node: Node | None) -> Ports:
@@ -137,6 +141,13 @@ class _Reading:
         default = Timeouts()
         names = (field.name for field in fields(Timeouts))
         return Timeouts(**{name: self.read.duration_ms(table.get(name), getattr(default, name)) for name in names})
+
+    def _overload(self, node: Node | None) -> Overload:
+        table, default = self._section(node, Overload), Overload()
+        return Overload(
+            delay=self.read.duration_ms(table.get("delay"), default.delay),
+            requests=self.read.integer(table.get("requests"), default.requests, 1, _MAX_REQUESTS),
+        )
 
     def _metrics(self, node: Node | None) -> Metrics:
         table, default = self._section(node, Metrics), Metrics()
@@ -180,7 +191,7 @@ def render(settings: Settings) -> str:
     text = "\n".join(top) + "\n"
     sections = (
         ("ports", str), ("marks", hex), ("timeouts", _duration), ("paths", quoted), ("traces", _value),
-        ("metrics", str),
+        ("metrics", str), ("overload", str),
     )  # fmt: skip
     for section, written in sections:
         mine, usual = getattr(settings, section), getattr(default, section)
@@ -215,4 +226,4 @@ def quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-_WRITTEN = {("metrics", "expire"): _duration}
+_WRITTEN = {("metrics", "expire"): _duration, ("overload", "delay"): _duration}

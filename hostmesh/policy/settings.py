@@ -70,6 +70,17 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True)
+class Overload:
+    """When the proxy refuses requests because it has too much to do itself. 0: never for that reason.
+
+    delay: a worker comes so many milliseconds late to what is ready. requests: in flight in the whole proxy.
+    """
+
+    delay: int = 0
+    requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Paths:
     """Where things are on the host."""
 
@@ -101,3 +112,4 @@ class Settings:
     zone: str = ""
     traces: Traces = field(default_factory=Traces)
     metrics: Metrics = field(default_factory=Metrics)
+    overload: Overload = field(default_factory=Overload)

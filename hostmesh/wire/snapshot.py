@@ -373,6 +373,13 @@ class Traces(Struct):
     queue: int = 2048
 
 
+class Overload(Struct):
+    """When the proxy refuses requests: `Overload` of `hostmesh/policy/settings.py`. 0: never for that reason."""
+
+    delay_ms: int = 0
+    requests: int = 0
+
+
 class Metrics(Struct):
     """How many series of counters the proxy keeps: `Metrics` of `hostmesh/policy/settings.py`."""
 
@@ -399,3 +406,4 @@ class Snapshot(Struct):
     propagate: list[str] = msgspec.field(default_factory=lambda: ["w3c"])
     traces: Traces | None = None
     metrics: Metrics = Metrics()
+    overload: Overload = Overload()

@@ -24,6 +24,7 @@ pub mod listener;
 pub mod lookups;
 pub mod memory;
 pub mod outbound;
+pub mod overload;
 pub mod peer;
 pub mod persist;
 pub mod plaintext;

@@ -123,7 +123,7 @@ impl Question {
             return None;
         };
         let unit = config.unit_by_name(&about.unit.unit)?;
-        match limit::take(unit, &who.caller(), about.port, None, worker.shared.now()) {
+        match limit::take(unit, &who.caller(), about.port, None, || worker.shared.now()) {
             Ok(slots) => {
                 self.slots = slots;
                 None

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use hostmesh_proxy_core::config::Config;
+use hostmesh_proxy_core::overload::InFlight;
 use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
@@ -110,6 +111,8 @@ pub struct Shared {
     pub told: Told,
     /// By which names units know addresses.
     pub lookups: Lookups,
+    /// How many requests are under way, where that is limited.
+    pub in_flight: InFlight,
     /// Who waits for room of a service.
     pub queues: Queues,
     /// When the process started.
@@ -136,6 +139,7 @@ impl Shared {
             stats,
             told: Told::default(),
             lookups: Lookups::default(),
+            in_flight: InFlight::default(),
             queues: Queues::default(),
             started: SystemTime::now(),
             workers,

@@ -24,6 +24,7 @@ use crate::events::Event;
 use crate::http::token::Tokens;
 use crate::listener::{self, Kind};
 use crate::outbound;
+use crate::overload::Pressure;
 use crate::plaintext;
 use crate::shared::Shared;
 use crate::stats::{CodeClass, Gauge, Held, Key, Row, WorkerStats};
@@ -50,6 +51,8 @@ pub struct Worker {
     pub loads: Rc<RefCell<Loads>>,
     /// Copies under way, by the service that they go to.
     pub copies: RefCell<HashMap<Arc<str>, u32>>,
+    /// Whether it comes late to what is ready.
+    pub pressure: Pressure,
     /// Tokens that are believed.
     pub tokens: RefCell<Tokens>,
     /// TLS connections from other hosts.
@@ -74,6 +77,7 @@ impl Worker {
             idle: IdleStreams::default(),
             loads,
             copies: RefCell::default(),
+            pressure: Pressure::default(),
             tokens: RefCell::default(),
             links: RefCell::default(),
             trust: RefCell::new(shared.trust()),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hostmesh.errors import PolicyError
 from hostmesh.policy.hostfile import load_settings, render
-from hostmesh.policy.settings import Marks, Metrics, Paths, Ports, Settings, Timeouts, Traces
+from hostmesh.policy.settings import Marks, Metrics, Overload, Paths, Ports, Settings, Timeouts, Traces
 from hostmesh.policy.traces import Collector, collector_of
 
 FILE = "hostmesh.toml"
@@ -96,6 +96,8 @@ queue = 10
         ("[traces]\nheaders = { 'a b' = 'x' }\n", (2, 21), "header's name"),
         ("[traces]\nca = 'x'\n", (2, 6), "not an absolute path"),
         ("[traces]\nqueue = 0\n", (2, 9), "not in 1..65536"),
+        ("[overload]\ndelay = 500\n", (2, 9), "a duration with its unit"),
+        ("[overload]\nrequests = 0\n", (2, 12), "not in 1..1000000"),
         ("[pats]\n", (1, 1), "unknown key 'pats'"),
         ("a\n", (1, 2), "not TOML"),
     ],
@@ -122,6 +124,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
         ports=st.builds(Ports, wire=st.integers(20000, 30000)),
         timeouts=st.builds(Timeouts, stall=st.integers(1, 86_400_000)),
         metrics=st.builds(Metrics, max_series=st.integers(1, 1_000_000), expire=st.integers(1, 86_400_000)),
+        overload=st.builds(Overload, delay=st.integers(0, 86_400_000), requests=st.integers(0, 1_000_000)),
         paths=st.builds(Paths, state=WORDS.map(lambda text: "/" + text)),
         traces=st.builds(
             Traces,

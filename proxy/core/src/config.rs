@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::glob::Glob;
 use crate::limit::Limit;
+use crate::overload::Overload;
 use crate::revoked::Revoked;
 use crate::route::Route;
 use crate::snapshot::{self, Listeners, Marks, SNAPSHOT_VERSION, Snapshot};
@@ -107,6 +108,8 @@ pub struct Config {
     pub propagate: Formats,
     /// Where spans go; none: nothing is recorded.
     pub traces: Option<Arc<Traces>>,
+    /// When requests are refused; `None`: never for the proxy's own sake.
+    pub overload: Option<Overload>,
     /// How many series of counters there may be.
     pub max_series: usize,
     /// A series that was quiet for so long ends.
@@ -139,6 +142,7 @@ impl Config {
             marks: snapshot.marks,
             listeners: snapshot.listeners,
             timeouts: compile::timeouts(snapshot.timeouts)?,
+            overload: compile::overload(snapshot.overload),
             max_series: snapshot.metrics.max_series as usize,
             expire_series: Duration::from_millis(snapshot.metrics.expire_ms),
             units: Vec::with_capacity(snapshot.units.len()),

@@ -110,6 +110,14 @@ pub(super) fn timeouts(timeouts: snapshot::Timeouts) -> Result<Timeouts, ConfigE
     })
 }
 
+pub(super) fn overload(said: snapshot::Overload) -> Option<Overload> {
+    let overload = Overload {
+        delay: Some(Duration::from_millis(said.delay_ms)).filter(|delay| !delay.is_zero()),
+        requests: Some(said.requests).filter(|most| *most > 0),
+    };
+    (overload.delay.is_some() || overload.requests.is_some()).then_some(overload)
+}
+
 fn port_number(at: &str, number: u16) -> Result<u16, ConfigError> {
     if number == 0 {
         return Err(bad(at, "0", "a port 1..65535"));

@@ -77,6 +77,9 @@ pub enum Fault {
     /// The caller went away.
     #[error("the caller went away")]
     Gone,
+    /// The proxy has too much to do.
+    #[error("the proxy is overloaded")]
+    Shed,
     /// The proxy cannot do its part, e.g. it has no SVID yet.
     #[error("the mesh is not ready for this call")]
     Internal,
@@ -88,7 +91,7 @@ impl Fault {
         match self {
             Self::BadRequest(_) | Self::BadRequestBody(_) | Self::SlowRequest | Self::Gone => Blame::Downstream,
             Self::BadPath | Self::Denied | Self::Limited(_) | Self::NoToken | Self::BadToken(_) => Blame::Policy,
-            Self::Internal => Blame::Internal,
+            Self::Shed | Self::Internal => Blame::Internal,
             _ => Blame::Upstream,
         }
     }
@@ -103,9 +106,8 @@ impl Fault {
             Self::SlowRequest => 408,
             Self::Limited(_) => 429,
             Self::Reset | Self::BadResponse(_) | Self::BadResponseBody(_) => 502,
-            Self::NoEndpoint | Self::NoRoute | Self::Ejected | Self::BreakerOpen | Self::Connect | Self::Internal => {
-                503
-            }
+            Self::NoEndpoint | Self::NoRoute | Self::Ejected | Self::BreakerOpen | Self::Connect => 503,
+            Self::Shed | Self::Internal => 503,
             Self::Timeout => 504,
         }
     }
@@ -118,7 +120,7 @@ impl Fault {
             Self::Denied => 7,
             Self::Limited(_) => 8,
             Self::NoToken | Self::BadToken(_) => 16,
-            Self::NoEndpoint | Self::Connect | Self::Reset | Self::Internal => 14,
+            Self::NoEndpoint | Self::Connect | Self::Reset | Self::Shed | Self::Internal => 14,
             _ => 13,
         }
     }
@@ -142,6 +144,7 @@ impl Fault {
             Self::BadResponse(_) | Self::BadResponseBody(_) => Flag::BadResponse,
             Self::Timeout => Flag::Timeout,
             Self::Gone => Flag::Gone,
+            Self::Shed => Flag::Shed,
             Self::Internal => Flag::NotReady,
         }
     }
@@ -164,6 +167,7 @@ impl Fault {
     pub fn retry_after(self) -> Option<u32> {
         match self {
             Self::Limited(seconds) => Some(seconds),
+            Self::Shed => Some(1),
             _ => None,
         }
     }
@@ -201,6 +205,7 @@ mod tests {
             Fault::Reset,
             Fault::BadResponse(Refused::Syntax),
             Fault::Timeout,
+            Fault::Shed,
             Fault::Internal,
         ] {
             let by_caller = matches!(fault.blame(), Blame::Downstream | Blame::Policy);

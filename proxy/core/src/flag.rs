@@ -59,6 +59,8 @@ flags! {
     Timeout = "timeout",
     /// The caller went away.
     Gone = "gone",
+    /// The proxy had too much to do.
+    Shed = "shed",
     /// The proxy could not do its part.
     NotReady = "not-ready",
     /// Trouble on purpose, by a route.

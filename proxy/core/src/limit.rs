@@ -213,11 +213,12 @@ pub fn take(
     caller: &Caller<'_>,
     port: u16,
     request: Option<&Request<'_>>,
-    now: Duration,
+    now: impl FnOnce() -> Duration,
 ) -> Result<Vec<Slot>, Decision> {
     if unit.limits.is_empty() {
         return Ok(Vec::new());
     }
+    let now = now();
     let mut taken: Vec<(&Limit, Taken)> = Vec::new();
     for limit in &unit.limits {
         if !fits(&limit.of, caller, port, request) {

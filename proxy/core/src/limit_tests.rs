@@ -62,7 +62,9 @@ fn get<'a>(method: &'a str, path: &'a str) -> Request<'a> {
 }
 
 fn ask(unit: &Unit, caller: &Caller<'_>, millis: u64) -> Result<Vec<Slot>, Decision> {
-    take(unit, caller, 80, Some(&get("GET", "/")), Duration::from_millis(millis))
+    take(unit, caller, 80, Some(&get("GET", "/")), || {
+        Duration::from_millis(millis)
+    })
 }
 
 #[test]
@@ -71,7 +73,7 @@ fn a_burst_then_the_pace() {
     let admitted = (0..50_000)
         .filter(|tenth| {
             let now = Duration::from_micros(tenth * 100);
-            take(&unit, &PEER, 80, Some(&get("GET", "/")), now).is_ok()
+            take(&unit, &PEER, 80, Some(&get("GET", "/")), || now).is_ok()
         })
         .count();
     assert_eq!(
@@ -154,13 +156,13 @@ fn a_limit_is_about_what_it_names() {
     writes.of.methods = vec!["POST".to_owned()];
     writes.of.paths = vec!["/orders/*".to_owned()];
     let unit = unit(vec![writes]);
-    let ask = |method, path| take(&unit, &PEER, 80, Some(&get(method, path)), Duration::ZERO).is_ok();
+    let ask = |method, path| take(&unit, &PEER, 80, Some(&get(method, path)), || Duration::ZERO).is_ok();
     assert!(ask("GET", "/orders/1") && ask("POST", "/products") && ask("POST", "/orders/1"));
     assert!(
         !ask("POST", "/orders/2") && !ask("post", "/x/../orders/3"),
         "nor by another spelling"
     );
-    let opaque = || take(&unit, &PEER, 80, None, Duration::ZERO).is_ok();
+    let opaque = || take(&unit, &PEER, 80, None, || Duration::ZERO).is_ok();
     assert!(opaque() && opaque(), "bytes are no requests");
 }
 

@@ -35,6 +35,17 @@ pub struct Snapshot {
     pub traces: Option<Traces>,
     #[serde(default)]
     pub metrics: Metrics,
+    #[serde(default)]
+    pub overload: Overload,
+}
+
+/// When the proxy refuses requests. 0: never for that reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Overload {
+    pub delay_ms: u64,
+    pub requests: u32,
 }
 
 /// How many series of counters there may be, and when a quiet one ends.

@@ -32,7 +32,7 @@ pub struct Callee {
     /// The token by which it does.
     pub brought: Brought,
     /// The request's places among those in flight.
-    pub slots: Rc<Vec<Slot>>,
+    pub slots: Option<Rc<Vec<Slot>>>,
 }
 
 impl Callee {

@@ -28,6 +28,7 @@ use super::session::{self, Handler, Next};
 use super::token::{self, Brought};
 use super::traced::{Part, Traced};
 use crate::deliver;
+use crate::overload;
 use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
 use crate::tcp::Relayed;
@@ -118,6 +119,10 @@ impl Handler for Serving {
     async fn request(&self, down: &mut impl Downstream, arrived: Arrived<'_>) -> Next {
         let is_there = self.refresh();
         let served = self.served.borrow().clone();
+        let _admitted = match overload::admit(&self.worker, &served.config) {
+            Ok(admitted) => admitted,
+            Err(fault) => return self.shed(down, &served, arrived, fault).await,
+        };
         let About { unit, port, .. } = &served.account.about;
         let judge = |token: Token<'_>| {
             let asked = Request { token, ..arrived.asked };
@@ -153,7 +158,7 @@ impl Handler for Serving {
         if let Some(fault) = decision.verdict.fault() {
             return down.reply(fault, &fault.to_string()).await;
         }
-        let now = self.worker.shared.now();
+        let now = || self.worker.shared.now();
         let slots = match limit::take(unit, &self.who.caller(), *port, Some(&arrived.asked), now) {
             Ok(slots) => slots,
             Err(over) => {
@@ -255,6 +260,27 @@ impl Serving {
             (!decision.verdict.passes()).then(|| Denial::new(about.clone(), decision))
         })
         .await
+    }
+
+    /// Refuses a request unjudged: there is too much to do.
+    async fn shed(&self, down: &mut impl Downstream, served: &Served, arrived: Arrived<'_>, fault: Fault) -> Next {
+        let unit = &served.account.about.unit;
+        let traced = Traced::begin(&self.worker, &served.config, unit, arrived.asked.headers);
+        let message = fault.to_string();
+        let entry = Entry {
+            arrived,
+            rule: "",
+            part: traced.whole(arrived.begun),
+            attempt: None,
+            tries: 0,
+            status: fault.status(),
+            error: &message,
+            endpoint: None,
+            route: "",
+            flag: Some(fault.flag()),
+        };
+        served.account.ended(&self.worker, &entry);
+        down.reply(fault, &message).await
     }
 
     async fn carry(

@@ -40,6 +40,7 @@ use super::traced::Traced;
 use crate::breaker::Room;
 use crate::connect::ConnectError;
 use crate::in_flight::InFlight;
+use crate::overload;
 use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
 use crate::tcp::{Relayed, stands_still};
@@ -133,6 +134,10 @@ impl Handler for Calling {
             endpoint: None,
             callee: None,
             audited: Audited::default(),
+        };
+        let _admitted = match overload::admit(&self.worker, &call.route.connector.config) {
+            Ok(admitted) => admitted,
+            Err(fault) => return self.give_up(down, &call, None, fault, &fault.to_string()).await,
         };
         if let Some(next) = self.refused(down, &call).await {
             return next;

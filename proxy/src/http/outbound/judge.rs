@@ -68,13 +68,14 @@ impl Calling {
         let enter = || match held {
             Some(callee) => Ok(callee.slots.clone()),
             None => as_sent(asked, changes.as_ref(), |asked| {
-                let now = self.worker.shared.now();
-                limit::take(unit, &Caller::Identity(&id), port.port, Some(asked), now).map(Rc::new)
+                let now = || self.worker.shared.now();
+                limit::take(unit, &Caller::Identity(&id), port.port, Some(asked), now)
+                    .map(|slots| (!slots.is_empty()).then(|| Rc::new(slots)))
             }),
         };
         let entered = match tell(&decision) {
             Some(fault) => Err(fault),
-            None => enter().or_else(|over| tell(&over).map_or_else(|| Ok(Rc::default()), Err)),
+            None => enter().or_else(|over| tell(&over).map_or_else(|| Ok(None), Err)),
         };
         let fault = match entered {
             Err(fault) => fault,

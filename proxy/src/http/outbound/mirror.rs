@@ -149,7 +149,7 @@ impl Calling {
             return None;
         }
         let entered = as_sent(asked, changes.as_ref(), |asked| {
-            let now = self.worker.shared.now();
+            let now = || self.worker.shared.now();
             limit::take(unit, &Caller::Identity(&id), port.target, Some(asked), now)
         });
         match entered {
