@@ -118,28 +118,29 @@ impl Account {
 
     fn count(&self, worker: &Worker, entry: &Entry<'_>, duration: u64) {
         let retries = u64::from(entry.tries.saturating_sub(1));
-        let row = self.row(worker, entry.route);
-        let class = entry.class();
-        row.record(class, duration, entry.sent(), entry.received(), retries);
-        let span = entry.part.span;
-        if span.is_sampled {
-            row.exemplify(class, duration, span.trace_id);
-        }
-        entry.flag.into_iter().for_each(|flag| row.flagged(flag));
+        let (class, span) = (entry.class(), entry.part.span);
+        let count = |row: &Row| {
+            row.record(class, duration, entry.sent(), entry.received(), retries);
+            entry.flag.into_iter().for_each(|flag| row.flagged(flag));
+            if span.is_sampled {
+                row.exemplify(class, duration, span.trace_id);
+            }
+        };
+        self.with_row(worker, entry.route, count);
     }
 
-    /// The counters of a route: asked for once a connection.
-    fn row(&self, worker: &Worker, route: &str) -> Arc<Row> {
+    /// Gives the counters of a route, which are asked for once a connection.
+    fn with_row(&self, worker: &Worker, route: &str, count: impl FnOnce(&Row)) {
         if route.is_empty() {
-            return self.row.clone();
+            return count(&self.row);
         }
         let mut routes = self.routes.borrow_mut();
-        if let Some(known) = routes.iter().find(|row| row.is_of(route)) {
-            return known.clone();
-        }
-        let row = self.about.row_of(worker, route);
-        routes.push(row.clone());
-        row
+        let known = routes.iter().position(|row| row.is_of(route));
+        let place = known.unwrap_or_else(|| {
+            routes.push(self.about.row_of(worker, route));
+            routes.len() - 1
+        });
+        count(&routes[place]);
     }
 
     /// A try is over.
@@ -193,10 +194,11 @@ impl Account {
             }
         };
         if let Some(fault) = decision.verdict.fault() {
-            let row = self.row(worker, entry.route);
-            let duration = micros(entry.arrived.begun);
-            row.record(CodeClass::Denied, duration, entry.sent(), entry.received(), 0);
-            row.flagged(fault.flag());
+            self.with_row(worker, entry.route, |row| {
+                let duration = micros(entry.arrived.begun);
+                row.record(CodeClass::Denied, duration, entry.sent(), entry.received(), 0);
+                row.flagged(fault.flag());
+            });
             let (rule, flag) = (&*decision.rule, Some(fault.flag()));
             let status = if entry.status == 0 {
                 fault.status()
