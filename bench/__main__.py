@@ -2,11 +2,13 @@
 
     python -m bench full  [--rounds N] [--seconds S] [--only PART…] [--contenders NAME…]     (make bench)
     python -m bench quick                                                                    (make bench-quick)
+    python -m bench full --before CHECKOUT …        with the wheels of another checkout beside it (make wheels there)
 
 Only ratios within one run mean anything. Written to bench/results/, with the command and the spread.
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -14,12 +16,13 @@ from pathlib import Path
 
 from bench import extras, report
 from bench.command import RESULTS, about, end_on_signals, tell
-from bench.contenders import NEED_OWN_FILES, STARTS, Contender, start
+from bench.contenders import BEFORE, NEED_OWN_FILES, OURS, STARTS, Contender, hostmesh, start
 from bench.layer import bench_layer
 from bench.loads import LOADS
 from bench.rounds import run
-from bench.targets import OURS, ratios
+from bench.targets import ratios
 from bench.testbed import Testbed, two_hosts
+from tests.lab.install import hostmesh_layer
 
 QUICK = {"rounds": 5, "seconds": 4, "only": ["top"], "contenders": ["direct", "haproxy", "hostmesh"]}
 ONCE = ("memory", "change", "units")
@@ -33,10 +36,15 @@ def main() -> int:
     loads = [LOADS[name] for name in options.only if name in LOADS]
     own_files = any(load.needs_oha for load in loads) or NEED_OWN_FILES & set(options.contenders)
     told = about("bench") | {"load_average_before": os.getloadavg()}
-    with two_hosts(tell, [bench_layer()] if own_files else []) as bed:
+    layers = [bench_layer()] if own_files else []
+    with contextlib.ExitStack() as beds:
+        bed = beds.enter_context(two_hosts(tell, layers))
         contenders = start(bed, tuple(options.contenders))
+        if options.before:
+            other = beds.enter_context(two_hosts(tell, layers, hostmesh_layer(options.before)))
+            contenders += (hostmesh(other, BEFORE),)
         memory = _memory(bed, contenders) if "memory" in options.only else {}
-        samples = run(bed, contenders, loads, options.rounds, seconds=options.seconds, tell=tell)
+        samples = run(contenders, loads, options.rounds, seconds=options.seconds, tell=tell)
         ours = [contender for contender in contenders if contender.name == OURS]
         change = extras.change_to_effect(bed, ours[0]) if ours and "change" in options.only else None
         if "units" in options.only:  # the last one: the host is another after it
@@ -63,6 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, help="of each load in each round; default: each load's own")
     parser.add_argument("--only", nargs="+", choices=FULL["only"], metavar="PART", help=" ".join(FULL["only"]))
     parser.add_argument("--contenders", nargs="+", choices=list(STARTS), metavar="NAME", help=" ".join(STARTS))
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="another checkout, its wheels built")
     parser.add_argument("--output", type=Path, help="the JSON file; default: in bench/results")
     options = parser.parse_args()
     whole = options.only is None and options.contenders is None

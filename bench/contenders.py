@@ -14,16 +14,19 @@ from bench.testbed import APP_PORT, CALLER, LOCAL_CALLER, MESHED_PORT, SERVICE, 
 
 CA, CERTIFICATE = "/etc/bench-ca.pem", "/etc/bench.pem"
 ENVOY = "/opt/bench/envoy"
+OURS, BEFORE = "hostmesh", "before"  # this checkout's, and another one's on hosts of its own
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Where its load goes. ``proxies``: what carries the traffic; ``beside``: what runs for it but touches no byte.
+    """Where its load goes, and on which hosts.
 
+    ``proxies``: what carries the traffic; ``beside``: what runs for it but touches no byte.
     ``local_url``: for calls from h2 to h2, where the contender is one of those that are compared there.
     """
 
     name: str
+    bed: Testbed
     url: str
     proxies: tuple[Unit, ...]
     app: Unit
@@ -57,7 +60,7 @@ class Peer:
             host.wait_port(
                 self.entry if side == "client" else self.wire, "127.0.0.1" if side == "client" else host.ipv4
             )
-        return Contender(self.name, f"http://127.0.0.1:{self.entry}", tuple(units), app)
+        return Contender(self.name, bed, f"http://127.0.0.1:{self.entry}", tuple(units), app)
 
 
 _ENVOY_COMMAND = f"{ENVOY} --config-path {{path}} --concurrency 2 --disable-hot-restart --log-level error"
@@ -70,13 +73,16 @@ PEERS = (
 
 
 def _direct(bed: Testbed, app: Unit) -> Contender:
-    return Contender("direct", f"http://{bed.h2.ipv4}:{APP_PORT}", (), app, local_url=f"http://127.0.0.1:{APP_PORT}")
+    local = f"http://127.0.0.1:{APP_PORT}"
+    return Contender("direct", bed, f"http://{bed.h2.ipv4}:{APP_PORT}", (), app, local_url=local)
 
 
-def _hostmesh(bed: Testbed, _: Unit) -> Contender:
+def hostmesh(bed: Testbed, name: str = OURS) -> Contender:
+    """The mesh of these hosts."""
     url = f"http://{SERVICE}:{MESHED_PORT}"
     return Contender(
-        "hostmesh",
+        name,
+        bed,
         url,
         tuple(Unit.of(host, "hostmesh-proxy.service") for host in bed.hosts()),
         Unit.of(bed.h2, "bench-meshed.service"),
@@ -92,7 +98,7 @@ def _hostmesh(bed: Testbed, _: Unit) -> Contender:
 
 STARTS: dict[str, Callable[[Testbed, Unit], Contender]] = {
     "direct": _direct,
-    "hostmesh": _hostmesh,
+    OURS: lambda bed, _: hostmesh(bed),
     **{peer.name: peer.start for peer in PEERS},
 }
 NEED_OWN_FILES = frozenset(peer.name for peer in PEERS if peer.own_files)

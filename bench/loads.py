@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bench.contenders import Contender
 from bench.layer import OHA
-from bench.testbed import BODY, BULK_BYTES, Testbed
+from bench.testbed import BODY, BULK_BYTES
 
 Figures = dict[str, float]
 CONNECTIONS = 64
@@ -23,12 +23,12 @@ class WrongAnswerError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """``run(bed, contender, seconds)``; ``seconds``: how long one round takes in a full bench."""
+    """``run(contender, seconds)``; ``seconds``: how long one round takes in a full bench."""
 
     name: str
     title: str
     seconds: int
-    run: Callable[[Testbed, Contender, int], Figures]
+    run: Callable[[Contender, int], Figures]
     needs_oha: bool = False
     local: bool = False
 
@@ -37,32 +37,33 @@ class Load:
         return not self.local or contender.local_url is not None
 
 
-def check_answer(bed: Testbed, contender: Contender) -> None:
+def check_answer(contender: Contender) -> None:
     """WrongAnswerError unless the application's own answer arrives, byte for byte."""
     ask = ["curl", "-sS", "--max-time", "10", "--write-out", " %{http_code}", f"{contender.url}/"]
-    said = bed.run(ask, host=bed.h1, unit=contender.caller, timeout=30)
+    said = contender.bed.run(ask, host=contender.bed.h1, unit=contender.caller, timeout=30)
     if said != f"{BODY} 200":
         raise WrongAnswerError(f"{contender.name}: curl {contender.url}/ said {said!r}, not {BODY} 200")
 
 
-def top(bed: Testbed, contender: Contender, seconds: int) -> Figures:
+def top(contender: Contender, seconds: int) -> Figures:
     """As many requests as go through on keep-alive connections."""
-    return _wrk(bed, contender, seconds, contender.url)
+    return _wrk(contender, seconds, contender.url)
 
 
-def new_connections(bed: Testbed, contender: Contender, seconds: int) -> Figures:
+def new_connections(contender: Contender, seconds: int) -> Figures:
     """As many as go through where each request comes on a connection of its own."""
-    return _wrk(bed, contender, seconds, contender.url, "-H", "Connection: close")
+    return _wrk(contender, seconds, contender.url, "-H", "Connection: close")
 
 
-def same_host(bed: Testbed, contender: Contender, seconds: int) -> Figures:
+def same_host(contender: Contender, seconds: int) -> Figures:
     """As many as go through from a caller on the service's own host."""
     assert contender.local_url is not None
-    return _wrk(bed, contender, seconds, contender.local_url, local=True)
+    return _wrk(contender, seconds, contender.local_url, local=True)
 
 
-def _wrk(bed: Testbed, contender: Contender, seconds: int, url: str, *options: str, local: bool = False) -> Figures:
+def _wrk(contender: Contender, seconds: int, url: str, *options: str, local: bool = False) -> Figures:
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--latency", *options, f"{url}/"]
+    bed = contender.bed
     host, unit = (bed.h2, contender.local_caller) if local else (bed.h1, contender.caller)
     meter = Meter(contender)
     said = bed.run(command, host=host, unit=unit, timeout=seconds + 30)
@@ -89,16 +90,17 @@ def _milliseconds(text: str) -> float:
     return float(text.removesuffix(unit)) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[unit]
 
 
-def open_loop(rate: int) -> Callable[[Testbed, Contender, int], Figures]:
+def open_loop(rate: int) -> Callable[[Contender, int], Figures]:
     """Requests at a rate that does not wait for answers: a late answer delays no request, and is counted from when its
     request was due."""
 
-    def run(bed: Testbed, contender: Contender, seconds: int) -> Figures:
+    def run(contender: Contender, seconds: int) -> Figures:
         command = [
             OHA, "-c", str(CONNECTIONS), "-q", str(rate), "--latency-correction", "-z", f"{seconds}s",
             "--wait-ongoing-requests-after-deadline", "--no-tui", "--output-format", "json", f"{contender.url}/",
         ]  # fmt: skip
         meter = Meter(contender)
+        bed = contender.bed
         said = json.loads(bed.run(command, host=bed.h1, unit=contender.caller, timeout=seconds + 30))
         codes, failures = said["statusCodeDistribution"], said["errorDistribution"]
         good = codes.pop("200", 0)
@@ -113,12 +115,12 @@ def open_loop(rate: int) -> Callable[[Testbed, Contender, int], Figures]:
     return run
 
 
-def bulk(bed: Testbed, contender: Contender, _: int) -> Figures:
+def bulk(contender: Contender, _: int) -> Figures:
     """One big body, as fast as it comes."""
     command = ["curl", "-sS", "--output", "/dev/null", "--max-time", "60"]
     command += ["--write-out", "%{json}", f"{contender.url}/bulk"]
     meter = Meter(contender)
-    said = json.loads(bed.run(command, host=bed.h1, unit=contender.caller, timeout=90))
+    said = json.loads(contender.bed.run(command, host=contender.bed.h1, unit=contender.caller, timeout=90))
     whole = said["http_code"] == 200 and said["size_download"] == BULK_BYTES
     return {
         "gbit": said["speed_download"] * 8 / 1e9,

@@ -8,7 +8,7 @@ from pathlib import Path
 from bench import targets
 from bench.loads import LOADS
 from bench.rounds import Figure, Samples
-from bench.targets import FLOORS, MEMORY_TARGETS, TARGETS
+from bench.targets import CHANGES, FLOORS, MEMORY_TARGETS, TARGETS
 
 COLUMNS = {
     "rps": ("requests/s", "{:.0f}"),
@@ -71,6 +71,13 @@ def print_targets(measured: Mapping[str, Figure]) -> None:
     print("+ reached, - not reached; median (lowest-highest round)")
 
 
+def print_changes(ratios: Mapping[str, Figure]) -> None:
+    """This checkout against another one, where one was measured beside it."""
+    for key, title in CHANGES.items():
+        if key in ratios:
+            print(f"against before: {title:40}{_cell(ratios[key], '{:.3f}'):>24}")
+
+
 def print_floors(ratios: Mapping[str, Figure]) -> bool:
     """Whether hostmesh is nowhere below HAProxy's layer 7."""
     kept = True
@@ -97,6 +104,7 @@ def print_all(seen: Seen) -> bool:
     if seen.change:
         print(f"\na policy file's change to its effect, ms{_cell(seen.change, '{:.0f}'):>24}")
     print_targets({**seen.ratios, **targets.memory(seen.memory)})
+    print_changes(seen.ratios)
     return print_floors(seen.ratios)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bench.contenders import Contender
 from bench.loads import Figures, Load, check_answer
-from bench.testbed import Tell, Testbed
+from bench.testbed import Tell
 
 WARM_UP_SECONDS = 1
 Samples = dict[str, dict[str, list[Figures]]]  # load, contender
@@ -27,7 +27,6 @@ class Figure:
 
 
 def run(
-    bed: Testbed,
     contenders: Sequence[Contender],
     loads: Sequence[Load],
     rounds: int,
@@ -38,21 +37,22 @@ def run(
     """Every load on every contender that it fits, ``rounds`` times; each round begins with another contender."""
     samples: Samples = {load.name: {c.name: [] for c in contenders if load.fits(c)} for load in loads}
     for contender in contenders:
-        check_answer(bed, contender)
+        check_answer(contender)
         for load in loads:
             if load.fits(contender):
-                load.run(bed, contender, WARM_UP_SECONDS)
-    bed.check_congestion_control()
+                load.run(contender, WARM_UP_SECONDS)
+    for bed in {id(contender.bed): contender.bed for contender in contenders}.values():
+        bed.check_congestion_control()
     for number in range(rounds):
         begin = number % len(contenders)
         for load in loads:
             for contender in (*contenders[begin:], *contenders[:begin]):
                 if load.fits(contender):
-                    one = load.run(bed, contender, seconds or load.seconds)
+                    one = load.run(contender, seconds or load.seconds)
                     samples[load.name][contender.name].append(one)
                     tell(f"round {number + 1}/{rounds}  {load.name:9}  {contender.name:9} {_in_short(one)}")
         for contender in contenders:
-            check_answer(bed, contender)
+            check_answer(contender)
     return samples
 
 

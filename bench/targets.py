@@ -6,10 +6,9 @@ A ratio is taken round by round (what was measured within seconds of each other)
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from bench.contenders import BEFORE, OURS
 from bench.loads import Figures
 from bench.rounds import Figure, Samples
-
-OURS = "hostmesh"
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,25 @@ _RATIOS: dict[str, tuple[str, str, Callable[[Figures, Figures, Figures], float]]
     "newconn_vs_envoy_l7": ("newconn", "envoy-l7", _over("rps")),
     "bulk_vs_direct": ("bulk", "direct", _over("gbit")),
     "same_host_l7_vs_direct": ("same-host", "direct", _over("rps")),
+    "rps_vs_before": ("top", BEFORE, _over("rps")),
+    "cpu_vs_before": ("top", BEFORE, _over("x_app")),
+    "rps_same_host_vs_before": ("same-host", BEFORE, _over("rps")),
+    "cpu_same_host_vs_before": ("same-host", BEFORE, _over("x_app")),
+    "cpu_3200_vs_before": ("open3200", BEFORE, _over("x_app")),
+    "newconn_vs_before": ("newconn", BEFORE, _over("rps")),
+    "cpu_newconn_vs_before": ("newconn", BEFORE, _over("x_app")),
+    "bulk_vs_before": ("bulk", BEFORE, _over("gbit")),
+}
+
+CHANGES = {  # of this checkout against another one: key, title
+    "rps_vs_before": "highest RPS",
+    "cpu_vs_before": "CPU a request (x app), at the top",
+    "rps_same_host_vs_before": "highest RPS, same host",
+    "cpu_same_host_vs_before": "CPU a request (x app), same host",
+    "cpu_3200_vs_before": "CPU a request (x app) at 3,200 RPS",
+    "newconn_vs_before": "a connection a request, RPS",
+    "cpu_newconn_vs_before": "a connection a request, CPU (x app)",
+    "bulk_vs_before": "bulk, one stream",
 }
 
 

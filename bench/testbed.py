@@ -105,10 +105,10 @@ def peer_file(name: str, /, **words: object) -> str:
 
 
 @contextlib.contextmanager
-def two_hosts(tell: Tell, layers: Sequence[Path] = ()) -> Iterator[Testbed]:
-    """The hosts, up and meshed; all gone after the ``with``."""
+def two_hosts(tell: Tell, layers: Sequence[Path] = (), hostmesh: Path | None = None) -> Iterator[Testbed]:
+    """The hosts, up and meshed; all gone after the ``with``. ``hostmesh``: a layer with another checkout's."""
     tell("booting two hosts with hostmesh")
-    with Lab(("h1", "h2"), layers=[hostmesh_layer(), *layers]) as lab:
+    with Lab(("h1", "h2"), layers=[hostmesh or hostmesh_layer(), *layers]) as lab:
         bed = Testbed(World(lab))
         for host in bed.hosts():  # before anything of hostmesh listens: accepted sockets inherit it
             host.exec(["sysctl", "-qw", f"net.ipv4.tcp_congestion_control={CONGESTION_CONTROL}"]).must()

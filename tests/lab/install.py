@@ -21,14 +21,14 @@ class NotBuiltError(Exception):
     """There are no wheels to install."""
 
 
-def sources() -> dict[str, Path]:
+def sources(checkout: Path = _REPOSITORY) -> dict[str, Path]:
     """The folders that an installation takes, by the names below which it is shown them."""
-    folders = {name: _REPOSITORY / folder for name, folder in _SHOWN.items()}
+    folders = {name: checkout / folder for name, folder in _SHOWN.items()}
     for package in ("hostmesh", "hostmesh_proxy"):
         if len(list(folders["dist"].glob(f"{package}-*.whl"))) != 1:
-            raise NotBuiltError(f"dist/ has no wheel of {package}: make wheels")
+            raise NotBuiltError(f"{folders['dist']} has no wheel of {package}: make wheels")
     if not folders["wheelhouse"].is_dir():
-        raise NotBuiltError("build/wheelhouse has no dependencies: make wheels")
+        raise NotBuiltError(f"{folders['wheelhouse']} has no dependencies: make wheels")
     return folders
 
 
@@ -37,9 +37,9 @@ def command(base: str) -> list[str]:
     return [f"{base}/packaging/install", "--wheels", f"{base}/dist", "--wheels", f"{base}/wheelhouse"]
 
 
-def hostmesh_layer() -> Path:
-    """The layer with hostmesh installed from the wheels as they are now."""
-    folders = sources()
+def hostmesh_layer(checkout: Path = _REPOSITORY) -> Path:
+    """The layer with hostmesh installed from the wheels of a checkout as they are now."""
+    folders = sources(checkout)
     digest = hashlib.sha256()
     for folder in folders.values():
         for path in sorted(p for p in folder.iterdir() if p.is_file()):
