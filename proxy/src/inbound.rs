@@ -1,5 +1,6 @@
 //! Judges CONNECT streams from other hosts and carries them to the units that they call.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -104,7 +105,7 @@ async fn deliver(
     };
     match call.accept(worker) {
         Ok(stream) => {
-            let relayed = tcp::relay(application, Stream::Wire(Box::new(stream)), None, opened.denied()).await;
+            let relayed = tcp::relay(application, Stream::Wire(Box::new(stream)), None, pin!(opened.denied())).await;
             opened.ended(&about, rule, &relayed.reversed());
         }
         Err(error) => opened.failed(&about, Flag::ConnectFailure, error.to_string()),

@@ -4,6 +4,7 @@
 //! refused or cannot be reached is reset at once.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -164,7 +165,7 @@ impl Outgoing {
                     ..about
                 };
                 let _in_flight = InFlight::begin(&self.connector, Some(service), Some(&endpoint));
-                let relayed = tcp::relay(tcp, stream, service.traffic.idle_timeout, opened.denied()).await;
+                let relayed = tcp::relay(tcp, stream, service.traffic.idle_timeout, pin!(opened.denied())).await;
                 opened.ended(&about, &rule, &relayed);
             }
             Err(error) => {
@@ -257,7 +258,7 @@ impl Outgoing {
         }
         match opened.unless_denied(self.connector.deliver(unit, port)).await {
             Some(Ok(stream)) => {
-                let relayed = tcp::relay(tcp, stream, None, opened.denied()).await;
+                let relayed = tcp::relay(tcp, stream, None, pin!(opened.denied())).await;
                 opened.ended(&about, &rule, &relayed);
             }
             Some(Err(error)) => {
@@ -296,7 +297,7 @@ impl Outgoing {
         };
         match reached.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
             Ok(stream) => {
-                let relayed = tcp::relay(tcp, Stream::Tcp(stream), None, opened.denied()).await;
+                let relayed = tcp::relay(tcp, Stream::Tcp(stream), None, pin!(opened.denied())).await;
                 opened.ended(&about, &rule, &relayed);
             }
             Err(error) => {

@@ -1,6 +1,7 @@
 //! Judges plain-text connections to meshed ports, which the ruleset sends here, and carries those that a policy names.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 
 use hostmesh_proxy_core::authorize;
@@ -67,7 +68,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         .await
     {
         Some(Ok(application)) => {
-            let relayed = tcp::relay(tcp, Stream::Tcp(application), None, opened.denied()).await;
+            let relayed = tcp::relay(tcp, Stream::Tcp(application), None, pin!(opened.denied())).await;
             opened.ended(&about, &rule, &relayed);
         }
         Some(Err(error)) => {

@@ -5,6 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, pending, poll_fn};
 use std::io;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -55,7 +56,7 @@ pub async fn relay(
     application: TcpStream,
     other: Stream,
     idle: Option<Duration>,
-    denied: impl Future<Output = Denial>,
+    denied: Pin<&mut impl Future<Output = Denial>>,
 ) -> Relayed {
     match other {
         Stream::Tcp(other) => relay_tcp(application, other, idle, denied).await,
@@ -106,10 +107,10 @@ fn relayed(sent: &Cell<u64>, received: &Cell<u64>, stopped: Result<(), Stop>) ->
 
 /// Both directions, to their end or to the denial.
 async fn both(
-    up: impl Future<Output = Result<(), Stop>>,
-    down: impl Future<Output = Result<(), Stop>>,
-    stuck: impl Future<Output = ()>,
-    denied: impl Future<Output = Denial>,
+    up: Pin<&mut impl Future<Output = Result<(), Stop>>>,
+    down: Pin<&mut impl Future<Output = Result<(), Stop>>>,
+    stuck: Pin<&mut impl Future<Output = ()>>,
+    denied: Pin<&mut impl Future<Output = Denial>>,
 ) -> Result<(), Stop> {
     tokio::select! {
         biased;
@@ -135,30 +136,32 @@ async fn relay_wire(
     tcp: TcpStream,
     mut wire: WireStream,
     idle: Option<Duration>,
-    denied: impl Future<Output = Denial>,
+    denied: Pin<&mut impl Future<Output = Denial>>,
 ) -> Relayed {
     let (sent, received) = (Cell::new(0), Cell::new(0));
     let (tcp_ended, wire_ended) = (Cell::new(false), Cell::new(false));
-    let (sender, receiver) = wire.split();
-    let up = async {
-        while let Some(data) = read(&tcp).await? {
-            sent.set(sent.get() + data.len() as u64);
-            sender.write(data).await.map_err(unwritten(&wire_ended))?;
-        }
-        tcp_ended.set(true);
-        sender.finish().map_err(unwritten(&wire_ended))
+    let stopped = {
+        let (sender, receiver) = wire.split();
+        let up = pin!(async {
+            while let Some(data) = read(&tcp).await? {
+                sent.set(sent.get() + data.len() as u64);
+                sender.write(data).await.map_err(unwritten(&wire_ended))?;
+            }
+            tcp_ended.set(true);
+            sender.finish().map_err(unwritten(&wire_ended))
+        });
+        let down = pin!(async {
+            while let Some(data) = receiver.read().await? {
+                write(&tcp, &data).await.map_err(unwritten(&tcp_ended))?;
+                received.set(received.get() + data.len() as u64);
+                receiver.consumed(data.len());
+            }
+            wire_ended.set(true);
+            shut(&tcp).map_err(unwritten(&tcp_ended))
+        });
+        let stuck = pin!(stands_still(idle, || sent.get() + received.get()));
+        both(up, down, stuck, denied).await
     };
-    let down = async {
-        while let Some(data) = receiver.read().await? {
-            write(&tcp, &data).await.map_err(unwritten(&tcp_ended))?;
-            received.set(received.get() + data.len() as u64);
-            receiver.consumed(data.len());
-        }
-        wire_ended.set(true);
-        shut(&tcp).map_err(unwritten(&tcp_ended))
-    };
-    let stuck = stands_still(idle, || sent.get() + received.get());
-    let stopped = both(up, down, stuck, denied).await;
     if let Err(stop) = &stopped {
         wire.reset(match stop {
             Stop::Denied(_) => DENIED,
@@ -173,14 +176,16 @@ async fn relay_tcp(
     one: TcpStream,
     two: TcpStream,
     idle: Option<Duration>,
-    denied: impl Future<Output = Denial>,
+    denied: Pin<&mut impl Future<Output = Denial>>,
 ) -> Relayed {
     let (sent, received) = (Cell::new(0), Cell::new(0));
     let (one_ended, two_ended) = (Cell::new(false), Cell::new(false));
-    let up = carry(&one, &one_ended, &two, &two_ended, &sent);
-    let down = carry(&two, &two_ended, &one, &one_ended, &received);
-    let stuck = stands_still(idle, || sent.get() + received.get());
-    let stopped = both(up, down, stuck, denied).await;
+    let stopped = {
+        let up = pin!(carry(&one, &one_ended, &two, &two_ended, &sent));
+        let down = pin!(carry(&two, &two_ended, &one, &one_ended, &received));
+        let stuck = pin!(stands_still(idle, || sent.get() + received.get()));
+        both(up, down, stuck, denied).await
+    };
     if stopped.is_err() {
         sockopt::abort(one);
         sockopt::abort(two);

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 
 use bytes::{Bytes, BytesMut};
 use hostmesh_proxy_core::authorize::{Decision, Request};
@@ -207,7 +208,7 @@ pub trait Downstream {
         up: &mut Up,
         manner: &Manner<'_>,
         again: impl Fn(&dyn Answer) -> Option<Failure>,
-        denied: impl Future<Output = Denial>,
+        denied: Pin<&mut impl Future<Output = Denial>>,
     ) -> Ended;
 
     /// Answers in place of the application.
@@ -290,7 +291,7 @@ impl Http1<'_> {
         up: &mut Up,
         manner: &Manner<'_>,
         again: impl Fn(&dyn Answer) -> Option<Failure>,
-        denied: impl Future<Output = Denial>,
+        denied: Pin<&mut impl Future<Output = Denial>>,
     ) -> Ended {
         let framed = self.framed.get_or_insert_with(|| {
             Box::new(Framed {
@@ -333,7 +334,7 @@ impl Downstream for Http1<'_> {
         up: &mut Up,
         manner: &Manner<'_>,
         again: impl Fn(&dyn Answer) -> Option<Failure>,
-        denied: impl Future<Output = Denial>,
+        denied: Pin<&mut impl Future<Output = Denial>>,
     ) -> Ended {
         match up {
             Up::Http1(up) => {
@@ -345,7 +346,8 @@ impl Downstream for Http1<'_> {
                 };
                 exchange.run(self.conn, up, &mut self.upload, again, denied).await
             }
-            Up::Http2(_) => self.exchange_http2(up, manner, again, denied).await,
+            // Boxed: who has no HTTP/2 behind it needs no room for it.
+            Up::Http2(_) => Box::pin(self.exchange_http2(up, manner, again, denied)).await,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, pending};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -181,9 +181,8 @@ impl Exchange<'_> {
         up: &mut Conn,
         upload: &mut Upload<'_>,
         again: impl Fn(&dyn Answer) -> Option<Failure>,
-        denied: impl Future<Output = Denial>,
+        mut denied: Pin<&mut impl Future<Output = Denial>>,
     ) -> Ended {
-        let mut denied = pin!(denied);
         let untouched = upload.is_untouched() && !upload.is_done() && self.request.expects_continue();
         let (mut down_source, mut down_sink) = down.split();
         let (mut up_source, mut up_sink) = up.split();

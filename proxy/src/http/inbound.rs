@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::future::pending;
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -324,7 +325,7 @@ impl Serving {
                     return down.reply(Fault::Connect, &Fault::Connect.to_string()).await;
                 }
             };
-            let denied = self.turned(served, arrived, entry.part, audited);
+            let denied = pin!(self.turned(served, arrived, entry.part, audited));
             match down.exchange(&mut up, &manner, |_| None, denied).await {
                 // The application had closed it just now: that is nobody's failure, if nothing can happen twice.
                 Ended::Failed(Fault::Reset)
@@ -401,7 +402,7 @@ impl Serving {
         let used = self.kept.borrow_mut().pop().and_then(Conn::if_clean).filter(|_| !fresh);
         match used {
             Some(conn) => Ok((Up::Http1(conn), true)),
-            None => Ok((Up::Http1(Conn::new(deliver.await?)), false)),
+            None => Ok((Up::Http1(Conn::new(Box::pin(deliver).await?)), false)),
         }
     }
 }

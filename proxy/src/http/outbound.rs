@@ -12,6 +12,7 @@ mod routed;
 use std::cell::RefCell;
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -333,14 +334,14 @@ impl Calling {
         let tell = |callee: &Account, decision: &Decision| {
             callee.judged(&self.worker, &call.entry(0, "").of_callee(&decision.rule), decision);
         };
-        let denied = self.turned(
+        let denied = pin!(self.turned(
             &call.route,
             call.taken.as_deref(),
             call.arrived.asked,
             call.callee.as_deref(),
             &call.audited,
             tell,
-        );
+        ));
         let (idle, progress) = (call.idle_timeout(), call.arrived.progress);
         let ended = tokio::select! {
             biased;

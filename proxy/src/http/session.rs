@@ -1,7 +1,7 @@
 //! Serves one client's connection, request by request, in their order.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -112,8 +112,9 @@ pub async fn serve<H: Handler + 'static>(stream: Stream, draining: watch::Receiv
                     progress: &Progress::default(),
                     begun,
                 };
+                let relay = async { tunnel(down, up, handler.idle(), pin!(handler.denied(arrived))).await };
                 // Boxed too: few connections become one.
-                let relayed = Box::pin(tunnel(down, up, handler.idle(), handler.denied(arrived))).await;
+                let relayed = Box::pin(relay).await;
                 return handler.tunnelled(begun, &relayed);
             }
         }
@@ -160,7 +161,12 @@ pub fn asked(request: &RequestHead) -> Request<'_> {
     }
 }
 
-async fn tunnel(down: Conn, up: Conn, idle: Option<Duration>, denied: impl Future<Output = Denial>) -> Relayed {
+async fn tunnel(
+    down: Conn,
+    up: Conn,
+    idle: Option<Duration>,
+    denied: Pin<&mut impl Future<Output = Denial>>,
+) -> Relayed {
     let ((mut down, early_up), (mut up, early_down)) = (down.into_parts(), up.into_parts());
     let early = (early_up.len() as u64, early_down.len() as u64);
     let result = async {

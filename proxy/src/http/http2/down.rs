@@ -1,6 +1,7 @@
 //! A request that came as a stream of HTTP/2, and the way of its answer.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -67,7 +68,7 @@ impl Downstream for Http2<'_> {
         up: &mut Up,
         manner: &Manner<'_>,
         again: impl Fn(&dyn Answer) -> Option<Failure>,
-        denied: impl Future<Output = Denial>,
+        denied: Pin<&mut impl Future<Output = Denial>>,
     ) -> Ended {
         let upload = Upload {
             source: &mut self.source,

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -147,9 +147,9 @@ impl Try<'_> {
         up: &mut Up,
         mut upload: Upload<'_, '_>,
         again: impl Fn(&dyn Answer) -> Option<Failure>,
-        denied: impl Future<Output = Denial>,
+        mut denied: Pin<&mut impl Future<Output = Denial>>,
     ) -> Ended {
-        let (mut denied, mut late) = (pin!(denied), pin!(until(self.manner.deadline)));
+        let mut late = pin!(until(self.manner.deadline));
         let opened = tokio::select! {
             biased;
             denial = &mut denied => return Ended::Denied { status: 0, denial },

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Calling;
+use crate::breaker::Room;
 use crate::connect::ConnectError;
 use crate::http::call::Call;
 use crate::http::conn::Conn;
@@ -15,7 +16,8 @@ use crate::traces::connection::Opening;
 use crate::wire::idle::Key;
 
 impl Calling {
-    /// The same as [`Self::connect`], where the service's policy leaves room for it, and in its time.
+    /// A connection for one request, and whether it has served others; where the service's policy leaves room for it, and
+    /// in its time. `fresh`: not one that has.
     pub(super) async fn connect_with_room(
         &self,
         call: &Call<'_>,
@@ -23,20 +25,27 @@ impl Calling {
         fresh: bool,
         opening: &Opening,
     ) -> Result<(Up, bool), ConnectError> {
-        let Some(service) = &call.service else {
-            return self.connect(&call.route, hop, fresh, opening).await;
+        let (route, service) = (&call.route, call.service.as_ref());
+        let mut room = match service {
+            Some(service) => route.connector.room(service).await?,
+            None => Room::default(),
         };
-        let connector = &call.route.connector;
-        let mut room = connector.room(service).await?;
-        let connected = connector
-            .in_time(service, self.connect(&call.route, hop, fresh, opening))
-            .await?;
+        let used = if fresh { None } else { self.kept(route, hop) };
+        let connected = match (used, service) {
+            (Some(conn), _) => (Up::Http1(conn), true),
+            // Boxed: most requests find a connection, and need no room for making one.
+            (None, Some(service)) => {
+                let connecting = self.connect(route, hop, fresh, opening);
+                Box::pin(route.connector.in_time(service, connecting)).await?
+            }
+            (None, None) => Box::pin(self.connect(route, hop, fresh, opening)).await?,
+        };
         room.connected();
         call.room.replace(room);
         Ok(connected)
     }
 
-    /// A connection for one request, and whether it has served others.
+    /// A new connection, or one of HTTP/2 that has served others, and whether it has.
     async fn connect(
         &self,
         route: &Route,
@@ -48,15 +57,14 @@ impl Calling {
             let (link, is_used) = self.links.get(hop.place(), fresh, connect(route, hop, opening)).await?;
             return Ok((Up::Http2(link), is_used));
         }
-        let used = if fresh { None } else { self.kept(route, hop) };
-        if let Some(conn) = used {
-            return Ok((Up::Http1(conn), true));
-        }
         Ok((Up::Http1(Conn::new(connect(route, hop, opening).await?)), false))
     }
 
     /// A connection of HTTP/1.1 to there that waits for a request.
     fn kept(&self, route: &Route, hop: &Hop) -> Option<Conn> {
+        if hop.protocol.is_http2() {
+            return None;
+        }
         if let Some((unit, port)) = &hop.local {
             let mut kept = self.kept.borrow_mut();
             let fits = |(at, number, _): &(Arc<str>, u16, Conn)| *at == unit.unit && *number == port.port;
