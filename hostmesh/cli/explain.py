@@ -10,6 +10,7 @@ from typing import NamedTuple
 from hostmesh.cli import claims, host, show
 from hostmesh.cli.agent_link import AgentAway, ask
 from hostmesh.cli.explain_routes import Routing, routing
+from hostmesh.cli.explain_traffic import choice, plain_way, tokens, way
 from hostmesh.errors import HostmeshError
 from hostmesh.names import SpiffeId, UnitName
 from hostmesh.policy import authorize
@@ -134,10 +135,13 @@ def _answers(snapshot: Snapshot, caller: Peer | Plaintext, name: str, port: int,
         answers.append(Answer(f"may {who} call {name}?", None, "not a unit of this host: its policy is where it runs"))
     request = asked.request if asked else None
     service = next((one for one in snapshot.services if one.name == callee.service), None)
-    found = routing(service, asked) if service and isinstance(caller, Peer) else None
-    if found is None:
+    if service is None or isinstance(caller, Plaintext):
+        if callee.unit and isinstance(caller, Plaintext):
+            answers.append(Answer("which way does it take?", None, plain_way(snapshot, callee.unit)))
         return [*answers, *_come_in(callee, caller, who, request)]
-    answers.append(Answer(f"what does a call of {callee.service}, port {callee.port}, meet?", None, routing=found))
+    found = routing(service, asked)
+    if found.lines:
+        answers.append(Answer(f"what does a call of {callee.service}, port {callee.port}, meet?", None, routing=found))
     for target in found.targets:
         there = callee
         if target != callee.service:
@@ -149,8 +153,20 @@ def _answers(snapshot: Snapshot, caller: Peer | Plaintext, name: str, port: int,
             if calling:
                 question = f"may {calling.unit} call {target}, port {there.port}?"
                 answers.append(Answer(question, authorize.outbound(calling, Destination(there.port, service=target))))
+        answers += _on_the_way(snapshot, target, asked)
         answers += _come_in(there, caller, who, found.request)
     return answers
+
+
+def _on_the_way(snapshot: Snapshot, target: str, asked: Asked | None) -> list[Answer]:
+    service = next((one for one in snapshot.services if one.name == target), None)
+    if service is None:
+        return []
+    chosen = "\n    ".join(choice(snapshot, service, asked))
+    return [
+        Answer(f"which endpoint of {target} does it go to?", None, chosen),
+        Answer("which way does it take?", None, way(snapshot, service)),
+    ]
 
 
 def _come_in(callee: "Callee", caller: Peer | Plaintext, who: str, request: Request | None) -> list[Answer]:
@@ -162,7 +178,10 @@ def _come_in(callee: "Callee", caller: Peer | Plaintext, who: str, request: Requ
         if decision.verdict in (Verdict.ALLOW, Verdict.AUDIT_DENY):
             limits = authorize.limits(callee.unit, caller, callee.target, request)
             decision = replace(decision, trace=(*decision.trace, *limits))
-        return [Answer(question, decision)]
+        judged = Answer(question, decision)
+        if not callee.unit.jwt:
+            return [judged]
+        return [Answer(f"whose tokens does {callee.unit.unit} believe?", None, tokens(callee.unit.jwt)), judged]
     if callee.service:
         return [Answer(f"may {who} come to {callee.service}?", None, f"served by {callee.served_by}: ask there")]
     return []

@@ -49,8 +49,10 @@ def rates(before: Counts, after: Counts, now: int) -> list[Rates]:
 
 
 def _rates(before: UnitCounts | None, after: UnitCounts, seconds: float, bounds_us: list[int], now: int) -> Rates:
-    if before is None or before.requests > after.requests or before.denied > after.denied:
-        before = _nothing(after)  # new, or the proxy has begun anew
+    if before is None:
+        before = _nothing(after)
+    elif before.requests > after.requests or before.denied > after.denied:
+        before = after  # the proxy has begun anew, or a series has ended: the next second tells
     requests = after.requests - before.requests
     errors = after.errors - before.errors
     counts = [late - early for early, late in zip(before.buckets, after.buckets, strict=False)]

@@ -20,6 +20,7 @@ from hostmesh.wire.snapshot import Breaker, Retries, Traffic
 _PROTOCOLS = ("http", "http2", "grpc", "tcp", "tls")
 _DAY_MS = 86_400_000
 _MOST_ATTEMPTS = 10
+_MOST_WORDS = 32  # and letters of one
 _MOST_PORTS = 256
 _MOST_ADDRESSES = 64
 _LONGEST_RULE = 512
@@ -103,6 +104,8 @@ def _check_traffic(traffic: Traffic) -> None:
     _check_duration(traffic.timeout_ms)
     _check_balance(traffic)
     _check_rule(traffic.rule)
+    if len(traffic.lines) > _MOST_WORDS or any(len(word) > _MOST_WORDS for word in traffic.lines):
+        raise BadName("lines of words that [traffic] does not have")
     _check_duration(traffic.connect_timeout_ms)
     _check_duration(traffic.idle_timeout_ms)
     if traffic.breaker:

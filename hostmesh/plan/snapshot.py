@@ -73,6 +73,7 @@ def traffic_of(policy: model.Policy) -> wire.Traffic:
         breaker=_breaker(traffic.breaker),
         connect_timeout_ms=traffic.connect_timeout_ms,
         idle_timeout_ms=traffic.idle_timeout_ms,
+        lines=dict(traffic.lines),
     )
 
 

@@ -193,7 +193,7 @@ class Traffic:
     """How callers behave towards the service; it belongs to the service's owner. 0 means no time limit.
 
     ``prefer``: any | near. ``panic``: a share of endpoints. ``place``: None where the file has no ``[traffic]``. Routes
-    are in the words of the snapshot, each with its rule.
+    are in the words of the snapshot, each with its rule. ``lines``: on which line each word stands.
     """
 
     timeout_ms: int = 0
@@ -207,6 +207,7 @@ class Traffic:
     connect_timeout_ms: int = 0
     idle_timeout_ms: int = 0
     routes: tuple[Route, ...] = ()
+    lines: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,12 @@ def _at(shares: Sequence[Share], number: int) -> str:
 
 def sticky_value(route: Route, asked: Asked) -> bytes | None:
     """What is hashed to choose among the shares; None: it is left to chance."""
-    kind, _, name = route.sticky.partition(":")
+    return hash_value(route.sticky, asked)
+
+
+def hash_value(source: str, asked: Asked) -> bytes | None:
+    """What of a request stands there (``cookie:NAME``, ``header:NAME``, ``source``); None: nothing."""
+    kind, _, name = source.partition(":")
     if kind == "source":
         address = ipaddress.ip_address(asked.source)
         mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None

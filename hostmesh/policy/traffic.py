@@ -37,6 +37,7 @@ def traffic(read: Reader, node: Node | None) -> Traffic:
         _breaker(read, table.get("breaker")),
         read.duration_ms(table.get("connect_timeout"), default.connect_timeout_ms),
         read.duration_ms(table.get("idle_timeout"), default.idle_timeout_ms),
+        lines=tuple(sorted((word, entry.key_place.line) for word, entry in table.items() if word != "route")),
     )
 
 

@@ -341,4 +341,4 @@ def _behaviour(said: Traffic) -> Traffic:
     retries = said.retries and replace(said.retries, place=Place(""))
     breaker = said.breaker and replace(said.breaker, place=Place(""))
     routes = tuple(map(placeless, said.routes))
-    return replace(said, retries=retries, breaker=breaker, place=None, routes=routes)
+    return replace(said, retries=retries, breaker=breaker, place=None, routes=routes, lines=())

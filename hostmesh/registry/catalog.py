@@ -170,7 +170,7 @@ def conflict_of(catalog: Catalog, service: str) -> Conflict | None:
 def _words(traffic: Traffic) -> Traffic:
     breaker = traffic.breaker and msgspec.structs.replace(traffic.breaker, rule="")
     routes = [placeless(route) for route in traffic.routes]
-    return msgspec.structs.replace(traffic, rule="", breaker=breaker, routes=routes)
+    return msgspec.structs.replace(traffic, rule="", breaker=breaker, routes=routes, lines={})
 
 
 def _endpoint(trust_domain: str, host: Host, workload: Workload) -> Endpoint:

@@ -293,7 +293,8 @@ class Route(Struct):
 class Traffic(Struct):
     """How callers behave towards the service. Times of 0: none. ``rule``: file:line that says so, may be empty.
 
-    balance: least-request | round-robin | ewma | consistent-hash (with ``hash``). prefer: any | near.
+    balance: least-request | round-robin | ewma | consistent-hash (with ``hash``). prefer: any | near. lines: on which
+    line of the file each word stands; for people, the proxy throws it away.
     """
 
     timeout_ms: int
@@ -308,6 +309,7 @@ class Traffic(Struct):
     prefer: str = "any"
     slow_start_ms: int = 0
     panic: float = 0.0
+    lines: dict[str, int] = {}
 
 
 class ServicePort(Struct):

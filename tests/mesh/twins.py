@@ -128,7 +128,7 @@ class Twins:
 def _said(traffic: Any) -> Any:  # noqa: ANN401 (JSON)
     """Without the places of the words."""
     if isinstance(traffic, dict):
-        return {name: _said(value) for name, value in traffic.items() if name != "rule"}
+        return {name: _said(value) for name, value in traffic.items() if name not in ("rule", "lines")}
     if isinstance(traffic, list):
         return [_said(one) for one in traffic]
     return traffic

@@ -50,11 +50,12 @@ fn samples_read_and_write_back() {
     for text in [H1, H2] {
         let read: Snapshot = serde_json::from_str(text).expect("a snapshot");
         let written = serde_json::to_value(&read).expect("JSON");
-        assert_eq!(
-            written,
-            serde_json::from_str::<serde_json::Value>(text).expect("JSON"),
-            "no field lost"
-        );
+        let mut said: serde_json::Value = serde_json::from_str(text).expect("JSON");
+        for service in said["services"].as_array_mut().expect("a list") {
+            let lines = service["traffic"].as_object_mut().expect("an object").remove("lines");
+            assert!(lines.is_some(), "for people, and left aside here");
+        }
+        assert_eq!(written, said, "no other field lost");
         Config::build(read).expect("a sound snapshot");
     }
     let unknown = H1.replacen("\"version\"", "\"versoin\": 1, \"version\"", 1);

@@ -3,6 +3,7 @@
 //! Values only, unknown fields are errors. `config.rs` turns it into what the hot path reads. Both sides read
 //! `tests/vectors/snapshot/*.json`. Durations are milliseconds, certificates base64 DER.
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 /// The only version that this proxy takes: agent and proxy are of one version.
@@ -364,6 +365,9 @@ pub struct Traffic {
     pub slow_start_ms: u64,
     #[serde(default)]
     pub panic: f64,
+    /// For people.
+    #[serde(default, skip_serializing)]
+    pub lines: IgnoredAny,
 }
 
 fn any() -> String {
