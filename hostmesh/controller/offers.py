@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 
 from hostmesh.identity.attest import may_run_of
 from hostmesh.names import BadName, UnitName, check_service_name, check_zone_name
+from hostmesh.policy.model import Protocol
 from hostmesh.policy.route_law import MOST_ROUTES, wrong
 from hostmesh.policy.traffic import BALANCES, CONSISTENT_HASH, MOST_BOUND, MOST_ERRORS, MOST_IN_USE, PREFER, RETRY_ON
 from hostmesh.policy.words import hash_on
@@ -17,7 +18,6 @@ from hostmesh.registry.events import Offer
 from hostmesh.wire.controller import Workload
 from hostmesh.wire.snapshot import Breaker, Retries, Traffic
 
-_PROTOCOLS = ("http", "http2", "grpc", "tcp", "tls")
 _DAY_MS = 86_400_000
 _MOST_ATTEMPTS = 10
 _MOST_WORDS = 32  # and letters of one
@@ -32,7 +32,7 @@ def offer(workload: Workload) -> Offer:
         raise BadName(f"{len(workload.ports)} ports", f"at most {_MOST_PORTS}")
     for number, protocol in workload.ports:
         check_port(number)
-        _one_of(protocol, _PROTOCOLS, "a protocol")
+        _one_of(protocol, tuple(Protocol), "a protocol")
     _check_traffic(workload.traffic)
     service = check_service_name(workload.service)
     return Offer(UnitName(workload.unit), service, tuple(workload.ports), workload.traffic, workload.ready)

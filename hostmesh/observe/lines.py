@@ -69,6 +69,7 @@ def event_fields(event: Event) -> Fields:
         "HOSTMESH_ROUTE": event.route,
         "HOSTMESH_FLAG": event.flag,
         "HOSTMESH_ENDPOINT": event.endpoint,
+        "HOSTMESH_SNI": event.sni,
         "TRACE_ID": event.trace_id,
         "SPAN_ID": event.span_id,
         "SYSLOG_TIMESTAMP_NS": event.time_ns,

@@ -146,7 +146,7 @@ def inbound(unit: Unit, caller: Peer | Plaintext, port: int, request: Request | 
         return Decision(Verdict.DENY, unit.rule_default, (undeclared,))
     if isinstance(caller, Peer) and caller.spiffe_id == unit.spiffe_id:
         return Decision(Verdict.ALLOW, SELF, (Tried(SELF, "allow", True, "a unit may call itself"),))
-    call = _Call(unit, caller, port, not Protocol(protocols[port]).is_read, request)
+    call = _Call(unit, caller, port, not Protocol(protocols[port]).can_be_read, request)
     trace: list[Tried] = []
     audited = ""
     for rule in unit.deny:

@@ -12,18 +12,32 @@ from hostmesh.wire.snapshot import Route
 
 
 class Protocol(StrEnum):
-    """What the application speaks on a port: its requests are read, or its bytes carried as they are."""
+    """What the application speaks on a port: its requests are read, or its bytes carried as they are.
+
+    ``auto``: what each connection's first bytes tell.
+    """
 
     HTTP = "http"
     HTTP2 = "http2"
     GRPC = "grpc"
     TCP = "tcp"
     TLS = "tls"
+    AUTO = "auto"
 
     @property
     def is_read(self) -> bool:
         """Are requests seen, and judged one by one?"""
         return self in (Protocol.HTTP, Protocol.HTTP2, Protocol.GRPC)
+
+    @property
+    def can_be_read(self) -> bool:
+        """May requests be seen, where a connection turns out to carry some?"""
+        return self.is_read or self is Protocol.AUTO
+
+    @property
+    def can_be_tls(self) -> bool:
+        """May clients ask for a server by its name in TLS?"""
+        return self in (Protocol.TLS, Protocol.AUTO)
 
 
 class ClientAddress(StrEnum):

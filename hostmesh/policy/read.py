@@ -142,18 +142,13 @@ class Reader:
             self.bad(node, f"{text!r} is not more than 0 and at most a day", "leave the key out for no limit")
         return value
 
-    def choice(self, node: Node | None, default: str, words: Iterable[str], later: Iterable[str] = ()) -> str:
-        """One of a few words; ``later`` are words of the design that this version lacks."""
+    def choice(self, node: Node | None, default: str, words: Iterable[str]) -> str:
+        """One of a few words."""
         text = self.typed(node, str) if node else None
         if node is None or text is None:
             return default
         known = sorted(map(str, words))
         if text in known:
             return text
-        if text in later:
-            self.findings.add(
-                Code.NOT_YET, node.place, f"{text!r} is not in this version of hostmesh", f"one of: {', '.join(known)}"
-            )
-        else:
-            self.bad(node, f"{text!r} is none of: {', '.join(known)}", nearest(text, known))
+        self.bad(node, f"{text!r} is none of: {', '.join(known)}", nearest(text, known))
         return default

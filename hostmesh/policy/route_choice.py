@@ -100,6 +100,8 @@ def fitting(routes: Sequence[Route], asked: Asked) -> tuple[Route | None, Captur
 
 def why_not(match: RouteMatch, asked: Asked) -> str:
     """What of method, headers and query does not fit; empty if all does. The path is looked at last."""
+    if match.sni:
+        return "for connections of TLS"
     if match.methods and asked.request.method not in match.methods:
         return f"not for method {asked.request.method}"
     for name, wanted in match.headers:

@@ -12,7 +12,7 @@ import msgspec
 from hostmesh.names import BadName, check_service_name
 from hostmesh.policy.route_choice import split_origin
 from hostmesh.policy.templates import Template
-from hostmesh.policy.words import hash_on, header, method
+from hostmesh.policy.words import hash_on, header, method, server_name
 from hostmesh.wire.snapshot import Inject, Redirect, Respond, Rewrite, Route
 
 MOST_ROUTES = 128
@@ -31,6 +31,9 @@ _TAKEN = frozenset({
     "traceparent", "tracestate", "trailer", "transfer-encoding", "upgrade", "via", "x-forwarded-client-cert",
 })  # fmt: skip
 _ALONE = ("to", "sticky", "mirror", "rewrite", "request_headers", "response_headers", "timeout_ms", "retries")
+_OF_REQUESTS = (
+    "mirror", "redirect", "rewrite", "respond", "fault", "request_headers", "response_headers", "timeout_ms", "retries",
+)  # fmt: skip
 Field = tuple[str, str]
 
 
@@ -50,6 +53,8 @@ def wrong(route: Route) -> Iterator[Wrong]:
     path = _template_of(route)
     yield from _split(route)
     yield from _alone(route)
+    if route.match.sni:
+        yield from _by_name(route)
     if route.redirect:
         yield from _tried(("redirect", "to"), _check_redirect, route.redirect, path)
         if route.redirect.status not in REDIRECTIONS:
@@ -76,7 +81,9 @@ def placeless(route: Route) -> Route:
 def fits_everything(route: Route) -> bool:
     """Whether no request goes on to the routes behind this one."""
     match = route.match
-    return match.path in ("", "*", "/*") and not (match.methods or match.headers or match.query)
+    return (
+        match.path in ("", "*", "/*") and match.sni in ("", "*") and not (match.methods or match.headers or match.query)
+    )
 
 
 def _tried(keys: tuple[str, ...], check: Callable[..., object], *said: object) -> Iterator[Wrong]:
@@ -150,6 +157,22 @@ def _alone(route: Route) -> Iterator[Wrong]:
     for key in others:
         word = key.removesuffix("_ms")
         yield Wrong((word,), f"{word!r} beside {answers[0]!r} would never be used", "make two routes of it")
+
+
+def _by_name(route: Route) -> Iterator[Wrong]:
+    """Of TLS nothing is known but the server that is asked for, and nothing can be done to what it carries."""
+    yield from _tried(("match", "sni"), server_name, route.match.sni)
+    for key in ("path", "methods", "headers", "query"):
+        if getattr(route.match, key):
+            yield Wrong(("match", key), f"{key!r} beside 'sni' would never fit", "make two routes of it")
+    for key in _OF_REQUESTS:
+        if getattr(route, key):
+            word = key.removesuffix("_ms")
+            yield Wrong((word,), f"{word!r} beside 'sni' would never be used", "it is for requests, which TLS hides")
+    if route.sticky not in ("", "source"):
+        yield Wrong(("sticky",), f"{route.sticky!r} is of requests, which TLS hides", 'sticky = "source"')
+    if not route.to:
+        yield Wrong(("match", "sni"), "the route leads nowhere", 'to = "inventory-v2"')
 
 
 def _check_redirect(redirect: Redirect, path: Template | None) -> None:

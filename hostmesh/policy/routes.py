@@ -6,7 +6,7 @@ from hostmesh.errors import Place
 from hostmesh.policy import route_law, schema
 from hostmesh.policy.findings import Code
 from hostmesh.policy.keys import Table
-from hostmesh.policy.model import Traffic
+from hostmesh.policy.model import Protocol, Traffic
 from hostmesh.policy.read import Reader
 from hostmesh.policy.source import Node
 from hostmesh.policy.traffic import as_sent, retries_of
@@ -15,28 +15,37 @@ from hostmesh.wire.snapshot import HeaderEdits, Inject, Mirror, Redirect, Respon
 Field = tuple[str, str]
 
 
-def routes(read: Reader, node: Node | None, service: Traffic, *, is_read: bool) -> tuple[Route, ...]:
-    """The list, in its order. service: what holds where a route says nothing else; is_read: requests can be."""
+def routes(read: Reader, node: Node | None, service: Traffic, spoken: Sequence[Protocol]) -> tuple[Route, ...]:
+    """The list, in its order. service: what holds where a route says nothing else; spoken: on the unit's ports."""
     items = read.tables(node, schema.ROUTE.name)
-    if items and not is_read:
-        message = "a route needs a port that speaks http, http2 or grpc, and the unit has none"
-        read.findings.add(Code.BAD_VALUE, items[0].place, message, 'for example, in [service.ports]: 8080 = "http"')
     if len(items) > route_law.MOST_ROUTES:
         message = f"{len(items)} routes are too many"
         read.findings.add(Code.BAD_VALUE, items[-1].place, message, f"at most {route_law.MOST_ROUTES}")
     found = [_Reading(read, item).route(service) for item in items]
-    names: dict[str, str] = {}
-    last = ""
     for item, route in zip(items, found, strict=True):
+        _check_port(read, item, route, spoken)
+    names: dict[str, str] = {}
+    last = {True: "", False: ""}  # of connections of TLS, and of requests
+    for item, route in zip(items, found, strict=True):
+        by_name = bool(route.match.sni)
         if route.name in names:
             message = f"a route is named {route.name!r} already: {names[route.name]}"
             read.findings.add(Code.DUPLICATE, item.place, message, "its name tells it from the others in the journal")
-        if last:
-            message = f"this route is never reached: the one at {last} fits everything"
+        if last[by_name]:
+            message = f"this route is never reached: the one at {last[by_name]} fits everything"
             read.findings.add(Code.BAD_VALUE, item.place, message, "the first that fits is taken: put it before")
         names.setdefault(route.name, route.rule)
-        last = last or (route.rule if route_law.fits_everything(route) else "")
+        last[by_name] = last[by_name] or (route.rule if route_law.fits_everything(route) else "")
     return tuple(found)
+
+
+def _check_port(read: Reader, item: Node, route: Route, spoken: Sequence[Protocol]) -> None:
+    if route.match.sni and not any(protocol.can_be_tls for protocol in spoken):
+        message = "a route by sni needs a port that speaks tls or auto, and the unit has none"
+        read.findings.add(Code.BAD_VALUE, item.place, message, 'for example, in [service.ports]: 8443 = "tls"')
+    if not route.match.sni and not any(protocol.can_be_read for protocol in spoken):
+        message = "a route needs a port that speaks http, http2, grpc or auto, and the unit has none"
+        read.findings.add(Code.BAD_VALUE, item.place, message, 'for example, in [service.ports]: 8080 = "http"')
 
 
 class _Reading:
@@ -90,6 +99,7 @@ class _Reading:
             methods=[text for _, text in self.read.strings(table.get("methods"))],
             headers=[(name.lower(), value) for name, value in self._pairs(table.get("headers"))],
             query=self._pairs(table.get("query")),
+            sni=self.read.string(table.get("sni"), "").lower(),
         )
 
     def _to(self) -> list[Share]:

@@ -62,10 +62,14 @@ PORTS = Table(
     "The ports on which the unit listens: `PORT = \"PROTOCOL\"`, or `PORT = { protocol = …, client_address = … }`. "
     "Only these can be called through the mesh.",
     (
-        Key("protocol", '"http", "http2", "grpc", "tcp" or "tls"', '"tcp"',
+        Key("protocol", '"http", "http2", "grpc", "tcp", "tls" or "auto"', '"tcp"',
             "What the application speaks. `http` (HTTP/1.1), `http2` and `grpc` are understood: methods, paths, retries, traces; a client may "
             "speak either version, and is translated; upgrades such as WebSocket pass, and from then on only `idle_timeout` counts; CONNECT "
-            "is answered with 501, since nobody could judge what it carries: an application that is itself a proxy is `tcp`. All else is carried as bytes.",
+            "is answered with 501, since nobody could judge what it carries: an application that is itself a proxy is `tcp`. `tcp` and "
+            "`tls` are carried as bytes; of `tls` the server that a client asks for is read (SNI), for `[[traffic.route]]` and the journal. "
+            "`auto`: what each connection tells. Both sides are watched at once, without a timer: a first line of HTTP/1.x or the preface of "
+            "HTTP/2 makes it `http` or `http2`, a ClientHello `tls`; anything else, or a server that speaks first, makes it bytes. What may "
+            "still become one of these goes on to the application meanwhile. Before anything was told, a failure is a reset.",
             '8080 = "http"'),
         Key("client_address", '"auto", "keep" or "local"', '"auto"',
             "The source address that the application sees: `keep` the client's, `local` loopback. `auto`: keep where the unit "
@@ -95,7 +99,7 @@ ALLOW = Table(
 DENY = Table(
     "inbound.deny",
     "A rule that refuses callers. It wins over every `allow`. On a port whose protocol is opaque, conditions on method, path, "
-    "headers and token cannot be seen and count as met. One with `jwt` refuses only who brings such a token: it is no way "
+    "headers and token cannot be seen and count as met; the same holds for what speaks no HTTP on a port that is `auto`. One with `jwt` refuses only who brings such a token: it is no way "
     "to ask for one.",
     (_FROM, _PORTS, _METHODS, _PATHS, _HEADERS, _JWT, _AUDIT),
 )
@@ -276,7 +280,7 @@ RETRIES = Table(
 ROUTE = Table(
     "traffic.route",
     "What some requests to the service meet: the first route that fits; where none does, the service itself. Requests are "
-    "those on ports that speak `http`, `http2` or `grpc` to the service by its name or VIP: who calls the address of an endpoint means that "
+    "those on ports that speak `http`, `http2`, `grpc`, or `auto` where it turns out so, to the service by its name or VIP: who calls the address of an endpoint means that "
     "endpoint. With `redirect` or `respond` a request is answered by the caller's proxy, and nothing but `fault` may stand "
     "beside it. Where `to` or `mirror` name another service, the callers' `[outbound]` must allow it as well, and it judges "
     "the caller as if it had been called; its port of the same number is called, else its only one (neither: 503, `no-route`). "
@@ -314,6 +318,10 @@ ROUTE_MATCH = Table(
         Key("headers", "table of header = value", "any",
             'Each header must be there once, with this value; `"*"`: it is there.', 'headers = { x-canary = "1" }'),
         Key("query", "table of parameter = value", "any", "The same of the query's parameters, decoded.", 'query = { v = "2" }'),
+        Key("sni", "server name", "the route is for requests",
+            "The route is for connections of TLS on ports that speak `tls` or `auto`, by the server that their client asks for: a name, "
+            "`*.example.org` (one label or more before it) or `*` (any name). Beside it stand `name`, `to` and `sticky = \"source\"` only. The "
+            "TLS is passed through as it is: certificates are the applications' own.", 'sni = "a.example.org"'),
     ),
 )
 

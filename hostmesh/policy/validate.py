@@ -100,6 +100,7 @@ class _Reading:
         inbound = self.read.table(top.get("inbound"), schema.INBOUND)
         declared = {port.number: port.protocol for port in ports}
         believed = issuers(self.read, inbound.get("jwt"))
+        self._check_claims(believed, declared)
         return Policy(
             place=self.file,
             unit=self.unit,
@@ -153,7 +154,7 @@ class _Reading:
         return Port(
             node.key_place,
             number,
-            Protocol(self.read.choice(protocol, Protocol.TCP, Protocol, later=("auto",))),
+            Protocol(self.read.choice(protocol, Protocol.TCP, Protocol)),
             ClientAddress(self.read.choice(client, ClientAddress.AUTO, ClientAddress)),
         )
 
@@ -190,17 +191,27 @@ class _Reading:
                 self.read.bad(item, f"port {number} is not declared", f"ports in [service.ports]: {known}")
         return tuple(number for _, number in numbers if number)
 
+    def _check_claims(self, believed: Sequence[TokenIssuer], declared: Mapping[int, Protocol]) -> None:
+        """Who is let in to say anything may say headers too: an application that believes them needs a port of HTTP."""
+        auto = next((number for number, protocol in declared.items() if protocol is Protocol.AUTO), None)
+        told = next((issuer for issuer in believed if issuer.headers), None)
+        if auto is not None and told is not None:
+            message = (
+                f"headers of claims beside port {auto}, which is auto: whoever speaks no HTTP there could forge them"
+            )
+            self.findings.add(Code.BAD_VALUE, told.place, message, f'say what is spoken: {auto} = "http"')
+
     def _check_readable(self, table: Tables, ports: tuple[int, ...], declared: Mapping[int, Protocol]) -> None:
         """A condition on the request needs a port on which requests can be read."""
         asks = next((table[key] for key in ("methods", "paths", "headers", "jwt") if key in table), None)
         if asks is None or not self.ports_are_sound:
             return  # one mistake in [service.ports] is told once
-        opaque = [port for port in ports if not declared.get(port, Protocol.HTTP).is_read]
+        opaque = [port for port in ports if not declared.get(port, Protocol.HTTP).can_be_read]
         if opaque:
             said = f"port {opaque[0]} speaks {declared[opaque[0]]}, which is carried unread"
-            message = f"{said}: methods, paths, headers and jwt need http, http2 or grpc"
+            message = f"{said}: methods, paths, headers and jwt need http, http2, grpc or auto"
             self.findings.add(Code.BAD_VALUE, asks.key_place, message)
-        elif not ports and not any(protocol.is_read for protocol in declared.values()):
+        elif not ports and not any(protocol.can_be_read for protocol in declared.values()):
             message = "methods, paths, headers and jwt need a port that speaks http, and the unit has none"
             self.findings.add(Code.BAD_VALUE, asks.key_place, message, 'for example, in [service.ports]: 8080 = "http"')
 
@@ -277,8 +288,8 @@ class _Reading:
 
     def _traffic(self, node: Node | None, declared: Mapping[int, Protocol]) -> Traffic:
         said = traffic(self.read, node)
-        is_read = not self.ports_are_sound or any(protocol.is_read for protocol in declared.values())
-        return replace(said, routes=routes(self.read, node and node.table.get("route"), said, is_read=is_read))
+        protocols = tuple(declared.values()) if self.ports_are_sound else (Protocol.AUTO,)
+        return replace(said, routes=routes(self.read, node and node.table.get("route"), said, protocols))
 
     def _outbound(self, node: Node | None) -> tuple[OutboundRule, ...] | None:
         if node is None:

@@ -14,6 +14,7 @@ from hostmesh.policy.paths import AmbiguousPath, normal_path
 _CALLER = re.compile(r"[A-Za-z0-9:_.\\@*-]{1,245}\Z")  # no longer than a unit's name, whatever stands for the stars
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?\Z")
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}\Z")
 _HOST = re.compile(r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]\Z")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 
@@ -98,6 +99,16 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
     if "/" in text and ipaddress.ip_interface(text).ip != network.network_address:
         raise BadName(f"{text!r} names a host, and a network as well", f"did you mean {str(network)!r}?")
     return network
+
+
+def server_name(text: str) -> str:
+    """``a.example.org``, ``*.example.org`` (one label or more before it) or ``*`` (any): a server of TLS."""
+    name = text.removeprefix("*.")
+    if text != "*" and (len(name) > 253 or not all(map(_LABEL.match, name.split(".")))):
+        raise BadName(
+            f"{text!r} is not the name of a server", "for example: a.example.org, *.example.org, or * for any"
+        )
+    return text.lower()
 
 
 def destination(place: Place, text: str) -> OutboundRule:

@@ -188,7 +188,8 @@ class Event(Struct):
     kind: request | connection | denied | retry | error | wire | breaker | token (by a key that is not known: ``rule``
     names its issuer). verdict: allow | deny | audit-deny | audit-allow. direction: inbound | outbound | local.
     ``status`` 0 when there is none; times: ns since the epoch, durations us. ``tries`` counts from 1.
-    ``route``: the route of the service that it took; ``flag``: what was done to it, in one word. Empty: none, nothing.
+    ``route``: the route of the service that it took; ``flag``: what was done to it, in one word; ``sni``: the server
+    that a client of TLS asked for. Empty: none, nothing.
     ``endpoint``: where its last try went, ``unit on host``; empty where it went nowhere, or that is not known here.
     """
 
@@ -217,6 +218,7 @@ class Event(Struct):
     route: str = ""
     flag: str = ""
     endpoint: str = ""
+    sni: str = ""
 
 
 class Events(Struct, tag_field="type", tag="events"):

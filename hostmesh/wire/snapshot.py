@@ -204,13 +204,15 @@ class Breaker(Struct):
 class RouteMatch(Struct):
     """All that is not empty must fit; ``*`` as a value: it is there. Names of headers in lower case.
 
-    path: ``/products/7``, ``/products/*`` or ``/products/{id}``, against the path's normal form.
+    path: ``/products/7``, ``/products/*`` or ``/products/{id}``, against the path's normal form. sni: the route is for
+    connections of TLS that ask for this server (``a.example.org``, ``*.example.org``, ``*``), and for no request.
     """
 
     path: str = ""
     methods: list[str] = []
     headers: list[tuple[str, str]] = []
     query: list[tuple[str, str]] = []
+    sni: str = ""
 
 
 class Share(Struct):

@@ -42,7 +42,7 @@ pub struct Event {
     pub service: String,
     /// The port that was called.
     pub port: u16,
-    /// http | http2 | grpc | tcp | tls | dns.
+    /// http | http2 | grpc | tcp | tls | auto (nothing was told yet) | dns.
     #[serde(deserialize_with = "words::known")]
     pub protocol: Word,
     /// One line for a person.
@@ -72,6 +72,9 @@ pub struct Event {
     /// The route of the service that it took; empty: none fitted.
     #[serde(default)]
     pub route: String,
+    /// The server that a client of TLS asked for; empty: none that is known.
+    #[serde(default)]
+    pub sni: String,
     /// What was done to it, in one word; empty: nothing.
     #[serde(default, deserialize_with = "words::known")]
     pub flag: Word,

@@ -10,8 +10,10 @@ use hostmesh_proxy_core::config::{Config, Port, Unit};
 use hostmesh_proxy_core::flag::Flag;
 use tokio::time::Instant;
 
+use crate::arriving::{Arriving, Refused};
 use crate::deliver;
 use crate::events::Event;
+use crate::http::conn::Conn;
 use crate::http::{self, inbound::Who};
 use crate::rejudge::{Asked, Opened};
 use crate::stream::Stream;
@@ -56,6 +58,15 @@ pub async fn answer(worker: &Rc<Worker>, call: Call) {
     let mut opened = Opened::new(worker, &config, begun);
     opened.trace = Opaque::begin(worker, &unit, call.traceparent());
     let who = Who::Identity(about.peer.clone());
+    if port.protocol.is_watched() {
+        let arriving = Arriving {
+            about,
+            who,
+            port,
+            config,
+        };
+        return watched(worker, call, arriving, opened).await;
+    }
     match opened.ask(&config, about.clone(), Asked::ComeIn(who)) {
         Some(rule) => deliver(worker, &config, call, about, port, &opened, &rule).await,
         None => call.refuse(StatusCode::FORBIDDEN),
@@ -71,6 +82,8 @@ fn about(call: &Call, unit: &Arc<Unit>, port: u16, protocol: &'static str) -> Ab
         port,
         protocol,
         client: call.link.client,
+        sni: "".into(),
+        route: "".into(),
     }
 }
 
@@ -109,5 +122,21 @@ async fn deliver(
             opened.ended(&about, rule, &relayed.reversed());
         }
         Err(error) => opened.failed(&about, Flag::ConnectFailure, error.to_string()),
+    }
+}
+
+/// The connection tells what is spoken.
+async fn watched(worker: &Rc<Worker>, call: Call, arriving: Arriving, mut opened: Opened) {
+    let met = match arriving.meet(&mut opened).await {
+        Ok(met) => met,
+        Err(Refused::Denied) => return call.refuse(StatusCode::FORBIDDEN),
+        Err(Refused::Unreachable) => return call.refuse(StatusCode::SERVICE_UNAVAILABLE),
+    };
+    match call.accept(worker) {
+        Ok(stream) => {
+            let client = Conn::new(Stream::Wire(Box::new(stream)));
+            arriving.carry(worker, opened, met, client).await;
+        }
+        Err(error) => opened.failed(&arriving.about, Flag::ConnectFailure, error.to_string()),
     }
 }

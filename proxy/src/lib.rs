@@ -3,6 +3,7 @@
 //! `control` takes the agent's words, `identity` holds keys, `dns` answers names; the listeners and relays carry bytes;
 //! `generations` changes the binary under them.
 
+pub mod arriving;
 pub mod breaker;
 pub mod circuits;
 pub mod connect;
@@ -23,6 +24,7 @@ pub mod inbound;
 pub mod listener;
 pub mod lookups;
 pub mod memory;
+pub mod opening;
 pub mod outbound;
 pub mod overload;
 pub mod peer;

@@ -3,6 +3,8 @@
 //! Law: the kernel says who calls (SO_MARK) and whom (the socket's own address); the unit's policy says whether. What is
 //! refused or cannot be reached is reset at once.
 
+mod watched;
+
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
@@ -15,6 +17,7 @@ use hostmesh_proxy_core::flag::Flag;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use crate::breaker::Room;
 use crate::connect::{ConnectError, Connector};
 use crate::dns;
 use crate::events::Event;
@@ -74,6 +77,9 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
             call.http(tcp).await;
         }
         Destination::LocalUnit { port, .. } if port.protocol.is_read() => call.http(tcp).await,
+        Destination::Service { service, port } if port.protocol.is_watched() => {
+            call.watched(tcp, service, *port, None).await;
+        }
         Destination::Service { service, port } => call.service(tcp, service, *port, None).await,
         Destination::Endpoint {
             service,
@@ -81,7 +87,13 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
             endpoint,
         } => {
             let endpoint = endpoint.at(called.ip());
+            if port.protocol.is_watched() {
+                return call.watched(tcp, service, *port, Some(&endpoint)).await;
+            }
             call.service(tcp, service, *port, Some(&endpoint)).await;
+        }
+        Destination::LocalUnit { unit, port } if port.protocol.is_watched() => {
+            call.watched_unit(tcp, unit, port).await;
         }
         Destination::LocalUnit { unit, port } => call.local_unit(tcp, unit, port).await,
         Destination::UndeclaredPort(service) => {
@@ -107,6 +119,25 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
+/// Where a connection has come to. The room is its own as long as it lasts.
+struct Reached {
+    endpoint: Arc<Endpoint>,
+    stream: Stream,
+    room: Room,
+}
+
+/// Why it has come nowhere, with the identity that was called last. `None`: it was refused here, and is recorded.
+type Unreached = Option<(Arc<str>, ConnectError)>;
+
+/// Counts and records a connection that has come nowhere.
+fn unreached(opened: &Opened, about: About, error: Unreached) {
+    if let Some((peer, error)) = error {
+        let message = format!("{}:{}: {error}", about.service, about.port);
+        let flag = error.fault().flag();
+        opened.failed(&About { peer, ..about }, flag, message);
+    }
+}
+
 /// One connection of a unit.
 struct Outgoing {
     connector: Connector,
@@ -124,6 +155,8 @@ impl Outgoing {
             port,
             protocol,
             client: self.connector.client,
+            sni: "".into(),
+            route: "".into(),
         }
     }
 
@@ -149,17 +182,12 @@ impl Outgoing {
         let Some((mut opened, rule)) = self.judge(&about) else {
             return sockopt::abort(tcp);
         };
-        let reached = async {
-            let mut room = self
-                .connector
-                .room_at_once(service)
-                .map_err(|error| Some(("".into(), error)))?;
-            let reached = self.first_reached(&mut opened, service, port, only).await?;
-            room.connected();
-            Ok((reached, room))
-        };
-        match reached.await {
-            Ok(((endpoint, stream), _room)) => {
+        match self.reach(&mut opened, service, port, only).await {
+            Ok(Reached {
+                endpoint,
+                stream,
+                room: _room,
+            }) => {
                 let about = About {
                     peer: endpoint.spiffe_id.clone(),
                     ..about
@@ -169,25 +197,35 @@ impl Outgoing {
                 opened.ended(&about, &rule, &relayed);
             }
             Err(error) => {
-                if let Some((peer, error)) = error {
-                    let message = format!("{}:{}: {error}", service.name, port.port);
-                    let flag = error.fault().flag();
-                    opened.failed(&About { peer, ..about }, flag, message);
-                }
+                unreached(&opened, about, error);
                 sockopt::abort(tcp);
             }
         }
     }
 
-    /// Tries one endpoint after the other, each once. An error comes with the identity that was called last; without one
-    /// it was refused here, and is recorded.
+    /// A stream to one of the service's endpoints, where its policy leaves room for one.
+    async fn reach(
+        &self,
+        opened: &mut Opened,
+        service: &Arc<Service>,
+        port: ServicePort,
+        only: Option<&Arc<Endpoint>>,
+    ) -> Result<Reached, Unreached> {
+        let room = self.connector.room_at_once(service);
+        let mut room = room.map_err(|error| Some(("".into(), error)))?;
+        let (endpoint, stream) = self.first_reached(opened, service, port, only).await?;
+        room.connected();
+        Ok(Reached { endpoint, stream, room })
+    }
+
+    /// Tries one endpoint after the other, each once.
     async fn first_reached(
         &self,
         opened: &mut Opened,
         service: &Arc<Service>,
         port: ServicePort,
         only: Option<&Arc<Endpoint>>,
-    ) -> Result<(Arc<Endpoint>, Stream), Option<(Arc<str>, ConnectError)>> {
+    ) -> Result<(Arc<Endpoint>, Stream), Unreached> {
         let mut tried = Vec::new();
         let mut last = (
             Arc::from(""),
@@ -243,6 +281,8 @@ impl Outgoing {
             port,
             protocol: unit.port(port).map_or("tcp", |port| port.protocol.as_str()),
             client: self.connector.client,
+            sni: "".into(),
+            route: "".into(),
         };
         let who = Who::Identity(caller.clone());
         opened.ask(&self.connector.config, about, Asked::ComeIn(who)).is_some()

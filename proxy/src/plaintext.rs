@@ -9,7 +9,9 @@ use hostmesh_proxy_core::flag::Flag;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::arriving::Arriving;
 use crate::deliver;
+use crate::http::conn::Conn;
 use crate::http::{self, inbound::Who};
 use crate::rejudge::{Asked, Opened};
 use crate::sockopt;
@@ -48,6 +50,8 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         port: port.port,
         protocol: port.protocol.as_str(),
         client,
+        sni: "".into(),
+        route: "".into(),
         unit,
     };
     let who = Who::Plaintext {
@@ -60,6 +64,18 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
     }
     let mut opened = Opened::new(&worker, &config, begun);
     opened.trace = Opaque::begin(&worker, &about.unit, None);
+    if port.protocol.is_watched() {
+        let arriving = Arriving {
+            about,
+            who,
+            port,
+            config,
+        };
+        return match arriving.meet(&mut opened).await {
+            Ok(met) => arriving.carry(&worker, opened, met, Conn::new(Stream::Tcp(tcp))).await,
+            Err(_) => sockopt::abort(tcp),
+        };
+    }
     let Some(rule) = opened.ask(&config, about.clone(), Asked::ComeIn(who)) else {
         return sockopt::abort(tcp);
     };

@@ -52,6 +52,8 @@ impl World {
             port,
             protocol: "tcp",
             client: ADDRESS,
+            sni: "".into(),
+            route: "".into(),
         }
     }
 

@@ -46,6 +46,7 @@ TARGETS = (
     Target("dns", seeds.dns),
     Target("snapshot", seeds.snapshot),
     Target("route", seeds.route),
+    Target("opening", seeds.opening),
     Target("trace", seeds.trace),
     Target("certificate", seeds.certificate),
     Target("control", seeds.control, talks=True),

@@ -1,7 +1,9 @@
 """Turns the corpus, the vectors and the examples into the inputs from which each fuzz target sets out."""
 
 import base64
+import contextlib
 import json
+import ssl
 import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -119,6 +121,19 @@ def route() -> Iterator[bytes]:
         routes = json.dumps(vectors["routes"][case["routes"]], separators=(",", ":"))
         fields = "".join(f"{name}: {value}\r\n" for name, value in case.get("headers", []))
         yield f"{routes}\n{case['method']} {case['target']} HTTP/1.1\r\nHost: h\r\n{fields}\r\n".encode()
+
+
+def opening() -> Iterator[bytes]:
+    """What clients of many protocols say first."""
+    yield b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    yield b"\r\nCONNECT a:80 HTTP/1.0\r\nHost: a:80\r\n\r\n"
+    yield b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    yield b"*1\r\n$4\r\nPING\r\n"
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="a.example.org")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    yield outgoing.read()
 
 
 def trace() -> Iterator[bytes]:

@@ -122,7 +122,7 @@ def test_what_is_wrong_is_told_where_it_stands(route: str, line: int, said: str)
 
 
 def test_a_route_needs_a_port_that_can_be_read() -> None:
-    with pytest.raises(PolicyError, match="a route needs a port that speaks http, http2 or grpc"):
+    with pytest.raises(PolicyError, match="a route needs a port that speaks http, http2, grpc or auto"):
         load({FILE: '[service.ports]\n5432 = "tcp"\n[[traffic.route]]\nto = "other"'})
 
 

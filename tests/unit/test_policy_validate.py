@@ -136,7 +136,7 @@ CASES: list[tuple[str, Code, tuple[int, int], str, str]] = [
     ("[service.ports]\n080 = 'tcp'\n", Code.BAD_VALUE, (2, 1), "not a port", ""),
     ("[service.ports]\n65536 = 'tcp'\n", Code.BAD_VALUE, (2, 1), "not a port", ""),
     ("[service.ports]\n80 = 'htpt'\n", Code.BAD_VALUE, (2, 6), "none of", "'http'"),
-    ("[service.ports]\n80 = 'auto'\n", Code.NOT_YET, (2, 6), "'auto' is not in this version", "one of: grpc, http"),
+    ("[service.ports]\n80 = 'udp'\n", Code.BAD_VALUE, (2, 6), "none of: auto, grpc, http", "one of"),
     ("[service.ports]\n80 = {}\n81 = []\n", Code.WRONG_TYPE, (3, 6), "expected a protocol or a table", ""),
     ("[[inbound.allow]]\nports = []\n", Code.MISSING, (1, 1), "lacks 'from'", "orders"),
     ("[inbound]\nallow = ['a']\n", Code.WRONG_TYPE, (2, 10), "expected a table, found a string", ""),
@@ -301,6 +301,7 @@ def test_the_examples_of_the_reference_are_right(table: Table, key: Key) -> None
     if table.name.startswith("traffic.route"):
         has_match = "match" in (key.name, table.name.rpartition(".")[2])
         head = "[[traffic.route]]\n" + ("" if has_match else 'match = { path = "/products/{id}" }\n')
+        head += 'to = "inventory-v2"\n' if key.name == "sni" else ""
         head += f"[{table.name}]\n" if table is not schema.ROUTE else ""
     others = {"from": 'from = ["a"]\n', "ports": "ports = [8080]\n"} if table.name.startswith("inbound.") else {}
     if table is schema.PLAINTEXT:
@@ -311,7 +312,7 @@ def test_the_examples_of_the_reference_are_right(table: Table, key: Key) -> None
         others = {"by": 'by = "consistent-hash"\n', "on": 'on = "source"\n'}
     rest = "".join(line for name, line in others.items() if name != key.name)
     rest += BESIDE.get((table.name, key.name), "")
-    ports = '[service.ports]\n8080 = "http"\n' + BELIEVED
+    ports = '[service.ports]\n8080 = "http"\n8443 = "tls"\n' + BELIEVED
     one(f"{ports}{head}{key.example}\n{rest}" if table is not schema.SERVICE else f"{head}{key.example}\n")
 
 

@@ -229,7 +229,7 @@ fn judge(
     };
     let asked = Asked {
         request,
-        is_http: declared.protocol.is_read() && !is_opaque,
+        is_http: declared.protocol.can_be_read() && !is_opaque,
         normal: OnceCell::new(),
     };
     if matches!(caller, Caller::Identity(id) if **id == *unit.spiffe_id) {

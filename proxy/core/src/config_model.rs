@@ -25,7 +25,7 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
-/// What is spoken on a port. Everything but `Http` is carried as opaque bytes.
+/// What is spoken on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Protocol {
@@ -34,6 +34,8 @@ pub enum Protocol {
     Grpc,
     Tcp,
     Tls,
+    /// What the client's first bytes tell, each connection for itself.
+    Auto,
 }
 
 impl Protocol {
@@ -45,6 +47,7 @@ impl Protocol {
             Self::Grpc => "grpc",
             Self::Tcp => "tcp",
             Self::Tls => "tls",
+            Self::Auto => "auto",
         }
     }
 
@@ -53,16 +56,34 @@ impl Protocol {
         self == Self::Http || self.is_http2()
     }
 
+    /// May its requests be read?
+    pub fn can_be_read(self) -> bool {
+        self.is_read() || self == Self::Auto
+    }
+
+    /// Are connections watched for what they tell?
+    pub fn is_watched(self) -> bool {
+        matches!(self, Self::Auto | Self::Tls)
+    }
+
+    /// Where each connection tells for itself, what this one has told.
+    pub fn told(self, told: Option<Self>) -> Self {
+        match (self, told) {
+            (Self::Auto, Some(told)) => told,
+            (said, _) => said,
+        }
+    }
+
     /// Does the application speak HTTP/2?
     pub fn is_http2(self) -> bool {
         matches!(self, Self::Http2 | Self::Grpc)
     }
 
     pub(super) fn parse(at: &str, word: &str) -> Result<Self, ConfigError> {
-        [Self::Http, Self::Http2, Self::Grpc, Self::Tcp, Self::Tls]
+        [Self::Http, Self::Http2, Self::Grpc, Self::Tcp, Self::Tls, Self::Auto]
             .into_iter()
             .find(|protocol| protocol.as_str() == word)
-            .ok_or_else(|| bad(at, word, "a protocol (http, http2, grpc, tcp, tls)"))
+            .ok_or_else(|| bad(at, word, "a protocol (http, http2, grpc, tcp, tls, auto)"))
     }
 }
 
@@ -101,6 +122,16 @@ pub struct Port {
     pub port: u16,
     pub protocol: Protocol,
     pub client_address: ClientAddress,
+}
+
+impl Port {
+    /// The same, when a connection has told what is spoken ([`Protocol::told`]).
+    pub fn told(self, told: Option<Protocol>) -> Self {
+        Self {
+            protocol: self.protocol.told(told),
+            ..self
+        }
+    }
 }
 
 /// `/products/*` is everything that begins with `/products/`; without a star the whole path.
@@ -273,6 +304,16 @@ pub struct ServicePort {
     pub port: u16,
     pub target: u16,
     pub protocol: Protocol,
+}
+
+impl ServicePort {
+    /// The same, when a connection has told what is spoken ([`Protocol::told`]).
+    pub fn told(self, told: Option<Protocol>) -> Self {
+        Self {
+            protocol: self.protocol.told(told),
+            ..self
+        }
+    }
 }
 
 /// One workload that serves a service.

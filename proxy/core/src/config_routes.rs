@@ -3,7 +3,7 @@
 use super::traffic::hash_on;
 use super::*;
 use crate::fields::{FieldEdits, is_editable, is_value};
-use crate::route::{Action, Inject, Match, Millionths, Mirror, Respond, Rewrite, Route, Share};
+use crate::route::{Action, Inject, Match, Millionths, Mirror, Respond, Rewrite, Route, ServerName, Share};
 use crate::snapshot::{HeaderEdits, RouteMatch};
 use crate::template::Template;
 
@@ -56,7 +56,18 @@ fn fits(at: &str, said: &RouteMatch) -> Compiled<Match> {
             .map(|(name, value): (Box<str>, _)| (name.to_ascii_lowercase().into(), value))
             .collect(),
         query: said.query.iter().map(wanted).collect(),
+        sni: server_name(at, &said.sni)?,
     })
+}
+
+fn server_name(at: &str, text: &str) -> Compiled<Option<ServerName>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match ServerName::parse(text) {
+        Some(name) => Ok(Some(name)),
+        None => Err(bad(at, text, "a name of a server, e.g. a.example.org or *.example.org")),
+    }
 }
 
 fn template(at: &str, text: &str) -> Compiled<Option<Template>> {

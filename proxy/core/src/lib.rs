@@ -15,6 +15,7 @@ pub mod http1;
 pub mod http2;
 pub mod limit;
 pub mod names;
+pub mod opening;
 pub mod overload;
 pub mod path;
 pub mod retry;

@@ -47,6 +47,8 @@ pub struct Match {
     /// Name in lower case; no value: it is there.
     pub headers: Vec<(Box<str>, Option<Box<str>>)>,
     pub query: Vec<(Box<str>, Option<Box<str>>)>,
+    /// It is for connections of TLS, and for no request.
+    pub sni: Option<ServerName>,
 }
 
 /// A service and its weight.
@@ -197,6 +199,9 @@ impl Match {
     /// The path is judged last: only where all else fits.
     fn fit<'p>(&self, view: &View<'p>, normal: &'p OnceCell<Result<Cow<'p, str>, Ambiguous>>) -> Fit<'p> {
         let methods = &self.methods;
+        if self.sni.is_some() {
+            return Fit::No;
+        }
         let method = methods.is_empty() || methods.iter().any(|method| **method == *view.request.method);
         if !method
             || !self
@@ -273,7 +278,7 @@ impl Route {
             Action::Forward(rewrite) => {
                 let path = rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref());
                 Then::Forward {
-                    service: self.share(view, random),
+                    service: self.share(|on| hash::key(on, view.request.headers, view.source), random),
                     target: path.map(|path| with_query(path.fill(fitted, captured))),
                     mirrored: self.mirror.as_ref().is_some_and(|mirror| mirror.share.hits(random)),
                 }
@@ -282,12 +287,12 @@ impl Route {
         (delay, then)
     }
 
-    fn share(&self, view: &View<'_>, random: &mut impl FnMut() -> u64) -> Option<&Arc<str>> {
+    /// `key`: the value of what is to be sticky.
+    fn share(&self, key: impl FnOnce(&HashOn) -> Option<u64>, random: &mut impl FnMut() -> u64) -> Option<&Arc<str>> {
         if self.to.len() < 2 {
             return self.to.first().map(|share| &share.service);
         }
         let total: u64 = self.to.iter().map(|share| u64::from(share.weight)).sum();
-        let key = |on| hash::key(on, view.request.headers, view.source);
         let sticky = self.sticky.as_ref().and_then(key).map(hash::mix);
         // By the place within the whole: weights that change a little move few.
         let at = (u128::from(sticky.unwrap_or_else(random)) * u128::from(total)) >> 64;
@@ -310,6 +315,11 @@ impl Millionths {
         }
     }
 }
+
+#[path = "route_names.rs"]
+mod names;
+
+pub use names::{ServerName, choose_by_name};
 
 #[cfg(test)]
 #[path = "route_tests.rs"]

@@ -50,6 +50,8 @@ pub struct RouteMatch {
     pub headers: Vec<(String, String)>,
     #[serde(default)]
     pub query: Vec<(String, String)>,
+    #[serde(default)]
+    pub sni: String,
 }
 
 /// A service, and its weight among the others.

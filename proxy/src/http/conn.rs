@@ -12,7 +12,7 @@ use super::LINGER;
 use crate::stream::{Stream, WireReceiver, WireSender};
 use crate::tcp;
 
-/// One connection that speaks HTTP/1.1.
+/// One connection.
 pub struct Conn {
     stream: Stream,
     buffer: Bytes,
@@ -58,6 +58,7 @@ pub enum NoHead {
 }
 
 impl Conn {
+    /// Of which nothing was read.
     pub fn new(stream: Stream) -> Self {
         Self {
             stream,
@@ -66,11 +67,11 @@ impl Conn {
         }
     }
 
-    /// A client's: it is not waited for without end.
-    pub fn of_client(stream: Stream, stall: Duration) -> Self {
+    /// As a client's: it is not waited for without end.
+    pub fn of_client(self, stall: Duration) -> Self {
         Self {
             stall: Some(stall),
-            ..Self::new(stream)
+            ..self
         }
     }
 
@@ -112,6 +113,29 @@ impl Conn {
         Ok(true)
     }
 
+    /// The first bytes of what comes, which stay to be read; empty at the end.
+    pub async fn spoken(&mut self) -> io::Result<Bytes> {
+        let bytes = self.recv().await?.unwrap_or_default();
+        self.put_back(bytes.clone());
+        Ok(bytes)
+    }
+
+    /// The next bytes; `None` at the end.
+    pub async fn recv(&mut self) -> io::Result<Option<Bytes>> {
+        self.split().0.recv().await
+    }
+
+    /// What was received and not used yet.
+    pub fn buffered(&mut self) -> Bytes {
+        self.split().0.buffered()
+    }
+
+    /// Gives back what is to be read again.
+    pub fn put_back(&mut self, bytes: Bytes) {
+        self.split().0.put_back(bytes);
+    }
+
+    /// Sends all of it.
     pub async fn send(&mut self, bytes: Bytes) -> io::Result<()> {
         self.split().1.send(bytes).await
     }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{self, Caller, Request, Token};
-use hostmesh_proxy_core::config::{Config, Port, Timeouts};
+use hostmesh_proxy_core::config::{Config, Port, Protocol, Timeouts};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::flag::Flag;
 use hostmesh_proxy_core::http1::RequestEdits;
@@ -72,17 +72,32 @@ impl Who {
 /// Serves a connection to an HTTP port of a unit of this host: `about.unit`, `about.port`, by the config in which the
 /// caller has found them. Nothing of it was judged yet that a request could change.
 pub async fn serve(worker: Rc<Worker>, config: Arc<Config>, about: About, who: Who, stream: Stream) {
+    serve_told(worker, config, about, who, Conn::new(stream), Told::default()).await;
+}
+
+/// What a connection has told, where its port does not say what is spoken there.
+#[derive(Default)]
+pub struct Told {
+    /// What is spoken; `None`: what the port says.
+    pub protocol: Option<Protocol>,
+    /// A connection to the application that is there already.
+    pub application: Option<Conn>,
+}
+
+/// The same, when the client's first bytes have told what it speaks.
+pub async fn serve_told(worker: Rc<Worker>, config: Arc<Config>, about: About, who: Who, client: Conn, told: Told) {
     let account = Rc::new(Account::new(&worker, about));
     let draining = worker.shared.draining();
     let serving = Serving {
         worker,
         who,
         served: RefCell::new(Served { config, account }),
-        kept: RefCell::default(),
+        told: told.protocol,
+        kept: RefCell::new(told.application.into_iter().collect()),
         links: Links::default(),
         tunnel: RefCell::default(),
     };
-    session::serve(stream, draining, Rc::new(serving)).await;
+    session::serve(client, draining, Rc::new(serving)).await;
 }
 
 /// A connection to a unit, and what its requests share.
@@ -90,6 +105,8 @@ struct Serving {
     worker: Rc<Worker>,
     who: Who,
     served: RefCell<Served>,
+    /// What the client has told that it speaks.
+    told: Option<Protocol>,
     /// Connections to the application, between requests.
     kept: RefCell<Vec<Conn>>,
     /// The same where HTTP/2 is spoken, by port.
@@ -171,7 +188,8 @@ impl Handler for Serving {
                 Vec::new()
             }
         };
-        let Some(port) = unit.port(*port).filter(|port| port.protocol.is_read()).copied() else {
+        let declared = unit.port(*port).map(|declared| declared.told(self.told));
+        let Some(port) = declared.filter(|port| port.protocol.is_read()) else {
             let message = format!("port {port} speaks HTTP no more");
             served.account.about.failed(&self.worker, arrived.begun, None, message);
             return Next::Abort;

@@ -4,7 +4,7 @@
 //! response that breaks off is never made to look whole.
 
 mod call;
-mod conn;
+pub mod conn;
 mod down;
 mod exchange;
 mod hop;
@@ -13,7 +13,7 @@ pub mod inbound;
 mod observe;
 pub mod outbound;
 mod route;
-mod session;
+pub(crate) mod session;
 #[cfg(test)]
 mod tests;
 pub mod token;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use hostmesh_proxy_core::authorize::Decision;
 use hostmesh_proxy_core::balance::circuit::Resource;
-use hostmesh_proxy_core::config::{Timeouts, Unit};
+use hostmesh_proxy_core::config::{Protocol, Timeouts, Unit};
 use hostmesh_proxy_core::error::{Blame, Fault};
 use hostmesh_proxy_core::http1::RequestEdits;
 use hostmesh_proxy_core::retry::{Failure, is_idempotent};
@@ -50,8 +50,20 @@ use crate::worker::Worker;
 
 /// Serves a connection of `unit` from `client` to `called`, which is an HTTP port of a service or of a unit of this host.
 pub async fn serve(worker: Rc<Worker>, unit: Arc<Unit>, called: SocketAddr, client: IpAddr, stream: Stream) {
-    let Some(route) = Route::find(&worker, unit.number, called, client) else {
-        return stream.abort();
+    serve_told(worker, unit, called, client, Conn::new(stream), None).await;
+}
+
+/// The same, when the client's first bytes have `told` what it speaks.
+pub async fn serve_told(
+    worker: Rc<Worker>,
+    unit: Arc<Unit>,
+    called: SocketAddr,
+    client: IpAddr,
+    conn: Conn,
+    told: Option<Protocol>,
+) {
+    let Some(route) = Route::find(&worker, unit.number, called, client, told) else {
+        return conn.abort();
     };
     let draining = worker.shared.draining();
     let number = unit.number;
@@ -60,13 +72,14 @@ pub async fn serve(worker: Rc<Worker>, unit: Arc<Unit>, called: SocketAddr, clie
         number,
         called,
         client,
+        told,
         route: RefCell::new(Rc::new(route)),
         accounts: RefCell::default(),
         kept: RefCell::default(),
         links: Links::default(),
         tunnel: RefCell::default(),
     };
-    session::serve(stream, draining, Rc::new(calling)).await;
+    session::serve(conn, draining, Rc::new(calling)).await;
 }
 
 /// A connection of a unit, and what its requests share.
@@ -75,6 +88,7 @@ struct Calling {
     number: u32,
     called: SocketAddr,
     client: IpAddr,
+    told: Option<Protocol>,
     route: RefCell<Rc<Route>>,
     /// One for each pair of unit and peer.
     accounts: RefCell<Vec<Rc<Account>>>,
@@ -215,7 +229,8 @@ impl Calling {
                 Rc::make_mut(&mut route).decision = rejudge::unknown_unit();
                 return Some(route.clone());
             }
-            *route = Rc::new(Route::find(&self.worker, self.number, self.called, self.client)?);
+            let found = Route::find(&self.worker, self.number, self.called, self.client, self.told)?;
+            *route = Rc::new(found);
             self.accounts.borrow_mut().clear();
             self.kept.borrow_mut().clear();
             self.links.clear();

@@ -18,6 +18,8 @@ pub struct Route {
     pub decision: Decision,
     /// What was called, where a route of its policy leads here.
     pub via: Option<Rc<Self>>,
+    /// What the connection has told that it speaks.
+    told: Option<Protocol>,
 }
 
 #[derive(Clone)]
@@ -38,13 +40,21 @@ pub enum To {
 
 impl Route {
     /// `None`: this is no HTTP port of anything, now.
-    pub fn find(worker: &Rc<Worker>, number: u32, called: SocketAddr, client: IpAddr) -> Option<Self> {
+    ///
+    /// `told`: what the connection has told, where a port does not say what is spoken there.
+    pub fn find(
+        worker: &Rc<Worker>,
+        number: u32,
+        called: SocketAddr,
+        client: IpAddr,
+        told: Option<Protocol>,
+    ) -> Option<Self> {
         let config = worker.shared.config()?;
         let unit = config.unit_by_number(number)?.clone();
         let to = match config.destination(called.ip(), called.port()) {
             Destination::Service { service, port } => To::Service {
                 service: service.clone(),
-                port: *port,
+                port: port.told(told),
                 only: None,
             },
             Destination::Endpoint {
@@ -53,14 +63,14 @@ impl Route {
                 endpoint,
             } => To::Service {
                 service: service.clone(),
-                port: *port,
+                port: port.told(told),
                 only: Some(endpoint.at(called.ip())),
             },
             Destination::LocalUnit { unit, port } => {
                 let service = config.service_by_name(&unit.service).cloned();
                 To::Unit {
                     unit: unit.clone(),
-                    port: *port,
+                    port: port.told(told),
                     service,
                 }
             }
@@ -81,6 +91,7 @@ impl Route {
             to,
             decision,
             via: None,
+            told,
         })
     }
 
@@ -96,7 +107,7 @@ impl Route {
         let port = service.port(self.to.port()).or_else(|| service.only_port())?;
         let to = To::Service {
             service: service.clone(),
-            port: *port,
+            port: port.told(self.told),
             only: None,
         };
         if !to.protocol().is_read() {
@@ -107,6 +118,7 @@ impl Route {
             connector: self.connector.clone(),
             to,
             via: Some(self.clone()),
+            told: self.told,
         }))
     }
 }

@@ -61,8 +61,8 @@ pub trait Handler {
 }
 
 /// Serves the connection to its end, or, when the process drains, to the end of its request.
-pub async fn serve<H: Handler + 'static>(stream: Stream, draining: watch::Receiver<bool>, handler: Rc<H>) {
-    let mut down = Conn::of_client(stream, handler.timeouts().stall);
+pub async fn serve<H: Handler + 'static>(client: Conn, draining: watch::Receiver<bool>, handler: Rc<H>) {
+    let mut down = client.of_client(handler.timeouts().stall);
     let mut quiet = pin!(sleep(handler.timeouts().idle));
     // One wait for the whole connection: to begin and end one for each request takes a lock that workers share.
     let mut told = draining.clone();
@@ -161,7 +161,9 @@ pub fn asked(request: &RequestHead) -> Request<'_> {
     }
 }
 
-async fn tunnel(
+/// Relays between a client and an upstream, what was read of both first, unless it is denied meanwhile, or nothing moves for
+/// the time of `idle`.
+pub async fn tunnel(
     down: Conn,
     up: Conn,
     idle: Option<Duration>,

@@ -28,6 +28,8 @@ impl Calling {
             port: route.to.port(),
             protocol: route.to.protocol().as_str(),
             client: self.client,
+            sni: "".into(),
+            route: "".into(),
         }
     }
 
