@@ -80,6 +80,11 @@ def limits(traffic: Traffic, route: Route | None) -> Iterator[str]:
         yield f"{_tries(retries)} ({by_route if own_retries else place(traffic, 'retries')})"
         if not retries.non_idempotent:
             yield "what is not idempotent is tried again only where nothing of it reached the service"
+    own_hedge = route.hedge if route else None
+    if hedge := own_hedge or traffic.hedge:
+        which = "any method" if hedge.non_idempotent else "where the method may repeat"
+        more = f"another endpoint is asked, too, after {seconds(hedge.after_ms)}, {which}, {hedge.attempts} in all"
+        yield f"{more} ({by_route if own_hedge else place(traffic, 'hedge')})"
     if traffic.breaker:
         yield from _breaker(traffic.breaker)
 

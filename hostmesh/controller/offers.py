@@ -11,12 +11,21 @@ from hostmesh.identity.attest import may_run_of
 from hostmesh.names import BadName, UnitName, check_service_name, check_zone_name
 from hostmesh.policy.model import Protocol
 from hostmesh.policy.route_law import MOST_ROUTES, wrong
-from hostmesh.policy.traffic import BALANCES, CONSISTENT_HASH, MOST_BOUND, MOST_ERRORS, MOST_IN_USE, PREFER, RETRY_ON
+from hostmesh.policy.traffic import (
+    BALANCES,
+    CONSISTENT_HASH,
+    MOST_BOUND,
+    MOST_ERRORS,
+    MOST_HEDGES,
+    MOST_IN_USE,
+    PREFER,
+    RETRY_ON,
+)
 from hostmesh.policy.words import hash_on
 from hostmesh.registry.catalog import Catalog, owner_of
 from hostmesh.registry.events import Offer
 from hostmesh.wire.controller import Workload
-from hostmesh.wire.snapshot import Breaker, Retries, Traffic
+from hostmesh.wire.snapshot import Breaker, Hedge, Retries, Traffic
 
 _DAY_MS = 86_400_000
 _MOST_ATTEMPTS = 10
@@ -112,6 +121,8 @@ def _check_traffic(traffic: Traffic) -> None:
         _check_breaker(traffic.breaker)
     if traffic.retries:
         _check_retries(traffic.retries)
+    if traffic.hedge:
+        _check_hedge(traffic.hedge)
     if len(traffic.routes) > MOST_ROUTES:
         raise BadName(f"{len(traffic.routes)} routes", f"at most {MOST_ROUTES}")
     for route in traffic.routes:
@@ -120,6 +131,14 @@ def _check_traffic(traffic: Traffic) -> None:
         _check_duration(route.timeout_ms)
         if route.retries:
             _check_retries(route.retries)
+        if route.hedge:
+            _check_hedge(route.hedge)
+
+
+def _check_hedge(hedge: Hedge) -> None:
+    _check_duration(hedge.after_ms)
+    if hedge.after_ms == 0 or not 2 <= hedge.attempts <= MOST_HEDGES:
+        raise BadName(f"hedging after {hedge.after_ms} ms, {hedge.attempts} attempts", f"2 to {MOST_HEDGES} attempts")
 
 
 def _check_retries(retries: Retries) -> None:

@@ -12,7 +12,7 @@ from hostmesh.plan.facts import HostFacts, UnitFacts
 from hostmesh.policy import model
 from hostmesh.policy.settings import Settings
 from hostmesh.policy.traces import collector_of
-from hostmesh.policy.traffic import as_sent
+from hostmesh.policy.traffic import as_sent, hedge_as_sent
 from hostmesh.wire import snapshot as wire
 
 NO_OUTBOUND_POLICY = "builtin:no-outbound-policy"
@@ -74,6 +74,7 @@ def traffic_of(policy: model.Policy) -> wire.Traffic:
         connect_timeout_ms=traffic.connect_timeout_ms,
         idle_timeout_ms=traffic.idle_timeout_ms,
         lines=dict(traffic.lines),
+        hedge=hedge_as_sent(traffic.hedge),
     )
 
 

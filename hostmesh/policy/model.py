@@ -177,6 +177,15 @@ class Retries:
 
 
 @dataclass(frozen=True, slots=True)
+class Hedge:
+    """When callers ask another endpoint, too. ``attempts``: with the first."""
+
+    after_ms: int
+    attempts: int = 2
+    non_idempotent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Breaker:
     """When callers leave the service, or one of its endpoints, alone. 0: no limit, no ejection."""
 
@@ -222,6 +231,7 @@ class Traffic:
     idle_timeout_ms: int = 0
     routes: tuple[Route, ...] = ()
     lines: tuple[tuple[str, int], ...] = ()
+    hedge: Hedge | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,10 @@ _TAKEN = frozenset({
     "connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "proxy-connection", "te",
     "traceparent", "tracestate", "trailer", "transfer-encoding", "upgrade", "via", "x-forwarded-client-cert",
 })  # fmt: skip
-_ALONE = ("to", "sticky", "mirror", "rewrite", "request_headers", "response_headers", "timeout_ms", "retries")
+_ALONE = ("to", "sticky", "mirror", "rewrite", "request_headers", "response_headers", "timeout_ms", "retries", "hedge")
 _OF_REQUESTS = (
     "mirror", "redirect", "rewrite", "respond", "fault", "request_headers", "response_headers", "timeout_ms", "retries",
+    "hedge",
 )  # fmt: skip
 Field = tuple[str, str]
 

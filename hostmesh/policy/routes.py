@@ -9,7 +9,7 @@ from hostmesh.policy.keys import Table
 from hostmesh.policy.model import Protocol, Traffic
 from hostmesh.policy.read import Reader
 from hostmesh.policy.source import Node
-from hostmesh.policy.traffic import as_sent, retries_of
+from hostmesh.policy.traffic import as_sent, hedge_as_sent, hedge_of, retries_of
 from hostmesh.wire.snapshot import HeaderEdits, Inject, Mirror, Redirect, Respond, Rewrite, Route, RouteMatch, Share
 
 Field = tuple[str, str]
@@ -59,6 +59,7 @@ class _Reading:
         before = len(self.read.findings.diagnostics)
         timeout = self.read.duration_ms(self.table.get("timeout"), 0)
         retries = retries_of(self.read, self.table.get("retries"), timeout or service.timeout_ms)
+        hedge = hedge_of(self.read, self.table.get("hedge"), timeout or service.timeout_ms)
         rule = self.item.place.rule
         said = Route(
             name=self.read.string(self.table.get("name"), rule),
@@ -75,6 +76,7 @@ class _Reading:
             response_headers=self._edits("response_headers"),
             timeout_ms=timeout,
             retries=as_sent(retries),
+            hedge=hedge_as_sent(hedge),
         )
         if len(self.read.findings.diagnostics) == before:  # one mistake is told once
             for wrong in route_law.wrong(said):

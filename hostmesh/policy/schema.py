@@ -89,6 +89,7 @@ INBOUND = Table(
         Key("jwt", "list of tables", "no token is believed", "See `[[inbound.jwt]]`.", "[[inbound.jwt]]"),
         Key("plaintext", "list of tables", "nobody", "See `[[inbound.plaintext]]`.", "[[inbound.plaintext]]"),
     ),
+    (("authorize", "external authorization"),),
 )
 
 ALLOW = Table(
@@ -196,6 +197,7 @@ TRAFFIC = Table(
             "A request, its tunnel, or a TCP connection in which nothing moves in either direction for so long (a tenth more at "
             "most) is ended.", 'idle_timeout = "5m"'),
         Key("retries", "table", "no retries", "See `[traffic.retries]`.", "retries = { attempts = 3 }"),
+        Key("hedge", "table", "one endpoint at a time", "See `[traffic.hedge]`.", 'hedge = { after = "100ms" }'),
         Key("breaker", "table", "no limit, no ejection", "See `[traffic.breaker]`.", "breaker = { consecutive_errors = 5 }"),
         Key("route", "list of tables", "every request to the service itself", "See `[[traffic.route]]`.", "[[traffic.route]]"),
         Key("balance", '"least-request", "round-robin", "ewma" or a table', '"least-request"',
@@ -207,13 +209,11 @@ TRAFFIC = Table(
             "by the capacity left: near ones carry 1.4 times their healthy share, the rest goes farther. A zone of which a "
             "quarter is gone keeps its callers, one of which half is gone keeps seven in ten.", 'prefer = "near"'),
         Key("slow_start", "duration", "at once",
-            "An endpoint that joins others gets its share little by little, over so long. Not with consistent hashing.",
-            'slow_start = "30s"'),
+            "An endpoint that joins others gets its share little by little, over so long. Not with consistent hashing.", 'slow_start = "30s"'),
         Key("panic", "0..1", "0",
             "With a smaller share of healthy endpoints than this all count as healthy, so that the last ones are not overrun. "
             "0: only where none can be reached.", "panic = 0.5"),
     ),
-    (("hedge", "hedged requests"),),
 )
 
 BALANCE = Table(
@@ -277,6 +277,21 @@ RETRIES = Table(
     ),
 )
 
+HEDGE = Table(
+    "traffic.hedge",
+    "When another endpoint is asked, too: where one was slow, the first response wins, and what the other does is cancelled. "
+    "Asked are only endpoints that the request was not sent to, with what is written down of it: a body of at most 64 KiB that "
+    "came whole. A hedge counts as a retry does, in the budget of `[traffic.retries]` (without one: 0.2) and `max_retries`.",
+    (
+        Key("after", "duration", "must be given", "So long after a try began without a response's head, the next one begins.",
+            'after = "100ms"'),
+        Key("attempts", "2..5", "2", "Tries of one request in all, with the first and with retries.", "attempts = 3"),
+        Key("non_idempotent", "true or false", "false",
+            "Also hedge POST, PATCH and the like, and with them all of gRPC: what the application does it may do twice.",
+            "non_idempotent = true"),
+    ),
+)
+
 ROUTE = Table(
     "traffic.route",
     "What some requests to the service meet: the first route that fits; where none does, the service itself. Requests are "
@@ -295,6 +310,7 @@ ROUTE = Table(
             'sticky = "cookie:session"'),
         Key("timeout", "duration", "the service's", "For a whole request, all tries together.", 'timeout = "2s"'),
         Key("retries", "table", "the service's", "As `[traffic.retries]`.", "retries = { attempts = 2 }"),
+        Key("hedge", "table", "the service's", "As `[traffic.hedge]`.", 'hedge = { after = "50ms" }'),
         Key("rewrite", "table", "as it came", "See `[traffic.route.rewrite]`.", 'rewrite = { path = "/v2/{id}" }'),
         Key("request_headers", "table", "as they came", "See `[traffic.route.request_headers]`.",
             'request_headers = { set = { x-version = "2" } }'),
@@ -428,7 +444,7 @@ TRACE = Table(
 )
 
 TABLES = (
-    ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, LIMIT, JWT, TOKEN, PLAINTEXT, TRAFFIC, BALANCE, BREAKER, RETRIES,
+    ROOT, SERVICE, PORTS, INBOUND, ALLOW, DENY, LIMIT, JWT, TOKEN, PLAINTEXT, TRAFFIC, BALANCE, BREAKER, RETRIES, HEDGE,
     ROUTE, ROUTE_MATCH, ROUTE_REWRITE, ROUTE_HEADERS, ROUTE_MIRROR, ROUTE_REDIRECT, ROUTE_RESPOND, ROUTE_FAULT, OUTBOUND, OBSERVE,
     TRACE,
 )

@@ -3,7 +3,7 @@
 from hostmesh.names import BadName
 from hostmesh.policy import schema
 from hostmesh.policy.findings import Code
-from hostmesh.policy.model import Balance, Breaker, Retries, Traffic
+from hostmesh.policy.model import Balance, Breaker, Hedge, Retries, Traffic
 from hostmesh.policy.read import Reader
 from hostmesh.policy.source import Node
 from hostmesh.policy.words import hash_on
@@ -15,6 +15,7 @@ PREFER = ("any", "near")
 MOST_BOUND = 100
 MOST_IN_USE = 1_000_000
 MOST_ERRORS = 1000
+MOST_HEDGES = 5
 _GRPC = ("cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable")
 RETRY_ON = ("5xx", "gateway-error", "connect-failure", "reset", "retriable-4xx", *_GRPC)
 _BACKOFF_MS, _MAX_BACKOFF_MS = 25, 250
@@ -38,6 +39,7 @@ def traffic(read: Reader, node: Node | None) -> Traffic:
         read.duration_ms(table.get("connect_timeout"), default.connect_timeout_ms),
         read.duration_ms(table.get("idle_timeout"), default.idle_timeout_ms),
         lines=tuple(sorted((word, entry.key_place.line) for word, entry in table.items() if word != "route")),
+        hedge=hedge_of(read, table.get("hedge"), timeout),
     )
 
 
@@ -119,6 +121,32 @@ def _backoff(read: Reader, table: dict[str, Node], default: Retries) -> tuple[in
     if most < backoff:
         read.bad(table["max_backoff"], "max_backoff is shorter than backoff", "the wait grows from one to the other")
     return (backoff or min(_BACKOFF_MS, most), most)
+
+
+def hedge_of(read: Reader, node: Node | None, timeout_ms: int) -> Hedge | None:
+    """A table of hedging, wherever it stands; ``timeout_ms``: of all tries together, 0 for none."""
+    if node is None:
+        return None
+    table = read.table(node, schema.HEDGE)
+    default = Hedge(0)
+    after = read.duration_ms(table.get("after"), 0)
+    if isinstance(node.data, dict) and "after" not in table:
+        read.findings.add(Code.MISSING, node.place, "hedge lacks 'after'", 'for example: after = "100ms"')
+    elif timeout_ms and after >= timeout_ms:
+        message = "after is no shorter than timeout"
+        read.findings.add(Code.BAD_VALUE, table["after"].place, message, "it would never be reached")
+    return Hedge(
+        after,
+        read.integer(table.get("attempts"), default.attempts, 2, MOST_HEDGES),
+        read.boolean(table.get("non_idempotent"), default.non_idempotent),
+    )
+
+
+def hedge_as_sent(hedge: Hedge | None) -> wire.Hedge | None:
+    """The same in the words of the snapshot."""
+    if hedge is None:
+        return None
+    return wire.Hedge(after_ms=hedge.after_ms, attempts=hedge.attempts, non_idempotent=hedge.non_idempotent)
 
 
 def as_sent(retries: Retries | None) -> wire.Retries | None:

@@ -181,6 +181,14 @@ class Retries(Struct):
     max_backoff_ms: int = 0
 
 
+class Hedge(Struct):
+    """Another endpoint is asked, too, when no head of a response came for so long. attempts: with the first."""
+
+    after_ms: int
+    attempts: int
+    non_idempotent: bool = False
+
+
 class ConsistentHash(Struct):
     """on: ``header:NAME`` (in lower case), ``cookie:NAME`` or ``source``. bound 0: none."""
 
@@ -272,7 +280,8 @@ class HeaderEdits(Struct):
 class Route(Struct):
     """What some requests to a service meet; the first that fits. ``rule``: file:line.
 
-    to: none: the service itself. sticky: cookie:NAME | header:NAME | source. timeout 0, retries None: the service's.
+    to: none: the service itself. sticky: cookie:NAME | header:NAME | source.
+    timeout 0, retries and hedge None: the service's.
     Of redirect, respond and all else only one is there, beside ``fault``.
     """
 
@@ -290,6 +299,7 @@ class Route(Struct):
     response_headers: HeaderEdits | None = None
     timeout_ms: int = 0
     retries: Retries | None = None
+    hedge: Hedge | None = None
 
 
 class Traffic(Struct):
@@ -312,6 +322,7 @@ class Traffic(Struct):
     slow_start_ms: int = 0
     panic: float = 0.0
     lines: dict[str, int] = {}
+    hedge: Hedge | None = None
 
 
 class ServicePort(Struct):

@@ -31,8 +31,13 @@ pub fn counted(config: &Config) -> BTreeMap<String, CircuitCount> {
     let services = config.services.iter();
     let counted = services.filter(|service| {
         let traffic = &service.traffic;
-        let by_route = || traffic.routes.iter().any(|route| route.retries.is_some());
-        traffic.breaker.is_some() || traffic.retries.is_some() || by_route()
+        let by_route = || {
+            traffic
+                .routes
+                .iter()
+                .any(|route| route.retries.is_some() || route.hedge.is_some())
+        };
+        traffic.breaker.is_some() || traffic.retries.is_some() || traffic.hedge.is_some() || by_route()
     });
     counted.map(|service| (service.name.to_string(), of(service))).collect()
 }

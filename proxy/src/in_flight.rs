@@ -59,6 +59,12 @@ impl InFlight {
         self.ended(true);
     }
 
+    /// Another endpoint answered first: that it took so long is known, and nothing else.
+    pub fn overtaken(&self) {
+        let Some(watched) = self.watched.take() else { return };
+        watched.took(&self.worker, false);
+    }
+
     /// The status of the answer whose head came; 0: none.
     pub fn status(&self) -> u16 {
         self.status.get()
@@ -66,12 +72,18 @@ impl InFlight {
 
     fn ended(&self, failed: bool) {
         let Some(watched) = self.watched.take() else { return };
-        let now = Instant::now();
-        if watched.service.traffic.balance == Balance::Ewma {
-            let mut loads = self.worker.loads.borrow_mut();
-            loads.answered(watched.endpoint.id, now - watched.begun, failed, now.into_std());
-        }
+        watched.took(&self.worker, failed);
         watched.connector.judge(&watched.service, &watched.endpoint, failed);
+    }
+}
+
+impl Watched {
+    fn took(&self, worker: &Worker, failed: bool) {
+        if self.service.traffic.balance == Balance::Ewma {
+            let now = Instant::now();
+            let mut loads = worker.loads.borrow_mut();
+            loads.answered(self.endpoint.id, now - self.begun, failed, now.into_std());
+        }
     }
 }
 

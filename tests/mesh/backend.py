@@ -8,6 +8,7 @@ does is read from /run/twin/does at every request: `200`, `500`, another status,
 import asyncio
 import contextlib
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -24,9 +25,11 @@ def told_to() -> tuple[str, str, str]:
 
 
 async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One connection: requests without bodies, one after the other."""
+    """One connection: requests one after the other, bodies by Content-Length."""
     with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-        while await reader.readuntil(b"\r\n\r\n"):
+        while asked := await reader.readuntil(b"\r\n\r\n"):
+            length = re.search(rb"\r\ncontent-length: ([0-9]+)", asked.lower())
+            await reader.readexactly(int(length[1]) if length else 0)
             count("requests")
             word, _, seconds = told_to()
             if word == "hang":

@@ -110,9 +110,19 @@ async def limited(channel: grpc.aio.Channel) -> list[object]:
     return [*codes, dict(await last.initial_metadata()), dict(await last.trailing_metadata())]
 
 
+async def hedged(channel: grpc.aio.Channel) -> dict[str, object]:
+    """Calls of which one host is late to answer: who answered, and how long the slowest took."""
+    names, slowest = set(), 0.0
+    for _ in range(20):
+        begun = time.monotonic()
+        names.add((await channel.unary_unary("/lab.Echo/Late")(b"h2 2")).decode())
+        slowest = max(slowest, time.monotonic() - begun)
+    return {"names": sorted(names), "slowest": slowest}
+
+
 async def main(target: str, way: str) -> None:
     """One way, over a channel of its own."""
-    ways = {one.__name__: one for one in (unary, streams, deadline, many, refused, retried, limited)}
+    ways = {one.__name__: one for one in (unary, streams, deadline, many, refused, retried, limited, hedged)}
     options = [("grpc.enable_retries", 0)]
     async with grpc.aio.insecure_channel(target, options=options) as channel:
         print(json.dumps(await asyncio.wait_for(ways[way](channel), 50)))

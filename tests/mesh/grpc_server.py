@@ -58,6 +58,14 @@ async def fail(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
     return b""
 
 
+async def late(request: bytes, _context: grpc.aio.ServicerContext) -> bytes:
+    """``HOST SECONDS``: this host's name, so late where it is that one."""
+    host, seconds = request.decode().split()
+    if host == socket.gethostname():
+        await asyncio.sleep(float(seconds))
+    return socket.gethostname().encode()
+
+
 FAILS_LEFT: dict[str, int] = {}
 
 
@@ -82,6 +90,7 @@ async def main(port: str) -> None:
         "Never": grpc.unary_unary_rpc_method_handler(never),
         "Cancelled": grpc.unary_unary_rpc_method_handler(cancelled),
         "Fail": grpc.unary_unary_rpc_method_handler(fail),
+        "Late": grpc.unary_unary_rpc_method_handler(late),
         "Flaky": grpc.unary_unary_rpc_method_handler(flaky),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("lab.Echo", handlers),))

@@ -5,9 +5,11 @@ import pytest
 from hostmesh.errors import PolicyError
 from hostmesh.plan.snapshot import traffic_of
 from hostmesh.policy.findings import Code
-from hostmesh.policy.model import Balance, Traffic
+from hostmesh.policy.model import Balance, Hedge, Traffic
+from hostmesh.policy.traffic import hedge_as_sent
 from hostmesh.policy.validate import load
 from hostmesh.wire.snapshot import Breaker, ConsistentHash
+from hostmesh.wire.snapshot import Hedge as WireHedge
 
 FILE = "web.service.toml"
 
@@ -51,12 +53,29 @@ def test_waits_between_tries(text: str, expect: tuple[int, int]) -> None:
     assert (retries.backoff_ms, retries.max_backoff_ms) == expect
 
 
+@pytest.mark.parametrize(
+    ("text", "expect"),
+    [
+        ("", None),
+        ("hedge = { after = '100ms' }", Hedge(100)),
+        ("hedge = { after = '1s', attempts = 3, non_idempotent = true }", Hedge(1000, 3, non_idempotent=True)),
+    ],
+)
+def test_when_another_endpoint_is_asked_too(text: str, expect: Hedge | None) -> None:
+    assert traffic(text).hedge == expect
+    (policy,) = load({FILE: f"[service.ports]\n80 = 'http'\n[[traffic.route]]\n{text}\n"})
+    (route,) = traffic_of(policy).routes
+    assert hedge_as_sent(expect) == route.hedge
+
+
 def test_it_reaches_the_proxy_as_it_was_said() -> None:
     text = "balance = { by = 'consistent-hash', on = 'cookie:id', bound = 1.25 }\nprefer = 'near'\nslow_start = '30s'\n"
-    (policy,) = load({FILE: f"[traffic]\n{text}panic = 0.5\nretries = {{ on = ['retriable-4xx', 'unavailable'] }}\n"})
+    text += "panic = 0.5\nhedge = { after = '50ms' }\nretries = { on = ['retriable-4xx', 'unavailable'] }\n"
+    (policy,) = load({FILE: f"[traffic]\n{text}"})
     said = traffic_of(policy)
     assert (said.balance, said.hash) == ("consistent-hash", ConsistentHash("cookie:id", 1.25))
     assert (said.prefer, said.slow_start_ms, said.panic) == ("near", 30_000, 0.5)
+    assert said.hedge == WireHedge(after_ms=50, attempts=2)
     assert said.retries is not None
     assert said.retries.on == ["retriable-4xx", "unavailable"]
 

@@ -129,6 +129,7 @@ CASES: list[tuple[str, Code, tuple[int, int], str, str]] = [
     ("[inbound]\nmdoe = 'audit'\n", Code.UNKNOWN_KEY, (2, 1), "unknown key 'mdoe' in [inbound]", "'mode'"),
     ("[inbound]\nmode = 'audti'\n", Code.BAD_VALUE, (2, 8), "none of: audit, enforce", "'audit'"),
     ("[inbound]\nmode = 1\n", Code.WRONG_TYPE, (2, 8), "expected a string, found a whole number", ""),
+    ("[inbound]\nauthorize = {}\n", Code.NOT_YET, (2, 1), "'authorize' (external authorization)", "leave it out"),
     ("inbound = 'audit'\n", Code.WRONG_TYPE, (1, 11), "expected a table, found a string", ""),
     ("a = \n", Code.SYNTAX, (1, 5), "not TOML", ""),
     ("[service]\nname = 'In_v'\n", Code.BAD_VALUE, (2, 8), "not a service name", ""),
@@ -167,7 +168,9 @@ CASES: list[tuple[str, Code, tuple[int, int], str, str]] = [
     ("[traffic]\ntimeout = '10'\n", Code.BAD_VALUE, (2, 11), "not a duration", ""),
     ("[traffic]\ntimeout = '0s'\n", Code.BAD_VALUE, (2, 11), "not more than 0", "leave the key out"),
     ("[traffic]\ntimeout = '25h'\n", Code.BAD_VALUE, (2, 11), "at most a day", ""),
-    ("[traffic]\nhedge = {}\n", Code.NOT_YET, (2, 1), "'hedge' (hedged requests)", ""),
+    ("[traffic]\nhedge = {}\n", Code.MISSING, (2, 9), "hedge lacks 'after'", 'after = "100ms"'),
+    ("[traffic]\nhedge = { after = '1s', attempts = 1 }\n", Code.BAD_VALUE, (2, 36), "1 is not in 2..5", ""),
+    ("[traffic]\ntimeout = '1s'\nhedge = { after = '1s' }\n", Code.BAD_VALUE, (3, 19), "no shorter", "never"),
     ("[traffic.retries]\nattempts = 0\n", Code.BAD_VALUE, (2, 12), "0 is not in 1..10", ""),
     ("[traffic.retries]\nattempts = true\n", Code.WRONG_TYPE, (2, 12), "found true or false", ""),
     ("[traffic.retries]\nbudget = 20\n", Code.BAD_VALUE, (2, 10), "20 is not in 0..1", "20 % is 0.2"),
@@ -280,6 +283,8 @@ def test_the_order_of_files_does_not_matter() -> None:
 
 # what an example needs beside it, by the table and key that it is of
 BESIDE = {
+    ("traffic.hedge", "attempts"): 'after = "100ms"\n',
+    ("traffic.hedge", "non_idempotent"): 'after = "100ms"\n',
     ("traffic.route", "sticky"): "to = { inventory-v2 = 10, inventory = 90 }\n",
     ("traffic.route.mirror", "percent"): 'to = "inventory-v3"\n',
     ("traffic.route.mirror", "max_pending"): 'to = "inventory-v3"\n',

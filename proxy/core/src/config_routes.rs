@@ -36,6 +36,7 @@ fn route(at: &str, said: &snapshot::Route) -> Compiled<Route> {
         response: edits(at, said.response_headers.as_ref())?,
         timeout: duration(said.timeout_ms),
         retries: said.retries.as_ref().map(|said| retries(at, said)).transpose()?,
+        hedge: said.hedge.as_ref().map(|said| hedge(at, said)).transpose()?,
         fits,
         to,
     })

@@ -248,6 +248,22 @@ fn bad_snapshots_are_refused_with_the_reason() {
         (|s| s.services[0].endpoints[0].wire_port = 0, "not a port"),
         (
             |s| {
+                if let Some(hedge) = &mut s.services[0].traffic.hedge {
+                    hedge.after_ms = 0;
+                }
+            },
+            "is not more than 0 ms before a hedge",
+        ),
+        (
+            |s| {
+                if let Some(hedge) = &mut s.services[0].traffic.hedge {
+                    hedge.attempts = 1;
+                }
+            },
+            "is not at least 2 attempts",
+        ),
+        (
+            |s| {
                 if let Some(retries) = &mut s.services[0].traffic.retries {
                     retries.on.push("4xx".into());
                 }

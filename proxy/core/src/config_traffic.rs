@@ -89,6 +89,17 @@ pub struct Retries {
     pub backoff: Option<Backoff>,
 }
 
+/// When another endpoint is asked, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hedge {
+    /// So long after a try began without a response's head.
+    pub after: Duration,
+    /// Tries in all, the first included; at least 2.
+    pub attempts: u32,
+    /// Methods that are not idempotent too.
+    pub non_idempotent: bool,
+}
+
 /// When callers leave a service, or one of its endpoints, alone.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
@@ -126,6 +137,7 @@ pub struct Traffic {
     /// Nothing moves for so long.
     pub idle_timeout: Option<Duration>,
     pub retries: Option<Retries>,
+    pub hedge: Option<Hedge>,
     pub breaker: Option<Breaker>,
     pub balance: Balance,
     /// The nearest endpoints first.
@@ -145,6 +157,7 @@ pub(super) fn traffic(at: &str, traffic: &snapshot::Traffic) -> Result<Traffic, 
         connect_timeout: duration(traffic.connect_timeout_ms),
         idle_timeout: duration(traffic.idle_timeout_ms),
         retries: traffic.retries.as_ref().map(|r| retries(at, r)).transpose()?,
+        hedge: traffic.hedge.as_ref().map(|said| hedge(at, said)).transpose()?,
         breaker: traffic.breaker.as_ref().map(|said| breaker(at, said)).transpose()?,
         balance: balance(at, traffic)?,
         prefer_near: word(at, &traffic.prefer, &[("any", false), ("near", true)], "any or near")?,
@@ -236,6 +249,17 @@ pub(super) fn retries(at: &str, retries: &snapshot::Retries) -> Result<Retries, 
         budget: share(at, retries.budget)?,
         non_idempotent: retries.non_idempotent,
         backoff,
+    })
+}
+
+pub(super) fn hedge(at: &str, said: &snapshot::Hedge) -> Result<Hedge, ConfigError> {
+    if said.attempts < 2 {
+        return Err(bad(at, said.attempts.to_string(), "at least 2 attempts of a hedge"));
+    }
+    Ok(Hedge {
+        after: duration(said.after_ms).ok_or_else(|| bad(at, "0", "more than 0 ms before a hedge"))?,
+        attempts: said.attempts,
+        non_idempotent: said.non_idempotent,
     })
 }
 

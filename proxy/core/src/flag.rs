@@ -69,6 +69,8 @@ flags! {
     Redirected = "redirected",
     /// Answered by a route.
     Responded = "responded",
+    /// More than one endpoint was asked; a try: another one answered first.
+    Hedged = "hedged",
     /// It is a copy.
     Mirrored = "mirrored",
 }

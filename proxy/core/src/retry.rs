@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{Backoff, Retries, RetryOn};
+use crate::config::{Backoff, Hedge, Retries, RetryOn};
 
 /// How a try failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,15 @@ pub fn may_retry(policy: &Retries, failure: Failure, tries: u32, method: &str, r
     // What never reached the application cannot have done anything there.
     failure == Failure::Connect || policy.non_idempotent || is_idempotent(method)
 }
+
+/// May another endpoint be asked, too, after so many tries? By the rule of retries: what may happen twice, and the budget
+/// is asked last. Where no retries say it, the share is [`BUDGET`].
+pub fn may_hedge(policy: &Hedge, tries: u32, method: &str) -> bool {
+    tries < policy.attempts && (policy.non_idempotent || is_idempotent(method))
+}
+
+/// Tries after the first as a share of requests.
+pub const BUDGET: f64 = 0.2;
 
 /// By default, from the second retry on.
 const BACKOFF: Backoff = Backoff {

@@ -133,3 +133,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_hedged() {
+    let hedge = |non_idempotent| Hedge {
+        after: Duration::from_millis(100),
+        attempts: 3,
+        non_idempotent,
+    };
+    for (method, tries, non_idempotent, expect) in [
+        ("GET", 1, false, true),
+        ("GET", 2, false, true),
+        ("GET", 3, false, false),
+        ("PUT", 1, false, true),
+        ("POST", 1, false, false),
+        ("POST", 1, true, true),
+        ("CONNECT", 1, false, false),
+    ] {
+        assert_eq!(
+            may_hedge(&hedge(non_idempotent), tries, method),
+            expect,
+            "{method} after {tries}"
+        );
+    }
+}

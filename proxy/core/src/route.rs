@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::authorize::{Headers, Request};
 use crate::balance::hash;
-use crate::config::{HashOn, Retries};
+use crate::config::{HashOn, Hedge, Retries};
 use crate::fields::FieldEdits;
 use crate::path::{self, Ambiguous};
 use crate::template::{Captured, Template};
@@ -36,6 +36,8 @@ pub struct Route {
     pub timeout: Option<Duration>,
     /// In place of the service's.
     pub retries: Option<Retries>,
+    /// In place of the service's.
+    pub hedge: Option<Hedge>,
 }
 
 /// What of a request must fit.

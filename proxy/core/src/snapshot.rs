@@ -314,6 +314,17 @@ pub struct Retries {
     pub max_backoff_ms: u64,
 }
 
+/// When another endpoint is asked, too. `attempts`: with the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Hedge {
+    pub after_ms: u64,
+    pub attempts: u32,
+    #[serde(default)]
+    pub non_idempotent: bool,
+}
+
 pub use crate::snapshot_routes::{HeaderEdits, Inject, Mirror, Redirect, Respond, Rewrite, Route, RouteMatch, Share};
 
 /// What consistent hashing goes by: `header:NAME`, `cookie:NAME` or `source`. `bound` 0: none.
@@ -368,6 +379,8 @@ pub struct Traffic {
     /// For people.
     #[serde(default, skip_serializing)]
     pub lines: IgnoredAny,
+    #[serde(default)]
+    pub hedge: Option<Hedge>,
 }
 
 fn any() -> String {

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::Retries;
+use crate::snapshot::{Hedge, Retries};
 
-/// What some requests to a service meet; the first that fits. `timeout_ms` 0, `retries` none: the service's own.
+/// What some requests to a service meet; the first that fits. `timeout_ms` 0, `retries` and `hedge` none: the service's own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)] // the fields are documented where the contract is
@@ -35,6 +35,8 @@ pub struct Route {
     pub timeout_ms: u64,
     #[serde(default)]
     pub retries: Option<Retries>,
+    #[serde(default)]
+    pub hedge: Option<Hedge>,
 }
 
 /// All that is not empty must fit. `*` as a value: it is there.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hostmesh_proxy_core::balance::circuit::Resource;
 use hostmesh_proxy_core::balance::hash;
-use hostmesh_proxy_core::config::{Balance, Endpoint, Retries, Service};
+use hostmesh_proxy_core::config::{Balance, Endpoint, Hedge, Retries, Service};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::fields::{Changes, FieldEdits};
 use hostmesh_proxy_core::flag::Flag;
@@ -65,6 +65,7 @@ pub struct Call<'a> {
     pub service: Option<Arc<Service>>,
     /// Of the service that was called, or of its route.
     pub retries: Option<Retries>,
+    pub hedge: Option<Hedge>,
     /// The route of the called service's policy.
     pub taken: Option<Rc<Taken>>,
     /// What was done to it, where it goes on all the same.
@@ -79,7 +80,7 @@ pub struct Call<'a> {
     /// What consistent hashing goes by.
     pub key: Option<u64>,
     /// Room for the retry that is under way.
-    pub retry: RefCell<Option<Permit>>,
+    pub retry: RefCell<Option<Paid>>,
     /// Room for the connection of this try.
     pub room: RefCell<Room>,
     /// Where the try goes, where that is an endpoint of a service.
@@ -87,6 +88,11 @@ pub struct Call<'a> {
     /// Who is called by this try, where it is a unit of this host.
     pub callee: Option<Rc<Callee>>,
     pub audited: Audited,
+}
+
+/// What a try after the first takes up, until it is dropped.
+pub struct Paid {
+    _room: Option<Permit>,
 }
 
 /// What comes of one try.
@@ -157,27 +163,42 @@ impl Call<'_> {
 
     /// May there be another try? Takes it from the budget.
     pub fn may_retry(&self, worker: &Worker, failure: Failure) -> bool {
-        let (Some(service), Some(policy)) = (&self.service, &self.retries) else {
-            return false;
-        };
+        let Some(policy) = &self.retries else { return false };
         let Arrived { asked, progress, .. } = self.arrived;
         let (method, is_replayable) = (asked.method, progress.is_replayable.get());
         if self.is_late() || !retry::may_retry(policy, failure, self.tries, method, is_replayable) {
             return false;
         }
         self.retry.take();
-        let Ok(permit) = self.route.connector.take(service, Resource::Retries) else {
-            return false;
-        };
+        let paid = self.pay(worker);
+        let is_paid = paid.is_some();
+        self.retry.replace(paid);
+        is_paid
+    }
+
+    /// By what another endpoint may be asked while this one is silent. No tunnel has two ends.
+    pub fn may_hedge(&self) -> Option<Hedge> {
+        let asked = self.arrived.asked;
+        let policy = self
+            .hedge
+            .filter(|policy| retry::may_hedge(policy, self.tries, asked.method))?;
+        let mut is_upgrade = false;
+        asked.headers.each("upgrade", &mut |_| is_upgrade = true);
+        (self.service.is_some() && !is_upgrade).then_some(policy)
+    }
+
+    /// Takes one more try from the breaker's limit and the budget. `None`: there is none to take.
+    pub fn pay(&self, worker: &Worker) -> Option<Paid> {
+        let service = self.service.as_ref()?;
+        let share = self.retries.map_or(retry::BUDGET, |policy| policy.budget);
+        let room = self.route.connector.take(service, Resource::Retries).ok()?;
         let mut loads = worker.loads.borrow_mut();
         let now = loads.clock(Instant::now().into_std());
-        let is_paid = loads.budget(&service.name).take(policy.budget, now);
-        if is_paid {
-            self.retry.replace(permit);
-        } else {
+        if !loads.budget(&service.name).take(share, now) {
             service.circuit().unpaid();
+            return None;
         }
-        is_paid
+        Some(Paid { _room: room })
     }
 }
 

@@ -185,6 +185,13 @@ impl Source<'_> {
         }
     }
 
+    /// Waits until something has come, which is there for the next to ask, or the end.
+    pub async fn wait(&mut self) {
+        if let Ok(Some(bytes)) = self.recv().await {
+            self.put_back(bytes);
+        }
+    }
+
     /// What is there already.
     pub fn buffered(&mut self) -> Bytes {
         std::mem::take(self.buffer)

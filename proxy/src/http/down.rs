@@ -1,9 +1,10 @@
 //! Where requests come from and their answers go, whatever is spoken there: what the loop of tries needs to know of it.
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use hostmesh_proxy_core::authorize::{Decision, Request};
@@ -13,11 +14,12 @@ use hostmesh_proxy_core::fields::FieldEdits;
 use hostmesh_proxy_core::http1::{Body, Framing, RequestEdits, RequestHead, ResponseHead, answer, local_reply};
 use hostmesh_proxy_core::retry::Failure;
 use http::HeaderMap;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until};
 
+use super::HALF_CLOSED;
 use super::conn::Conn;
 use super::exchange::{Exchange, Upload};
-use super::http2::{self, Link, Replay};
+use super::http2::{self, Awaited, Link, Replay};
 use super::session::Next;
 use super::token::Brought;
 use crate::rejudge::Denial;
@@ -93,6 +95,30 @@ pub struct Manner<'a> {
     /// The response comes from an application, not from another proxy.
     pub from_application: bool,
     pub timeouts: Timeouts,
+    pub stretch: Stretch,
+}
+
+/// How much of a try is made at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stretch {
+    /// All of it.
+    Whole,
+    /// All of it, where something of the response comes by then; else the request alone.
+    Request(Instant),
+    /// The response alone: the request has gone out.
+    Response,
+}
+
+impl Stretch {
+    /// Waits until the request alone has been made: it `is_out`, and nothing came in time. To be polled behind what changes
+    /// the answer of `is_out`.
+    pub async fn over(self, is_out: impl Fn() -> bool) {
+        let Self::Request(until) = self else {
+            return pending().await;
+        };
+        sleep_until(until).await;
+        poll_fn(|_| if is_out() { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
 }
 
 /// The head of a response, whatever it was written in.
@@ -123,6 +149,8 @@ pub enum Ended {
     Upgraded,
     /// A response's head came that is to be tried again; nothing of it was passed on.
     Refused(Failure),
+    /// The request has gone out, and nothing has come back in time ([`Stretch::Request`]).
+    Waiting,
     /// No response; nothing was passed on.
     Failed(Fault),
     /// The same, and the upstream has not seen the request.
@@ -174,6 +202,8 @@ impl BrokenBy {
 pub enum Up {
     Http1(Conn),
     Http2(Link),
+    /// The same, with a request on it that has gone out.
+    Asked(Box<(Link, Awaited)>),
 }
 
 impl Up {
@@ -195,7 +225,16 @@ impl Up {
     pub fn into_tunnel(self) -> Next {
         match self {
             Self::Http1(conn) => Next::Tunnel(conn),
-            Self::Http2(_) => Next::Abort,
+            Self::Http2(_) | Self::Asked(_) => Next::Abort,
+        }
+    }
+
+    /// Waits until something of the response has come, or its end, after the request has gone out.
+    pub async fn heard(&mut self) {
+        match self {
+            Self::Http1(conn) => conn.split().0.wait().await,
+            Self::Asked(asked) => asked.1.heard().await,
+            Self::Http2(_) => {}
         }
     }
 }
@@ -216,6 +255,12 @@ pub trait Downstream {
 
     /// Answers as policy says.
     async fn answer(&mut self, status: u16, fields: &[(&str, &str)], body: &str) -> Next;
+
+    /// Is all of the request here, so that it can be sent again?
+    fn is_whole(&self) -> bool;
+
+    /// Waits until the client wants no answer any more.
+    async fn gone(&mut self) -> BrokenBy;
 
     /// The request anew, with these edits, if all of it is still here.
     fn copy(&self, edits: &RequestEdits<'_>) -> Option<Bytes>;
@@ -347,7 +392,7 @@ impl Downstream for Http1<'_> {
                 exchange.run(self.conn, up, &mut self.upload, again, denied).await
             }
             // Boxed: who has no HTTP/2 behind it needs no room for it.
-            Up::Http2(_) => Box::pin(self.exchange_http2(up, manner, again, denied)).await,
+            Up::Http2(_) | Up::Asked(_) => Box::pin(self.exchange_http2(up, manner, again, denied)).await,
         }
     }
 
@@ -360,6 +405,28 @@ impl Downstream for Http1<'_> {
         let (close, is_head) = (self.closes(), self.is_head());
         self.send(answer(status, fields.iter().copied(), body, close, is_head))
             .await
+    }
+
+    fn is_whole(&self) -> bool {
+        let is_done = match &self.framed {
+            Some(framed) => framed.body.is_done(),
+            None => self.upload.is_done(),
+        };
+        is_done && self.progress.is_replayable.get()
+    }
+
+    async fn gone(&mut self) -> BrokenBy {
+        let (mut source, _sink) = self.conn.split();
+        match source.recv().await {
+            Err(error) => return BrokenBy::of_lost_client(&error),
+            Ok(None) => sleep(HALF_CLOSED).await,
+            // The next request, come early.
+            Ok(Some(bytes)) => {
+                source.put_back(bytes);
+                pending().await
+            }
+        }
+        BrokenBy::Client
     }
 
     fn copy(&self, edits: &RequestEdits<'_>) -> Option<Bytes> {

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::call::until;
 use super::conn::{Conn, NoHead, Sink, Source};
-use super::down::{Answer, BrokenBy, Ended, Manner, Progress, add};
+use super::down::{Answer, BrokenBy, Ended, Manner, Progress, Stretch, add};
 use super::{COALESCE, HALF_CLOSED, REPLAY};
 use crate::rejudge::Denial;
 
@@ -125,16 +125,21 @@ impl<'a> Upload<'a> {
         Ok(())
     }
 
-    /// The same, and then sees whether the client is still there. Ends with a reason to stop, else never.
+    /// The same, if there is a `head` to send, and then sees whether the client is still there. Ends with a reason to stop,
+    /// else never.
     async fn run_and_watch(
         &mut self,
-        head: BytesMut,
+        head: Option<BytesMut>,
         source: &mut Source<'_>,
         sink: &mut Sink<'_>,
         continued: &Cell<bool>,
         uploaded: &Cell<Option<bool>>,
     ) -> Stopped {
-        match self.run(head, source, sink, continued).await {
+        let ran = match head {
+            Some(head) => self.run(head, source, sink, continued).await,
+            None => Ok(()),
+        };
+        match ran {
             Err(Stopped::Upstream) => uploaded.set(Some(false)),
             Err(stopped) => return stopped,
             Ok(()) => {
@@ -186,18 +191,24 @@ impl Exchange<'_> {
         let untouched = upload.is_untouched() && !upload.is_done() && self.request.expects_continue();
         let (mut down_source, mut down_sink) = down.split();
         let (mut up_source, mut up_sink) = up.split();
-        let mut head = BytesMut::new();
-        self.request.write(&self.manner.edits, &mut head);
-        add(&self.progress.sent, head.len());
+        let head = (self.manner.stretch != Stretch::Response).then(|| self.head());
         let continued = Cell::new(!untouched);
-        let uploaded = Cell::new(None);
+        let (uploaded, coming) = (Cell::new(None), Cell::new(false));
         let mut half_closed = false;
         let status;
         let passed = {
             let watched = upload.run_and_watch(head, &mut down_source, &mut up_sink, &continued, &uploaded);
             let mut pump = pin!(watched);
             let found = {
-                let mut answer = pin!(self.answer(&mut up_source, &mut down_sink, &continued));
+                let mut answer = pin!(async {
+                    if let Stretch::Request(_) = self.manner.stretch {
+                        up_source.wait().await;
+                        coming.set(true);
+                    }
+                    self.answer(&mut up_source, &mut down_sink, &continued).await
+                });
+                let is_out = || uploaded.get() == Some(true) && !coming.get() && self.progress.is_replayable.get();
+                let mut over = pin!(self.manner.stretch.over(is_out));
                 let mut late = pin!(until(self.manner.deadline));
                 let mut gone = pin!(until(None));
                 loop {
@@ -215,6 +226,7 @@ impl Exchange<'_> {
                             Stopped::Upstream => return GONE,
                         },
                         found = &mut answer => break found,
+                        () = &mut over => return Ended::Waiting,
                         () = &mut late => return Ended::Failed(Fault::Timeout),
                         () = &mut gone => return GONE,
                     }
@@ -258,6 +270,14 @@ impl Exchange<'_> {
             upstream_clean: keep_alive && uploaded.get() == Some(true) && self.request.is_http11,
             downstream_clean: !close && upload.is_done(),
         }
+    }
+
+    /// The request's head, to be sent.
+    fn head(&self) -> BytesMut {
+        let mut head = BytesMut::new();
+        self.request.write(&self.manner.edits, &mut head);
+        add(&self.progress.sent, head.len());
+        head
     }
 
     /// The final response's head; interim ones are passed on as they come.

@@ -110,6 +110,7 @@ impl Parties {
 }
 
 /// Where one try goes.
+#[derive(Clone)]
 pub struct Hop {
     /// The endpoint; `None`: a unit of this host that was called by address.
     pub endpoint: Option<Arc<Endpoint>>,

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::conn::Conn;
-use super::down::{Arrived, Downstream, Ended, Manner, Up};
+use super::down::{Arrived, Downstream, Ended, Manner, Stretch, Up};
 use super::http2::Links;
 use super::observe::{Account, Entry, broken, count_slow};
 use super::session::{self, Handler, Next};
@@ -324,6 +324,7 @@ impl Serving {
             deadline: None,
             from_application: true,
             timeouts: served.config.timeouts,
+            stretch: Stretch::Whole,
         };
         let record = |status: u16, error: &str, flag: Option<Flag>| {
             let entry = Entry {
@@ -399,8 +400,8 @@ impl Serving {
                     record(fault.status(), &message, Some(fault.flag()));
                     return down.reply(fault, &message).await;
                 }
-                // Nothing here asks for another try.
-                Ended::Refused(_) => return Next::Abort,
+                // Nothing here asks for another try, nor for half of one.
+                Ended::Refused(_) | Ended::Waiting => return Next::Abort,
             }
         }
     }

@@ -4,7 +4,9 @@
 //! policies, no wire.
 
 mod accounts;
+mod attempt;
 mod connections;
+mod hedge;
 mod judge;
 mod mirror;
 mod routed;
@@ -12,7 +14,6 @@ mod routed;
 use std::cell::RefCell;
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,32 +21,25 @@ use std::time::Duration;
 use hostmesh_proxy_core::authorize::Decision;
 use hostmesh_proxy_core::balance::circuit::Resource;
 use hostmesh_proxy_core::config::{Protocol, Timeouts, Unit};
-use hostmesh_proxy_core::error::{Blame, Fault};
-use hostmesh_proxy_core::http1::RequestEdits;
-use hostmesh_proxy_core::retry::{Failure, is_idempotent};
+use hostmesh_proxy_core::error::Fault;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::call::{
-    Call, Taken, Tried, describe, failed_connect, failure_of, flag, hash_key, pause, status, stood_still, timed_out,
-    until,
-};
+use super::call::{Call, Taken, Tried, describe, flag, hash_key, pause, status};
 use super::conn::Conn;
-use super::down::{Answer, Arrived, Downstream, Ended, Manner};
+use super::down::{Arrived, Downstream};
 use super::hop::{Callee, Hop, Parties, Place};
 use super::http2::Links;
-use super::observe::{Account, Entry, broken, count_slow};
+use super::observe::{Account, Entry, count_slow};
 use super::route::Route;
 use super::session::{self, Handler, Next};
 use super::traced::Traced;
 use crate::breaker::Room;
-use crate::connect::ConnectError;
 use crate::in_flight::InFlight;
 use crate::overload;
 use crate::rejudge::{self, Audited, Denial};
 use crate::stream::Stream;
-use crate::tcp::{Relayed, stands_still};
-use crate::traces::connection::Opening;
+use crate::tcp::Relayed;
 use crate::worker::Worker;
 
 /// Serves a connection of `unit` from `client` to `called`, which is an HTTP port of a service or of a unit of this host.
@@ -129,6 +123,7 @@ impl Handler for Calling {
         let mut call = Call {
             arrived,
             retries: service.as_ref().and_then(|service| service.traffic.retries),
+            hedge: service.as_ref().and_then(|service| service.traffic.hedge),
             taken: None,
             flag: None,
             traced: Traced::begin(
@@ -190,7 +185,7 @@ impl Handler for Calling {
                     &route,
                     taken.as_deref(),
                     arrived.asked,
-                    callee.as_deref(),
+                    callee.as_deref().into_iter(),
                     &audited,
                     tell,
                 )
@@ -271,7 +266,18 @@ impl Calling {
             call.callee.clone_from(&parties.callee);
             let (connector, service) = (&call.route.connector, call.service.as_ref());
             let in_flight = InFlight::begin(connector, service, hop.endpoint.as_ref());
-            let failure = match self.attempt(down, call, &hop, &parties, &in_flight, fresh).await {
+            let (parties, tried) = match call.may_hedge() {
+                None => {
+                    let tried = self.attempt(down, call, &hop, &parties, &in_flight, fresh).await;
+                    (parties, tried)
+                }
+                Some(policy) => {
+                    let first = self.runner(call, hop.clone(), parties, in_flight, fresh);
+                    // Boxed: few services are hedged.
+                    Box::pin(self.hedged(down, call, policy, first)).await
+                }
+            };
+            let failure = match tried {
                 Tried::Over(next) => return next,
                 Tried::Stale => {
                     fresh = true;
@@ -293,139 +299,6 @@ impl Calling {
             parties.callee_ended(&self.worker, &entry);
             call.tried.extend(hop.endpoint.as_ref().map(|endpoint| endpoint.id));
             pause(call.backoff(self.worker.random()), call.deadline).await;
-        }
-    }
-
-    /// One try, to its end.
-    async fn attempt(
-        &self,
-        down: &mut impl Downstream,
-        call: &Call<'_>,
-        hop: &Hop,
-        parties: &Parties,
-        in_flight: &InFlight,
-        fresh: bool,
-    ) -> Tried {
-        let deadline = call.try_deadline();
-        let connector = &call.route.connector;
-        let opening = Opening::default();
-        let connected = tokio::select! {
-            biased;
-            connected = self.connect_with_room(call, hop, fresh, &opening) => connected.map_err(|error| {
-                if matches!(error, ConnectError::Unreachable(_)) {
-                    in_flight.failed();
-                }
-                failed_connect(&error)
-            }),
-            () = until(deadline) => {
-                in_flight.failed();
-                Err(timed_out())
-            }
-        };
-        if let Some(steps) = opening.dialed.get() {
-            call.part().dialed(&self.worker, &connector.unit, steps);
-        }
-        let (mut up, is_used) = match connected {
-            Ok(connected) => connected,
-            Err(tried) => return tried,
-        };
-        let is_local = hop.local.is_some();
-        let changes = call.taken.as_ref().and_then(|taken| taken.changes());
-        let manner = Manner {
-            edits: RequestEdits {
-                changes: changes.as_ref(),
-                ..parties.edits(call.outgoing(is_local), &connector.unit)
-            },
-            response: call.taken.as_ref().and_then(|taken| taken.response()),
-            deadline,
-            from_application: is_local,
-            timeouts: connector.config.timeouts,
-        };
-        let again = |answer: &dyn Answer| {
-            in_flight.answered(answer.status());
-            let failure = failure_of(answer, is_local)?;
-            call.may_retry(&self.worker, failure).then_some(failure)
-        };
-        let tell = |callee: &Account, decision: &Decision| {
-            callee.judged(&self.worker, &call.entry(0, "").of_callee(&decision.rule), decision);
-        };
-        let denied = pin!(self.turned(
-            &call.route,
-            call.taken.as_deref(),
-            call.arrived.asked,
-            call.callee.as_deref(),
-            &call.audited,
-            tell,
-        ));
-        let (idle, progress) = (call.idle_timeout(), call.arrived.progress);
-        let ended = tokio::select! {
-            biased;
-            ended = down.exchange(&mut up, &manner, again, denied) => ended,
-            () = stands_still(idle, || progress.sent.get() + progress.received.get()) => stood_still(in_flight.status()),
-        };
-        let entry = |status: u16, error| {
-            parties.ended(&self.worker, &call.entry(status, error));
-        };
-        match ended {
-            Ended::Answered {
-                status,
-                upstream_clean,
-                downstream_clean,
-            } => {
-                entry(status, "");
-                if upstream_clean {
-                    self.keep(&call.route, hop, up);
-                }
-                Tried::Over(if downstream_clean { Next::Keep } else { Next::Close })
-            }
-            Ended::Upgraded => {
-                entry(101, "");
-                Tried::Over(up.into_tunnel())
-            }
-            Ended::Unseen => {
-                let fault = Fault::Connect;
-                if is_used && call.arrived.progress.is_replayable.get() {
-                    return Tried::Stale;
-                }
-                Tried::Failed {
-                    fault,
-                    failure: Failure::Connect,
-                    message: "the service took no request on its connection".to_owned(),
-                }
-            }
-            Ended::Refused(failure) => {
-                up.abort();
-                Tried::Again(failure)
-            }
-            Ended::Denied { status, denial } => {
-                up.deny();
-                parties.denied(&self.worker, &call.entry(status, ""), &denial);
-                Tried::Over(down.refuse(&denial.decision, status).await)
-            }
-            Ended::Broken { status, by } => {
-                entry(status, broken(&self.worker, by, "the service broke off its response"));
-                up.abort();
-                Tried::Over(Next::Abort)
-            }
-            Ended::Failed(fault) => {
-                up.abort();
-                if fault.blame() == Blame::Upstream {
-                    in_flight.failed();
-                }
-                count_slow(&self.worker, fault);
-                let may_repeat = call.arrived.progress.is_replayable.get() && is_idempotent(call.arrived.asked.method);
-                if fault == Fault::Reset && is_used && may_repeat {
-                    return Tried::Stale;
-                }
-                match fault.failure() {
-                    Some(failure) => Tried::Failed {
-                        fault,
-                        failure,
-                        message: fault.to_string(),
-                    },
-                    None => Tried::Over(self.give_up(down, call, Some(parties), fault, &fault.to_string()).await),
-                }
-            }
         }
     }
 

@@ -11,7 +11,7 @@ from hostmesh.controller.offers import offer, own_addresses
 from hostmesh.names import BadName
 from hostmesh.registry.catalog import Catalog, Host
 from hostmesh.wire.controller import PublishRequest, Workload
-from hostmesh.wire.snapshot import Breaker, ConsistentHash, Mirror, Retries, Route, Share, Traffic
+from hostmesh.wire.snapshot import Breaker, ConsistentHash, Hedge, Mirror, Retries, Route, Share, Traffic
 from tests.unit.controller.conftest import Mesh, next_event
 
 PLAIN = Traffic(timeout_ms=0, retries=None, balance="least-request", rule="web.service.toml:3")
@@ -44,6 +44,8 @@ def test_what_a_policy_says_is_taken() -> None:
         ({"balance": "consistent-hash", "hash": ConsistentHash("path", 0)}, {}),
         ({"balance": "consistent-hash", "hash": ConsistentHash("source", 0.5)}, {}),
         ({"connect_timeout_ms": -1}, {}),
+        ({"hedge": Hedge(after_ms=0, attempts=2)}, {}),
+        ({"hedge": Hedge(after_ms=100, attempts=99)}, {}),
         ({"breaker": Breaker(-1, 0, 0, 0, 0, 1, 0.5, "")}, {}),
         ({"breaker": Breaker(0, 0, 0, 0, 5, 0, 0.5, "")}, {}),
         ({"breaker": Breaker(0, 0, 0, 0, 5, 1, 1.5, "")}, {}),

@@ -1,6 +1,6 @@
 //! A request that came as a stream of HTTP/2, and the way of its answer.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::body::Source;
 use super::exchange::{Asked, Try};
 use super::respond::Client;
 use super::upload::{Replay, Upload};
-use crate::http::down::{Answer, Downstream, Ended, Manner, Progress, Up};
+use crate::http::down::{Answer, BrokenBy, Downstream, Ended, Manner, Progress, Up};
 use crate::http::session::Next;
 use crate::rejudge::Denial;
 use crate::stream::DENIED;
@@ -109,6 +109,16 @@ impl Downstream for Http2<'_> {
             Ok(()) => Next::Keep,
             Err(_) => Next::Abort,
         }
+    }
+
+    fn is_whole(&self) -> bool {
+        (self.replay.whole().is_some() || self.source.is_over()) && self.progress.is_replayable.get()
+    }
+
+    async fn gone(&mut self) -> BrokenBy {
+        // However it ended.
+        let _ended = poll_fn(|cx| self.respond.poll_reset(cx)).await;
+        BrokenBy::Client
     }
 
     fn copy(&self, edits: &RequestEdits<'_>) -> Option<Bytes> {

@@ -7,6 +7,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use h2::RecvStream;
 use h2::client::ResponseFuture;
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{Body, Framing, RequestHead, ResponseHead};
@@ -21,7 +22,7 @@ use super::upload::{Stopped, Upload};
 use crate::http::HALF_CLOSED;
 use crate::http::call::until;
 use crate::http::conn::{self, NoHead};
-use crate::http::down::{Answer, BrokenBy, Ended, Manner, Progress, Up, add};
+use crate::http::down::{Answer, BrokenBy, Ended, Manner, Progress, Stretch, Up, add};
 use crate::rejudge::Denial;
 use crate::wire::client::unprocessed;
 
@@ -32,9 +33,52 @@ pub enum Asked<'a> {
     Http1(&'a RequestHead),
 }
 
+/// A response on a stream of HTTP/2 whose request has gone out.
+pub struct Awaited {
+    response: ResponseFuture,
+    /// What came of it while nobody passed it on.
+    found: Option<Result<Response<RecvStream>, h2::Error>>,
+}
+
+impl Awaited {
+    /// Waits until its head has come, or its end.
+    pub async fn heard(&mut self) {
+        if self.found.is_none() {
+            self.found = Some((&mut self.response).await);
+        }
+    }
+
+    async fn next(&mut self) -> Result<Found, h2::Error> {
+        let whole = |response: Response<RecvStream>| {
+            let (parts, receive) = response.into_parts();
+            Found::Final {
+                response: Response::from_parts(parts, ()),
+                body: Some(Source::http2(receive)),
+                framing: Framing::Empty,
+                keep_alive: true,
+            }
+        };
+        if let Some(found) = self.found.take() {
+            return found.map(whole);
+        }
+        let found = poll_fn(|cx| match self.response.poll_informational(cx) {
+            Poll::Ready(Some(interim)) => Poll::Ready(interim.map(Found::Interim)),
+            _ => pin!(&mut self.response).poll(cx).map_ok(whole),
+        });
+        found.await
+    }
+}
+
+/// A request that is at the upstream, or on its way there.
+struct Opened<'u> {
+    answering: Answering<'u>,
+    /// What is still to be sent: to HTTP/1.1 its head as well.
+    outgoing: Option<(Sink<'u>, Bytes)>,
+}
+
 /// Where the response comes from.
 enum Answering<'u> {
-    Http2(ResponseFuture),
+    Http2(Awaited),
     Http1 {
         source: conn::Source<'u>,
         request: Box<RequestHead>,
@@ -64,20 +108,8 @@ enum Lacking {
 impl Answering<'_> {
     async fn next(&mut self, from_application: bool) -> Result<Found, Lacking> {
         match self {
-            Self::Http2(response) => {
-                let found = poll_fn(|cx| match response.poll_informational(cx) {
-                    Poll::Ready(Some(interim)) => Poll::Ready(interim.map(Found::Interim)),
-                    _ => pin!(&mut *response).poll(cx).map_ok(|response| {
-                        let (parts, receive) = response.into_parts();
-                        Found::Final {
-                            response: Response::from_parts(parts, ()),
-                            body: Some(Source::http2(receive)),
-                            framing: Framing::Empty,
-                            keep_alive: true,
-                        }
-                    }),
-                });
-                let mut found = found.await.map_err(|error| match unprocessed(&error) {
+            Self::Http2(awaited) => {
+                let mut found = awaited.next().await.map_err(|error| match unprocessed(&error) {
                     true => Lacking::Unseen,
                     false => Lacking::Fault(Fault::Reset),
                 })?;
@@ -143,11 +175,29 @@ impl Try<'_> {
     /// head to be tried again?
     pub async fn run(
         &self,
+        client: Client<'_>,
+        up: &mut Up,
+        upload: Upload<'_, '_>,
+        again: impl Fn(&dyn Answer) -> Option<Failure>,
+        denied: Pin<&mut impl Future<Output = Denial>>,
+    ) -> Ended {
+        let mut left = None;
+        let ended = self.run_until(client, up, upload, again, denied, &mut left).await;
+        if let (Some(awaited), Up::Http2(link)) = (left, &*up) {
+            *up = Up::Asked(Box::new((link.clone(), awaited)));
+        }
+        ended
+    }
+
+    /// The same; what is waited for is `left`, where it is not waited for to its end.
+    async fn run_until(
+        &self,
         mut client: Client<'_>,
         up: &mut Up,
         mut upload: Upload<'_, '_>,
         again: impl Fn(&dyn Answer) -> Option<Failure>,
         mut denied: Pin<&mut impl Future<Output = Denial>>,
+        left: &mut Option<Awaited>,
     ) -> Ended {
         let mut late = pin!(until(self.manner.deadline));
         let opened = tokio::select! {
@@ -157,17 +207,30 @@ impl Try<'_> {
             () = &mut late => return Ended::Failed(Fault::Timeout),
             () = client.gone() => return GONE,
         };
-        let (mut answering, mut sink, head) = match opened {
+        let Opened {
+            mut answering,
+            mut outgoing,
+        } = match opened {
             Ok(opened) => opened,
             Err(Lacking::Unseen) => return Ended::Unseen,
             Err(Lacking::Fault(fault)) => return Ended::Failed(fault),
         };
-        let (uploaded, mut half_closed) = (Cell::new(None), false);
-        let mut pump = pin!(upload.run_and_watch(head, &mut sink, &uploaded));
-        let mut left = pin!(until(None));
+        let (uploaded, coming, mut half_closed) = (Cell::new(None), Cell::new(false), false);
+        let mut pump = pin!(upload.run_and_watch(outgoing.as_mut(), &uploaded));
+        let mut patience = pin!(until(None));
+        let is_out = || uploaded.get() == Some(true) && !coming.get() && self.progress.is_replayable.get();
+        let mut over = pin!(self.manner.stretch.over(is_out));
         let found = loop {
             let found = {
-                let mut next = pin!(answering.next(self.manner.from_application));
+                let mut next = pin!(async {
+                    if let (Stretch::Request(_), Answering::Http1 { source, .. }) =
+                        (self.manner.stretch, &mut answering)
+                    {
+                        source.wait().await;
+                        coming.set(true);
+                    }
+                    answering.next(self.manner.from_application).await
+                });
                 let mut gone = pin!(client.gone());
                 loop {
                     tokio::select! {
@@ -178,24 +241,32 @@ impl Try<'_> {
                             Stopped::Downstream(by) => return Ended::Broken { status: 0, by },
                             Stopped::HalfClosed => {
                                 half_closed = true;
-                                left.set(until(Some(Instant::now() + HALF_CLOSED)));
+                                patience.set(until(Some(Instant::now() + HALF_CLOSED)));
                             }
                             Stopped::Upstream => return GONE,
                         },
-                        found = &mut next => break found,
+                        found = &mut next => break Some(found),
+                        () = &mut over => break None,
                         () = &mut late => return Ended::Failed(Fault::Timeout),
                         () = &mut gone => return GONE,
-                        () = &mut left => return GONE,
+                        () = &mut patience => return GONE,
                     }
                 }
             };
             match found {
-                Ok(Found::Interim(response)) => {
+                None => {
+                    if let Answering::Http2(awaited) = answering {
+                        *left = Some(awaited);
+                    }
+                    return Ended::Waiting;
+                }
+                Some(Ok(Found::Interim(response))) => {
+                    coming.set(true);
                     if client.interim(response).await.is_err() {
                         return GONE;
                     }
                 }
-                found => break found,
+                Some(found) => break found,
             }
         };
         let (mut response, body, framing, keep_alive) = match found {
@@ -257,9 +328,20 @@ impl Try<'_> {
     }
 
     /// Begins the request at the upstream; to HTTP/1.1 its head is still to be sent.
-    async fn open<'u>(&self, up: &'u mut Up, is_empty: bool) -> Result<(Answering<'u>, Sink<'u>, Bytes), Lacking> {
+    async fn open<'u>(&self, up: &'u mut Up, is_empty: bool) -> Result<Opened<'u>, Lacking> {
         let bad = |refused| Lacking::Fault(Fault::BadRequest(refused));
+        if let Up::Asked(asked) = up {
+            let link = asked.0.clone();
+            let Up::Asked(asked) = std::mem::replace(up, Up::Http2(link)) else {
+                return Err(Lacking::Unseen);
+            };
+            return Ok(Opened {
+                answering: Answering::Http2(asked.1),
+                outgoing: None,
+            });
+        }
         match up {
+            Up::Asked(_) => Err(Lacking::Unseen),
             Up::Http2(link) => {
                 let request = match self.asked {
                     Asked::Http2(head) => head.to_http2(&self.manner.edits),
@@ -271,25 +353,34 @@ impl Try<'_> {
                 let (response, send) = requests.send_request(request, is_empty).map_err(|_| Lacking::Unseen)?;
                 let (stall, ended) = (None, is_empty);
                 let sink = Sink::Http2 { send, stall, ended };
-                Ok((Answering::Http2(response), sink, Bytes::new()))
+                let found = None;
+                Ok(Opened {
+                    answering: Answering::Http2(Awaited { response, found }),
+                    outgoing: Some((sink, Bytes::new())),
+                })
             }
             Up::Http1(conn) => {
                 let request = match self.asked {
                     Asked::Http2(head) => head.to_http1(is_empty).map_err(bad)?,
                     Asked::Http1(head) => head.clone(),
                 };
-                let mut out = BytesMut::new();
-                request.write(&self.manner.edits, &mut out);
-                add(&self.progress.sent, out.len());
                 let (source, sink) = conn.split();
-                let sink = Sink::Http1 {
-                    sink,
-                    chunked: request.framing == Framing::Chunked,
-                    ended: false,
-                };
+                let outgoing = (self.manner.stretch != Stretch::Response).then(|| {
+                    let mut out = BytesMut::new();
+                    request.write(&self.manner.edits, &mut out);
+                    add(&self.progress.sent, out.len());
+                    let sink = Sink::Http1 {
+                        sink,
+                        chunked: request.framing == Framing::Chunked,
+                        ended: false,
+                    };
+                    (sink, out.freeze())
+                });
                 let (limit, request) = (self.manner.timeouts.head, Box::new(request));
-                let answering = Answering::Http1 { source, request, limit };
-                Ok((answering, sink, out.freeze()))
+                Ok(Opened {
+                    answering: Answering::Http1 { source, request, limit },
+                    outgoing,
+                })
             }
         }
     }

@@ -13,7 +13,7 @@ mod upload;
 
 pub use body::Source;
 pub use client::{Link, Links};
-pub use exchange::{Asked, Try};
+pub use exchange::{Asked, Awaited, Try};
 pub use io::speaks;
 pub use respond::Client;
 pub use server::serve;

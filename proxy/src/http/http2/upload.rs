@@ -120,15 +120,21 @@ impl Upload<'_, '_> {
         sink.finish().await.map_err(|_| Stopped::Upstream)
     }
 
-    /// The same, and then sees whether the client is still there. Ends with a reason to stop, else never.
-    pub async fn run_and_watch(&mut self, head: Bytes, sink: &mut Sink<'_>, uploaded: &Cell<Option<bool>>) -> Stopped {
-        let begun = match sink {
-            Sink::Http1 { sink, .. } => sink.send(head).await,
-            Sink::Http2 { .. } => Ok(()),
+    /// The same behind a head, if there is anything to send, and then sees whether the client is still there. Ends with a
+    /// reason to stop, else never.
+    pub async fn run_and_watch(
+        &mut self,
+        mut outgoing: Option<&mut (Sink<'_>, Bytes)>,
+        uploaded: &Cell<Option<bool>>,
+    ) -> Stopped {
+        let begun = match &mut outgoing {
+            Some((Sink::Http1 { sink, .. }, head)) => sink.send(std::mem::take(head)).await,
+            _ => Ok(()),
         };
-        let ran = match begun {
-            Ok(()) => self.run(sink).await,
-            Err(_) => Err(Stopped::Upstream),
+        let ran = match (begun, outgoing) {
+            (Ok(()), Some((sink, _))) => self.run(sink).await,
+            (Ok(()), None) => Ok(()),
+            (Err(_), _) => Err(Stopped::Upstream),
         };
         match ran {
             Err(Stopped::Upstream) => uploaded.set(Some(false)),

@@ -3,10 +3,11 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use hostmesh_proxy_core::config::Service;
+
 use super::Calling;
 use crate::breaker::Room;
 use crate::connect::ConnectError;
-use crate::http::call::Call;
 use crate::http::conn::Conn;
 use crate::http::down::Up;
 use crate::http::hop::Hop;
@@ -20,18 +21,18 @@ impl Calling {
     /// in its time. `fresh`: not one that has.
     pub(super) async fn connect_with_room(
         &self,
-        call: &Call<'_>,
+        route: &Route,
+        service: Option<&Arc<Service>>,
         hop: &Hop,
         fresh: bool,
         opening: &Opening,
-    ) -> Result<(Up, bool), ConnectError> {
-        let (route, service) = (&call.route, call.service.as_ref());
+    ) -> Result<(Up, bool, Room), ConnectError> {
         let mut room = match service {
             Some(service) => route.connector.room(service).await?,
             None => Room::default(),
         };
         let used = if fresh { None } else { self.kept(route, hop) };
-        let connected = match (used, service) {
+        let (up, is_used) = match (used, service) {
             (Some(conn), _) => (Up::Http1(conn), true),
             // Boxed: most requests find a connection, and need no room for making one.
             (None, Some(service)) => {
@@ -41,8 +42,7 @@ impl Calling {
             (None, None) => Box::pin(self.connect(route, hop, fresh, opening)).await?,
         };
         room.connected();
-        call.room.replace(room);
-        Ok(connected)
+        Ok((up, is_used, room))
     }
 
     /// A new connection, or one of HTTP/2 that has served others, and whether it has.

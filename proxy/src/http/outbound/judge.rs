@@ -109,7 +109,7 @@ impl Calling {
         route: &Route,
         taken: Option<&Taken>,
         asked: Request<'_>,
-        callee: Option<&Callee>,
+        callees: impl Iterator<Item = &Callee> + Clone,
         audited: &Audited,
         tell: impl Fn(&Account, &Decision),
     ) -> Denial {
@@ -123,19 +123,20 @@ impl Calling {
                     return Some(Denial::new(about, decision));
                 }
             }
-            let callee = callee?;
-            let about = &callee.account.about;
-            let caller = Caller::Identity(&about.peer);
-            let token = callee.brought.token();
-            let decision = rejudge::by_unit(config, about, |unit| {
-                as_sent(Request { token, ..asked }, changes.as_ref(), |asked| {
-                    authorize::request(unit, &caller, about.port, asked)
-                })
-            });
-            if audited.begins(&decision) {
-                tell(&callee.account, &decision);
-            }
-            (!decision.verdict.passes()).then(|| Denial::new(about.clone(), decision))
+            callees.clone().find_map(|callee| {
+                let about = &callee.account.about;
+                let caller = Caller::Identity(&about.peer);
+                let token = callee.brought.token();
+                let decision = rejudge::by_unit(config, about, |unit| {
+                    as_sent(Request { token, ..asked }, changes.as_ref(), |asked| {
+                        authorize::request(unit, &caller, about.port, asked)
+                    })
+                });
+                if audited.begins(&decision) {
+                    tell(&callee.account, &decision);
+                }
+                (!decision.verdict.passes()).then(|| Denial::new(about.clone(), decision))
+            })
         })
         .await
     }

@@ -74,6 +74,7 @@ impl Calling {
         }
         call.taken = Some(Rc::new(made));
         call.retries = taken.route.retries.or(call.retries);
+        call.hedge = taken.route.hedge.or(call.hedge);
         if let Some(timeout) = taken.route.timeout {
             call.deadline = Some(call.arrived.begun + timeout);
         }
