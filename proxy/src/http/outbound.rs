@@ -297,6 +297,9 @@ impl Calling {
             let flag = flag(failure);
             parties.caller.tried(&self.worker, &Entry { flag, ..entry });
             parties.callee_ended(&self.worker, &entry);
+            // What it held with the called unit is the next try's.
+            drop(parties);
+            call.callee = None;
             call.tried.extend(hop.endpoint.as_ref().map(|endpoint| endpoint.id));
             pause(call.backoff(self.worker.random()), call.deadline).await;
         }

@@ -1,5 +1,7 @@
 //! What is tried again, what is not, and when there is an end of it.
 
+use hostmesh_proxy_core::snapshot::Limit;
+
 use super::*;
 
 #[test]
@@ -40,6 +42,34 @@ fn a_503_is_tried_again_in_the_same_trace() {
             rows,
             [(nginx, "2xx", 1, 0), (nginx, "5xx", 1, 0), (orders, "2xx", 1, 1)]
         );
+    });
+}
+
+#[test]
+fn a_try_that_failed_gives_its_place_to_the_next() {
+    run(async {
+        let world = World::new(|snapshot| {
+            retries(&["5xx"], false, 0)(snapshot);
+            let nginx = &mut snapshot.units[0];
+            nginx.limits = vec![Limit {
+                of: nginx.allow[0].clone(),
+                requests: 0,
+                window_ms: 0,
+                burst: 0,
+                concurrent: 1,
+                per: "caller".into(),
+            }];
+        })
+        .await;
+        let mut client = Peer(world.client().await, Vec::new());
+        client.send(GET).await;
+        let mut first = world.accept().await;
+        first.head().await;
+        first.send("HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy").await;
+        let mut second = world.accept().await;
+        second.head().await;
+        second.send(OK).await;
+        assert!(client.until("ok").await.starts_with("HTTP/1.1 200 OK"));
     });
 }
 
