@@ -126,7 +126,7 @@ def test_who_speaks_first_is_not_held_back(auto: Auto) -> None:
 def test_tls_is_passed_through(auto: Auto) -> None:
     cursor = auto.world.h1.journal_cursor()
     assert ask(auto.world, GATE, "gate").must().stdout == "gate TLSv1.3\n"
-    [line] = auto.told(cursor, HOSTMESH_KIND="connection")
+    [line] = auto.told(cursor, HOSTMESH_KIND="connection", HOSTMESH_SERVICE="gate")
     assert (line["HOSTMESH_SNI"], line["HOSTMESH_PROTOCOL"]) == ("gate", "tls")
 
 
