@@ -7,6 +7,7 @@ from hostmesh.policy.hindsight import Recorded
 
 _PASSED = {"request", "connection", "error"}
 _NOT_BY_POLICY = "builtin:"
+_UNJUDGED = {"mirrored", "shed"}  # flags: a copy, and what an overloaded proxy refused unread
 
 
 def recorded(entry: Mapping[str, str], *, is_all: bool) -> Recorded | None:
@@ -14,12 +15,12 @@ def recorded(entry: Mapping[str, str], *, is_all: bool) -> Recorded | None:
     kind, verdict = entry.get("HOSTMESH_KIND", ""), entry.get("HOSTMESH_VERDICT", "")
     method, port = entry.get("HOSTMESH_METHOD", ""), entry.get("HOSTMESH_PORT", "")
     rule = entry.get("HOSTMESH_RULE", "")
-    passed = kind in _PASSED
+    flag, passed = entry.get("HOSTMESH_FLAG", ""), kind in _PASSED
     if kind == "denied":
         if verdict == "audit-allow" or (verdict == "audit-deny" and is_all) or rule.startswith(_NOT_BY_POLICY):
             return None
-        passed = verdict == "audit-deny"
-    elif not passed or (kind == "error" and not method) or entry.get("HOSTMESH_FLAG") == "mirrored":
+        passed = verdict == "audit-deny" or flag == "limited"  # limits hold for what the rules let in
+    elif not passed or (kind == "error" and not method) or flag in _UNJUDGED:
         return None
     if not port:
         return None
