@@ -74,7 +74,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="another checkout, its wheels built")
     parser.add_argument("--output", type=Path, help="the JSON file; default: in bench/results")
     options = parser.parse_args()
-    whole = options.only is None and options.contenders is None
+    whole = options.only is None and options.contenders is None and options.before is None
     for name, value in (QUICK if options.what == "quick" else FULL).items():
         if getattr(options, name) is None:
             setattr(options, name, value)

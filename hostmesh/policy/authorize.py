@@ -293,8 +293,8 @@ def limits(unit: Unit, caller: Peer | Plaintext, port: int, request: Request | N
     One fits as a rule that denies does, but for bytes that are carried unread: those are no requests.
     """
     protocols = {declared.port: declared.protocol for declared in unit.ports}
-    is_read = Protocol(protocols[port]).is_read
-    call = _Call(unit, caller, port, opaque=False, request=request if is_read else None)
+    can_be_read = Protocol(protocols[port]).can_be_read
+    call = _Call(unit, caller, port, opaque=False, request=request if can_be_read else None)
     tried = []
     for limit in unit.limits:
         fit, why = _judge(limit.of, call, denies=True)

@@ -7,7 +7,7 @@ from hostmesh.policy.keys import Key, Table
 _PORTS = Key("ports", "list of ports", "every port of the unit", "The unit's ports for which the rule counts.", "ports = [8080]")
 _METHODS = Key(
     "methods", "list of HTTP methods", "every method",
-    "Exactly as on the wire, in capitals. Only for ports that speak `http`, `http2` or `grpc`.", 'methods = ["GET", "HEAD"]',
+    "Exactly as on the wire, in capitals. Only for ports that speak `http`, `http2` or `grpc`, or are `auto`.", 'methods = ["GET", "HEAD"]',
 )
 _PATHS = Key(
     "paths", "list of paths", "every path",
