@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use hostmesh_proxy_core::http2::PREFACE;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -66,7 +67,7 @@ async fn clients_tell() {
         (Told::Http(Protocol::Http), request.to_vec())
     );
     assert_eq!(said(&[request], Protocol::Tls).await.0, Told::Opaque);
-    assert_eq!(said(&[opening::PREFACE], auto).await.0, Told::Http(Protocol::Http2));
+    assert_eq!(said(&[PREFACE], auto).await.0, Told::Http(Protocol::Http2));
     assert_eq!(said(&[b"*1\r\n"], auto).await, (Told::Opaque, b"*1\r\n".to_vec()));
     for protocol in [auto, Protocol::Tls] {
         assert_eq!(said(&[&name], protocol).await, (tls(), name.clone()));
@@ -137,7 +138,7 @@ async fn a_server_of_http2_may_speak_first() {
     let watching = watch(&mut from, Some(&mut to), Protocol::Auto, LONG);
     let speak = async {
         tokio::time::sleep(SHORT).await;
-        client.write_all(opening::PREFACE).await.expect("written");
+        client.write_all(PREFACE).await.expect("written");
     };
     let (seen, ()) = timeout(LONG, async { tokio::join!(watching, speak) })
         .await

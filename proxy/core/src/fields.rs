@@ -120,13 +120,17 @@ pub fn is_editable(name: &str) -> bool {
         "upgrade",
         "via",
     ];
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !name.is_empty()
         && name.bytes().all(is_token)
         && !is_mesh_field(name.as_bytes())
         && !TAKEN
             .iter()
             .any(|taken| is_same_variable(taken.as_bytes(), name.as_bytes()))
+}
+
+/// May it stand in a token? RFC 9110, section 5.6.2.
+pub(crate) fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// May it be a field's value? RFC 9110, section 5.5, without what is beyond ASCII.

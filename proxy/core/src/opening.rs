@@ -4,10 +4,9 @@
 //! proves nothing about an application, which may read HTTP where this does not: so what is carried unread is judged as
 //! bytes that may be anything ([`crate::authorize::opaque`]).
 
+use crate::fields::is_token;
 use crate::http1::MAX_HEAD;
-
-/// What a client of HTTP/2 begins with (RFC 9113, section 3.4).
-pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+use crate::http2::PREFACE;
 
 /// No method in use is longer (IANA's registry of methods: 17).
 const LONGEST_METHOD: usize = 32;
@@ -85,11 +84,6 @@ fn request_line(bytes: &[u8]) -> Option<bool> {
     }
     let may_become = ends.iter().any(|end| end.starts_with(version));
     (!may_become).then_some(false)
-}
-
-/// RFC 9110, section 5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]
