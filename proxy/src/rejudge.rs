@@ -282,6 +282,7 @@ impl Denial {
             duration_us: micros(begun),
             bytes_in: sent,
             bytes_out: received,
+            flag: Flag::Denied.word(),
             ..event
         });
     }
