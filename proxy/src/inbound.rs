@@ -82,8 +82,8 @@ fn about(call: &Call, unit: &Arc<Unit>, port: u16, protocol: &'static str) -> Ab
         port,
         protocol,
         client: call.link.client,
-        sni: "".into(),
-        route: "".into(),
+        sni: None,
+        route: None,
     }
 }
 

@@ -46,10 +46,10 @@ impl Told {
     }
 
     /// The name of the server that is asked for.
-    pub fn sni(&self) -> Arc<str> {
+    pub fn sni(&self) -> Option<Arc<str>> {
         match self {
-            Self::Tls(name) => name.clone(),
-            Self::Http(_) | Self::Opaque => "".into(),
+            Self::Tls(name) => Some(name.clone()),
+            Self::Http(_) | Self::Opaque => None,
         }
     }
 }

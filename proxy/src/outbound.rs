@@ -155,8 +155,8 @@ impl Outgoing {
             port,
             protocol,
             client: self.connector.client,
-            sni: "".into(),
-            route: "".into(),
+            sni: None,
+            route: None,
         }
     }
 
@@ -281,8 +281,8 @@ impl Outgoing {
             port,
             protocol: unit.port(port).map_or("tcp", |port| port.protocol.as_str()),
             client: self.connector.client,
-            sni: "".into(),
-            route: "".into(),
+            sni: None,
+            route: None,
         };
         let who = Who::Identity(caller.clone());
         opened.ask(&self.connector.config, about, Asked::ComeIn(who)).is_some()

@@ -50,8 +50,8 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         port: port.port,
         protocol: port.protocol.as_str(),
         client,
-        sni: "".into(),
-        route: "".into(),
+        sni: None,
+        route: None,
         unit,
     };
     let who = Who::Plaintext {

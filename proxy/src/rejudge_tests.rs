@@ -52,8 +52,8 @@ impl World {
             port,
             protocol: "tcp",
             client: ADDRESS,
-            sni: "".into(),
-            route: "".into(),
+            sni: None,
+            route: None,
         }
     }
 

@@ -92,7 +92,9 @@ fn who_is_quiet_makes_room_and_begins_at_zero() {
     let stats = Stats::new();
     stats.series.limit(2);
     let (one, two) = (stats.worker(), stats.worker());
-    let ask = |worker: &WorkerStats, peer: &str| worker.handle(key(peer)).record(CodeClass::Success, 1, 1, 1, 0);
+    let ask = |worker: &WorkerStats, peer: &str| {
+        worker.handle(key(peer)).record(CodeClass::Success, 1, 1, 1, 0);
+    };
     let expire = |now: Instant| -> Vec<_> {
         let over = stats.expire(hour, now, |_| false);
         let mut peers: Vec<_> = over.iter().map(|key| key.peer.clone()).collect();
@@ -128,8 +130,7 @@ fn the_last_trace_of_each_bucket_is_kept() {
     let stats = Stats::new();
     let row = stats.worker().handle(key("a"));
     for (duration, trace) in [(50, 1), (60, 2), (2_000_000, 3)] {
-        row.record(CodeClass::Success, duration, 0, 0, 0);
-        row.exemplify(CodeClass::Success, duration, trace);
+        row.record(CodeClass::Success, duration, 0, 0, 0).exemplify(trace);
     }
     let all = stats.collect().traffic;
     let seen = all[0].exemplars.iter();

@@ -276,10 +276,10 @@ pub struct About {
     pub protocol: &'static str,
     /// The caller's address.
     pub client: IpAddr,
-    /// The server that is asked for in TLS; empty: none that is known.
-    pub sni: Arc<str>,
-    /// The route that a connection of TLS took; empty: none.
-    pub route: Arc<str>,
+    /// The server that is asked for in TLS, where one is known.
+    pub sni: Option<Arc<str>>,
+    /// The route that a connection of TLS took, if it took one.
+    pub route: Option<Arc<str>>,
 }
 
 impl About {
@@ -311,8 +311,8 @@ impl About {
             protocol: self.protocol,
             message,
             client: self.client.to_string(),
-            sni: self.sni.to_string(),
-            route: self.route.to_string(),
+            sni: self.sni.as_deref().unwrap_or_default().to_owned(),
+            route: self.route.as_deref().unwrap_or_default().to_owned(),
             ..Event::now(kind, &self.unit.unit, self.direction, verdict)
         }
     }

@@ -91,7 +91,7 @@ pub async fn serve_told(worker: Rc<Worker>, config: Arc<Config>, about: About, w
     let serving = Serving {
         worker,
         who,
-        served: RefCell::new(Served { config, account }),
+        served: RefCell::new(Rc::new(Served { config, account })),
         told: told.protocol,
         kept: RefCell::new(told.application.into_iter().collect()),
         links: Links::default(),
@@ -104,7 +104,7 @@ pub async fn serve_told(worker: Rc<Worker>, config: Arc<Config>, about: About, w
 struct Serving {
     worker: Rc<Worker>,
     who: Who,
-    served: RefCell<Served>,
+    served: RefCell<Rc<Served>>,
     /// What the client has told that it speaks.
     told: Option<Protocol>,
     /// Connections to the application, between requests.
@@ -116,10 +116,9 @@ struct Serving {
 }
 
 /// By what a request was let in, and its places among those in flight.
-type LetIn = (Served, Traced, Brought, Vec<Slot>);
+type LetIn = (Rc<Served>, Traced, Brought, Vec<Slot>);
 
 /// The unit as it is by one config.
-#[derive(Clone)]
 struct Served {
     config: Arc<Config>,
     account: Rc<Account>,
@@ -249,7 +248,7 @@ impl Serving {
                 return false;
             };
             let account = Rc::new(Account::new(&self.worker, About { unit, ..about }));
-            *served = Served { config, account };
+            *served = Rc::new(Served { config, account });
         }
         true
     }

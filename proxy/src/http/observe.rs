@@ -120,11 +120,11 @@ impl Account {
         let retries = u64::from(entry.tries.saturating_sub(1));
         let (class, span) = (entry.class(), entry.part.span);
         let count = |row: &Row| {
-            row.record(class, duration, entry.sent(), entry.received(), retries);
-            entry.flag.into_iter().for_each(|flag| row.flagged(flag));
+            let counted = row.record(class, duration, entry.sent(), entry.received(), retries);
             if span.is_sampled {
-                row.exemplify(class, duration, span.trace_id);
+                counted.exemplify(span.trace_id);
             }
+            entry.flag.into_iter().for_each(|flag| row.flagged(flag));
         };
         self.with_row(worker, entry.route, count);
     }

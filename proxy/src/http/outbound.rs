@@ -257,7 +257,7 @@ impl Calling {
             if !fresh {
                 call.tries += 1;
             }
-            call.attempt = Some(call.traced.attempt(&self.worker));
+            call.attempt = Some(call.traced.attempt(&self.worker, call.arrived.begun));
             call.endpoint.clone_from(&hop.endpoint);
             let parties = match self.parties(down, call, &hop, fresh).await {
                 Ok(parties) => parties,
@@ -319,9 +319,7 @@ impl Calling {
         };
         match parties {
             Some(parties) => parties.ended(&self.worker, &entry),
-            None => self
-                .account(&call.route, "".into(), "outbound")
-                .ended(&self.worker, &entry),
+            None => self.account_of_nobody(&call.route).ended(&self.worker, &entry),
         }
         down.reply(fault, &fault.to_string()).await
     }

@@ -133,8 +133,8 @@ impl World {
             port,
             protocol: "http",
             client: LOCALHOST,
-            sni: "".into(),
-            route: "".into(),
+            sni: None,
+            route: None,
         };
         let (worker, stream) = (self.worker.clone(), Stream::Tcp(server));
         spawn_local(inbound::serve(worker, config, about, who, stream));

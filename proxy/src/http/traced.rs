@@ -107,12 +107,15 @@ impl Traced {
         }
     }
 
-    /// A try that begins.
-    pub fn attempt(&self, worker: &Worker) -> Attempt {
+    /// A try that begins, of the request that came at `asked`: the clock is read where it is recorded only.
+    pub fn attempt(&self, worker: &Worker, asked: Instant) -> Attempt {
         let span = self.span.child(worker.random());
         Attempt {
             span,
-            begun: Instant::now(),
+            begun: match self.keeps.get() {
+                Keeps::Nothing => asked,
+                Keeps::Failures | Keeps::All => Instant::now(),
+            },
             callee: span.child(worker.random()),
         }
     }

@@ -230,7 +230,7 @@ impl Watched {
         let Some((route, to)) = chosen.filter(|_| self.only.is_none()) else {
             return Some(false);
         };
-        self.about.route = route.name.clone();
+        self.about.route = Some(route.name.clone());
         if **to == *service.name {
             return Some(false);
         }

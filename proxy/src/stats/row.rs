@@ -123,6 +123,21 @@ impl Cell {
 /// What was done, by flag: of all rows of a unit and a service in a worker.
 pub(super) type FlagCounts = [AtomicU64; Flag::ALL.len()];
 
+/// One that was counted.
+pub struct Counted<'a> {
+    cell: &'a Cell,
+    bucket: usize,
+    duration_us: u64,
+}
+
+impl Counted<'_> {
+    /// Keeps its trace.
+    pub fn exemplify(&self, trace_id: u128) {
+        let slots = self.cell.exemplars.get_or_init(Box::default);
+        slots[self.bucket].set(trace_id, self.duration_us);
+    }
+}
+
 /// One row of a worker: a cell for each code class that occurred.
 pub struct Row {
     pub(super) key: Arc<Key>,
@@ -155,11 +170,18 @@ impl Row {
     }
 
     /// Counts one request or connection.
-    pub fn record(&self, class: CodeClass, duration_us: u64, bytes_in: u64, bytes_out: u64, retries: u64) {
-        let cell = self.cell(class);
+    pub fn record(
+        &self,
+        class: CodeClass,
+        duration_us: u64,
+        bytes_in: u64,
+        bytes_out: u64,
+        retries: u64,
+    ) -> Counted<'_> {
+        let (cell, bucket) = (self.cell(class), bucket(duration_us));
         cell.count.fetch_add(1, Relaxed);
         cell.duration_us_sum.fetch_add(duration_us, Relaxed);
-        cell.buckets[bucket(duration_us)].fetch_add(1, Relaxed);
+        cell.buckets[bucket].fetch_add(1, Relaxed);
         for (counter, by) in [
             (&cell.bytes_in, bytes_in),
             (&cell.bytes_out, bytes_out),
@@ -169,12 +191,11 @@ impl Row {
                 counter.fetch_add(by, Relaxed);
             }
         }
-    }
-
-    /// Keeps the trace of one that was recorded.
-    pub fn exemplify(&self, class: CodeClass, duration_us: u64, trace_id: u128) {
-        let slots = self.cell(class).exemplars.get_or_init(Box::default);
-        slots[bucket(duration_us)].set(trace_id, duration_us);
+        Counted {
+            cell,
+            bucket,
+            duration_us,
+        }
     }
 
     /// All that it counted.

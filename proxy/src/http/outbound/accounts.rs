@@ -4,6 +4,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use hostmesh_proxy_core::config::Unit;
+
 use super::Calling;
 use crate::http::observe::Account;
 use crate::http::route::Route;
@@ -11,10 +13,31 @@ use crate::worker::About;
 
 impl Calling {
     /// The caller's account with a peer.
-    pub(super) fn account(&self, route: &Route, peer: Arc<str>, direction: &'static str) -> Rc<Account> {
-        self.account_like(About {
-            direction,
-            ..self.about(route, peer)
+    pub(super) fn account(&self, route: &Route, peer: &Arc<str>) -> Rc<Account> {
+        let unit = &route.connector.unit;
+        let of = (unit, "outbound", peer, route.to.service_name());
+        self.account_of(of, || self.about(route, peer.clone()))
+    }
+
+    /// The same, where nobody was called.
+    pub(super) fn account_of_nobody(&self, route: &Route) -> Rc<Account> {
+        self.account(route, &"".into())
+    }
+
+    /// The account of a unit of this host that is called, with its caller, whose account `with_it` is.
+    pub(super) fn account_of_callee(
+        &self,
+        unit: &Arc<Unit>,
+        port: u16,
+        with_it: &Account,
+        caller: &Arc<str>,
+    ) -> Rc<Account> {
+        self.account_of((unit, "local", caller, &with_it.about.service), || About {
+            unit: unit.clone(),
+            direction: "local",
+            peer: caller.clone(),
+            port,
+            ..with_it.about.clone()
         })
     }
 
@@ -28,25 +51,29 @@ impl Calling {
             port: route.to.port(),
             protocol: route.to.protocol().as_str(),
             client: self.client,
-            sni: "".into(),
-            route: "".into(),
+            sni: None,
+            route: None,
         }
     }
 
-    /// The account about this; one for each pair of unit and peer.
-    pub(super) fn account_like(&self, about: About) -> Rc<Account> {
+    /// The account of unit, direction, peer and service; one for each. `about`: asked where there is none yet.
+    fn account_of(
+        &self,
+        (unit, direction, peer, service): (&Arc<Unit>, &str, &Arc<str>, &Arc<str>),
+        about: impl FnOnce() -> About,
+    ) -> Rc<Account> {
         let is_same = |known: &&Rc<Account>| {
             let known = &known.about;
-            Arc::ptr_eq(&known.unit, &about.unit)
-                && known.peer == about.peer
-                && known.direction == about.direction
-                && known.service == about.service
+            Arc::ptr_eq(&known.unit, unit)
+                && known.peer == *peer
+                && known.direction == direction
+                && known.service == *service
         };
         let mut accounts = self.accounts.borrow_mut();
         if let Some(known) = accounts.iter().find(is_same) {
             return known.clone();
         }
-        let account = Rc::new(Account::new(&self.worker, about));
+        let account = Rc::new(Account::new(&self.worker, about()));
         accounts.push(account.clone());
         account
     }

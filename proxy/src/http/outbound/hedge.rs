@@ -328,7 +328,7 @@ impl Calling {
         race[0].parties.caller.retried(&self.worker, &call.entry(0, &message));
         call.tries += 1;
         call.flag = Some(Flag::Hedged);
-        call.attempt = Some(call.traced.attempt(&self.worker));
+        call.attempt = Some(call.traced.attempt(&self.worker, call.arrived.begun));
         call.endpoint.clone_from(&hop.endpoint);
         let parties = self.parties(down, call, &hop, false).await?;
         let in_flight = InFlight::begin(&call.route.connector, call.service.as_ref(), hop.endpoint.as_ref());
@@ -376,7 +376,10 @@ async fn next(race: &mut [Runner<'_>]) -> usize {
 
 /// The one whom a denial concerns.
 fn whose(race: &[Runner<'_>], denial: &Denial) -> usize {
-    let is_its = |callee: &Rc<Callee>| callee.account.about.direction == denial.about.direction;
+    let is_its = |callee: &Rc<Callee>| {
+        let about = &callee.account.about;
+        about.direction == denial.about.direction && about.unit.unit == denial.about.unit.unit
+    };
     let concerned = |runner: &Runner<'_>| runner.parties.callee.as_ref().is_some_and(is_its);
     race.iter().position(concerned).unwrap_or_default()
 }

@@ -15,7 +15,6 @@ use crate::http::route::Route;
 use crate::http::session::Next;
 use crate::http::token;
 use crate::rejudge::{self, Audited, Denial};
-use crate::worker::About;
 
 impl Calling {
     /// Who is concerned; judges by the called unit's own policy, where it is a unit of this host. `Err`: refused, and the
@@ -28,24 +27,15 @@ impl Calling {
         again: bool,
     ) -> Result<Parties, Next> {
         let Some((unit, port)) = &hop.local else {
-            let peer = hop
-                .endpoint
-                .as_ref()
-                .map_or_else(|| "".into(), |endpoint| endpoint.spiffe_id.clone());
-            return Ok(Parties {
-                caller: self.account(&call.route, peer, "outbound"),
-                callee: None,
-            });
+            let caller = match &hop.endpoint {
+                Some(endpoint) => self.account(&call.route, &endpoint.spiffe_id),
+                None => self.account_of_nobody(&call.route),
+            };
+            return Ok(Parties { caller, callee: None });
         };
         let id = call.route.connector.unit.spiffe_id.clone();
-        let caller = self.account(&call.route, unit.spiffe_id.clone(), "outbound");
-        let account = self.account_like(About {
-            unit: unit.clone(),
-            direction: "local",
-            peer: id.clone(),
-            port: port.port,
-            ..caller.about.clone()
-        });
+        let caller = self.account(&call.route, &unit.spiffe_id);
+        let account = self.account_of_callee(unit, port.port, &caller, &id);
         let changes = call.taken.as_ref().and_then(|taken| taken.changes());
         let asked = call.arrived.asked;
         let judge = |token: Token<'_>| {

@@ -25,7 +25,7 @@ use crate::http::token::{self, Brought};
 use crate::http::traced::Traced;
 use crate::stats::Gauge;
 use crate::traces::connection::Opening;
-use crate::worker::{About, Worker};
+use crate::worker::Worker;
 
 /// A mirror may take so long.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -81,7 +81,7 @@ impl Calling {
         let pending = Pending::begin(&self.worker, &service.name, mirror.max_pending)?;
         let key = hash_key(Some(service), call.arrived, self.client);
         let endpoint = route.connector.pick(service, &[], key).ok()?;
-        let account = self.account(&route, endpoint.spiffe_id.clone(), "outbound");
+        let account = self.account(&route, &endpoint.spiffe_id);
         let traced = call.traced.copy(&self.worker);
         let (brought, slots) = self.may_copy(call, &traced, &route, &endpoint, &account)?;
         let changes = taken.changes();
@@ -130,13 +130,7 @@ impl Calling {
         };
         let id = route.connector.unit.spiffe_id.clone();
         let changes = call.taken.as_ref().and_then(|taken| taken.changes());
-        let callee = self.account_like(About {
-            unit: unit.clone(),
-            direction: "local",
-            peer: id.clone(),
-            port: port.target,
-            ..account.about.clone()
-        });
+        let callee = self.account_of_callee(unit, port.target, account, &id);
         let asked = call.arrived.asked;
         let found = as_sent(asked, changes.as_ref(), |asked| token::find(unit, asked.headers));
         let brought = token::read_now(&self.worker, &callee.about, found);

@@ -19,7 +19,7 @@ impl Calling {
     pub(super) async fn refused(&self, down: &mut impl Downstream, call: &Call<'_>) -> Option<Next> {
         let decision = &call.route.decision;
         let fault = decision.verdict.fault()?;
-        self.account(&call.route, "".into(), "outbound")
+        self.account_of_nobody(&call.route)
             .judged(&self.worker, &call.entry(0, ""), decision);
         Some(down.reply(fault, &fault.to_string()).await)
     }
@@ -50,7 +50,7 @@ impl Calling {
                     route: &route.name,
                     ..call.entry(0, "")
                 };
-                let account = self.account(&call.route, "".into(), "outbound");
+                let account = self.account_of_nobody(&call.route);
                 account.judged(&self.worker, &entry, &decision);
                 return Some(down.reply(Fault::BadPath, &Fault::BadPath.to_string()).await);
             }
@@ -136,8 +136,7 @@ impl Calling {
             flag: Some(flag),
             ..call.entry(status, "")
         };
-        self.account(&call.route, "".into(), "outbound")
-            .ended(&self.worker, &entry);
+        self.account_of_nobody(&call.route).ended(&self.worker, &entry);
         let fields: Vec<_> = fields
             .iter()
             .copied()
