@@ -170,10 +170,7 @@ impl Connector {
         let Some(time) = circuit.failed(&standing, &outlier, service.endpoints.len(), shared.now()) else {
             return;
         };
-        let (peer, who) = (
-            endpoint.spiffe_id.clone(),
-            format!("{} on {}", endpoint.unit, endpoint.host),
-        );
+        let (peer, who) = (endpoint.spiffe_id.clone(), endpoint.to_string());
         let message = format!("ejected for {time:?}: {who}, after {} errors", outlier.errors);
         tell(&shared, &unit, &service, &peer, message);
         tokio::task::spawn_local(async move {

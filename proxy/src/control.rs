@@ -262,10 +262,9 @@ impl Control {
     /// Shows whoever looks on what is there.
     async fn show(&mut self, agent: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
         for _ in 0..=tap::QUEUE / BATCH {
-            let (events, dropped) = self.source.tapped.take(BATCH);
-            if events.is_empty() && dropped == 0 {
+            let Some((events, dropped)) = self.source.tapped.take(BATCH) else {
                 break;
-            }
+            };
             let events = &events;
             write(agent, &frame(&Answer::Tapped { events, dropped })?).await?;
         }
@@ -349,10 +348,7 @@ impl Control {
 
     fn tap(&mut self, units: Vec<String>) {
         let taps = &self.shared.events.taps;
-        if !taps.is_watched() {
-            self.source.tapped.clear();
-        }
-        taps.watch(units.iter().cloned());
+        taps.look(units.iter().cloned(), &mut self.source.tapped);
         self.generations.tell_tap(units);
     }
 

@@ -239,11 +239,13 @@ impl Receiver {
         }
     }
 
-    /// Takes what is there without waiting, `limit` at most, and the count of what was dropped since the last call.
-    pub fn take(&mut self, limit: usize) -> (Vec<Event>, u64) {
+    /// Takes what is there without waiting, `limit` at most, and the count of what was dropped since the last call; `None`:
+    /// neither is anything.
+    pub fn take(&mut self, limit: usize) -> Option<(Vec<Event>, u64)> {
         let mut events = Vec::new();
         self.top_up(&mut events, limit);
-        (events, self.take_dropped())
+        let dropped = self.take_dropped();
+        (!events.is_empty() || dropped > 0).then_some((events, dropped))
     }
 
     /// Throws away what is there: nobody wants it any more.

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use crate::events::Receiver;
+
 /// So long somebody looks on after he said so.
 pub const LEASE: Duration = Duration::from_secs(5);
 
@@ -38,6 +40,14 @@ impl Taps {
     /// From now on these units are looked at, and no others; none: nobody looks.
     pub fn watch(&self, units: impl IntoIterator<Item = String>) {
         self.watch_for(units, LEASE);
+    }
+
+    /// The same for whoever takes from `tapped`; what nobody took in a look before is thrown away.
+    pub fn look(&self, units: impl IntoIterator<Item = String>, tapped: &mut Receiver) {
+        if !self.is_watched() {
+            tapped.clear();
+        }
+        self.watch(units);
     }
 
     fn watch_for(&self, units: impl IntoIterator<Item = String>, lease: Duration) {

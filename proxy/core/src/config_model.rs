@@ -1,5 +1,6 @@
 //! What a configuration consists of: units, services and their rules, ready to be matched.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -316,7 +317,7 @@ impl ServicePort {
     }
 }
 
-/// One workload that serves a service.
+/// One workload that serves a service. Shown as a person reads it: `unit on host`.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
     /// Digest of service, unit and host: the same in every snapshot, so that load counts outlive a change. For counts
@@ -355,6 +356,12 @@ pub enum Distance {
     Zone,
     /// Anywhere else.
     Far,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.unit, self.host)
+    }
 }
 
 impl Endpoint {

@@ -131,10 +131,9 @@ impl Follower {
     /// Shows whoever looks on what is there.
     async fn show(&mut self, sender: &mut Sender) -> io::Result<()> {
         for _ in 0..=tap::QUEUE / BATCH {
-            let (events, dropped) = self.source.tapped.take(BATCH);
-            if events.is_empty() && dropped == 0 {
+            let Some((events, dropped)) = self.source.tapped.take(BATCH) else {
                 break;
-            }
+            };
             sender.send(&Message::Tapped { events, dropped }).await?;
         }
         Ok(())
@@ -190,11 +189,7 @@ impl Follower {
                 Ok(())
             }
             Message::Tap { units } => {
-                let taps = &self.shared.events.taps;
-                if !taps.is_watched() {
-                    self.source.tapped.clear();
-                }
-                taps.watch(units);
+                self.shared.events.taps.look(units, &mut self.source.tapped);
                 Ok(())
             }
             _ => Ok(()),

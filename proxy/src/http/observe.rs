@@ -241,15 +241,10 @@ impl Account {
             span_id: entry.part.span.span_hex(),
             route: entry.route.to_owned(),
             flag: flag::word(entry.flag),
-            endpoint: entry.endpoint.map(place).unwrap_or_default(),
+            endpoint: entry.endpoint.map(Endpoint::to_string).unwrap_or_default(),
             ..self.about.event(kind, verdict, entry.rule, message)
         }
     }
-}
-
-/// As a person reads it.
-fn place(endpoint: &Endpoint) -> String {
-    format!("{} on {}", endpoint.unit, endpoint.host)
 }
 
 /// Why a response did not arrive whole, for a person.
