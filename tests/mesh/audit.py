@@ -4,13 +4,13 @@ One list of calls, by every kind of caller, is run twice: under `mode = "audit"`
 """
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tests.lab.host import Host, Result
 from tests.lab.waiting import wait_until
+from tests.mesh import in_force
 from tests.mesh.denial import denied
 from tests.mesh.world import POLICIES, SCRAPER, STRANGER, World
 
@@ -140,8 +140,8 @@ def _policies(w: World, mode: str) -> Iterator[None]:
 
 
 def _mode(host: Host, unit: str) -> str:
-    snapshot = json.loads(host.read("/var/lib/hostmesh-proxy/snapshot.json"))
-    return next((str(known["mode"]) for known in snapshot["units"] if known["unit"] == unit), "")
+    known = in_force.unit(host, unit)
+    return str(known["mode"]) if known else ""
 
 
 def _said(w: World, cursors: dict[str, str], verdict: str) -> Counter[Key]:

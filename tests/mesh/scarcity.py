@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
-from tests.mesh import told
+from tests.mesh import in_force, told
 from tests.mesh.survival import load, main_pid
 from tests.mesh.world import World
 
@@ -70,8 +70,8 @@ def held(w: World, connections: int, waiting: int) -> Iterator[dict[str, float]]
 
 def _may_call_orders(host: Host, unit: str) -> bool:
     """By the snapshot that the host's proxy has on disk."""
-    snapshot = json.loads(host.read("/var/lib/hostmesh-proxy/snapshot.json"))
-    (orders,) = [known for known in snapshot["units"] if known["unit"] == "orders.service"]
+    orders = in_force.unit(host, "orders.service")
+    assert orders
     return any(caller.endswith(f"/{unit}") for rule in orders["allow"] for caller in rule["callers"])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.waiting import wait_until
+from tests.mesh import in_force
 from tests.mesh.extra import added
 from tests.mesh.world import World
 
@@ -82,8 +83,7 @@ class Shelf:
         with self.world.changed_policy(h1, "shop.service", SHOP + '[observe]\naccess_log = "all"\n'):
 
             def known() -> bool:
-                units = json.loads(h1.read("/var/lib/hostmesh-proxy/snapshot.json"))["units"]
-                return any(unit["unit"] == "shop.service" and unit["access_log"] == "all" for unit in units)
+                return in_force.records_all(h1, "shop.service")
 
             wait_until(known, "shop's requests are recorded", 10.0, 0.05)
             yield h1.journal_cursor()

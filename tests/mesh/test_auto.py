@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.host import Host
 from tests.lab.waiting import wait_until
+from tests.mesh import in_force
 from tests.mesh.door import Door, banner, keys, ssh
 from tests.mesh.extra import HERE, OURS, Extra, Served
 from tests.mesh.gates import all_added, ask, certified, gate
@@ -66,7 +66,7 @@ def auto(mesh: World) -> Iterator[Auto]:
         def known() -> bool:
             services = mesh.services(mesh.h1)
             ports = [port for name in ("web", "redis", "postgres") for port in services[name]["ports"]]
-            return all(port["protocol"] == "auto" for port in ports) and records(mesh.h1)
+            return all(port["protocol"] == "auto" for port in ports) and in_force.records_all(mesh.h1, "shop.service")
 
         wait_until(known, "h1 knows that all ports are auto", 20.0, 0.1)
         yield Auto(mesh)
@@ -74,11 +74,6 @@ def auto(mesh: World) -> Iterator[Auto]:
 
 def as_auto(w: World, unit: str) -> str:
     return w.policy(unit).replace(f'"{STOCK[unit]}"', '"auto"')
-
-
-def records(host: Host) -> bool:
-    units = json.loads(host.read("/var/lib/hostmesh-proxy/snapshot.json"))["units"]
-    return any(unit["unit"] == "shop.service" and unit["access_log"] == "all" for unit in units)
 
 
 def said(w: World, service: str, port: int, *steps: str) -> tuple[str, str]:
@@ -110,8 +105,9 @@ def test_redis_and_postgres_are_bytes(auto: Auto) -> None:
         version = "select version from pg_stat_ssl where pid = pg_backend_pid()"
         assert psql(w, "verify-full", version).must().stdout.strip() == "TLSv1.3"
         assert psql(w, "disable", "select 1").must().stdout.strip() == "1"
-    lines = auto.told(cursor, HOSTMESH_KIND="connection")
-    assert {line["HOSTMESH_PROTOCOL"] for line in lines} == {"tcp"}
+    for service in ("redis", "postgres"):
+        lines = auto.told(cursor, HOSTMESH_KIND="connection", HOSTMESH_SERVICE=service)
+        assert {line["HOSTMESH_PROTOCOL"] for line in lines} == {"tcp"}
 
 
 def test_who_speaks_first_is_not_held_back(auto: Auto) -> None:
@@ -163,7 +159,12 @@ def refused(w: World, rule: str) -> None:
     for garbled in GARBLED:
         received, how = said(w, "web", 80, garbled + "|nothing that comes")
         assert (received, how) == ("", "ConnectionResetError"), garbled
-    lines = w.denials(w.h2, after=cursor, HOSTMESH_UNIT="nginx.service", HOSTMESH_VERDICT="deny")
+
+    def told() -> list[dict[str, str]] | None:
+        lines = w.h2.journal(after=cursor, HOSTMESH_UNIT="nginx.service", HOSTMESH_VERDICT="deny")
+        return lines if len(lines) >= len(GARBLED) else None
+
+    lines = wait_until(told, "each has a line", 10.0, 0.1)
     assert {line["HOSTMESH_RULE"] for line in lines} == {f"{POLICIES}/nginx.service.toml:{rule}"}
 
 

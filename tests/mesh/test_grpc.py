@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.lab.waiting import wait_until
+from tests.mesh import in_force
 from tests.mesh.extra import OURS, Extra, Served, served
 from tests.mesh.told import total
 from tests.mesh.world import POLICIES, TRUST_DOMAIN, World
@@ -79,8 +80,8 @@ def test_a_limit_is_a_status_too(echo: Served) -> None:
     with w.changed_policy(w.h2, ECHO.unit, ECHO.written(LIMIT)):
 
         def limited() -> bool:
-            units = json.loads(w.h2.read("/var/lib/hostmesh-proxy/snapshot.json"))["units"]
-            return any(unit["unit"] == ECHO.unit and unit["limits"] for unit in units)
+            known = in_force.unit(w.h2, ECHO.unit)
+            return known is not None and bool(known["limits"])
 
         wait_until(limited, "the limit is in force", 10.0, 0.05)
         *codes, first, last = call(echo, "limited")

@@ -12,6 +12,7 @@ import pytest
 from hostmesh.policy.validate import load
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
+from tests.mesh import in_force
 from tests.mesh.test_breaker import OPEN
 from tests.mesh.told import total
 from tests.mesh.twins import PACER, UNIT, Asked, Twins
@@ -43,9 +44,9 @@ def limit(pair: Twins, text: str, before: str = "") -> None:
     wanted = load({f"{UNIT}.toml": before + POLICY + text})[0].limits
     numbers = [(one.rule.place.line, one.requests, one.concurrent, one.per) for one in wanted]
 
-    def in_force(host: Host) -> bool:
-        units = json.loads(host.read("/var/lib/hostmesh-proxy/snapshot.json"))["units"]
-        limits = next(unit["limits"] for unit in units if unit["unit"] == UNIT)
+    def is_known(host: Host) -> bool:
+        known = in_force.unit(host, UNIT)
+        limits = known["limits"] if known else []
         lines = [int(one["of"]["rule"].rpartition(":")[2]) for one in limits]
         return [
             (line, one["requests"], one["concurrent"], one["per"]) for line, one in zip(lines, limits, strict=True)
@@ -54,7 +55,7 @@ def limit(pair: Twins, text: str, before: str = "") -> None:
     for host in (pair.w.h1, pair.w.h2):
         pair.w.write_policy(host, UNIT, before + POLICY + text)
     for host in (pair.w.h1, pair.w.h2):
-        wait_until(partial(in_force, host), f"{host.name}: {text!r} is in force", 20.0, 0.1)
+        wait_until(partial(is_known, host), f"{host.name}: {text!r} is in force", 20.0, 0.1)
 
 
 def as_shop(pair: Twins, requests: int, connections: int = 4) -> Asked:

@@ -1,6 +1,5 @@
 """What /metrics says of calls through two real hosts: exact by who, whom, route and code; bounded; with traces."""
 
-import json
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from tests.lab.host import Host
 from tests.lab.prometheus import Prometheus
 from tests.lab.promql import metrics
 from tests.lab.waiting import wait_until
+from tests.mesh import in_force
 from tests.mesh.shelf import Shelf, shelf
 from tests.mesh.told import samples, total
 from tests.mesh.world import World
@@ -142,7 +142,7 @@ def limits(mesh: World) -> Iterator[Callable[[int, str], None]]:
 
     def known(wanted: dict[str, int]) -> None:
         def is_in_force() -> bool:
-            held: dict[str, int] = json.loads(h1.read("/var/lib/hostmesh-proxy/snapshot.json"))["metrics"]
+            held: dict[str, int] = in_force.snapshot(h1)["metrics"]
             return held == wanted
 
         wait_until(is_in_force, f"h1's proxy goes by {wanted}", 15.0, 0.1)

@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
+from tests.mesh import in_force
 from tests.mesh.twins import POLICY, Twins
 from tests.mesh.world import SCRAPER, World
 
@@ -43,12 +45,8 @@ def recorded(pair: Twins) -> Iterator[Recorded]:
     with pair.only(w.h2), w.changed_policy(w.h1, "guest.service", ALL):
         pair.treat(ALL, endpoints=1)
         for host, unit in ((w.h1, "guest.service"), (w.h2, "twin.service")):
-
-            def is_all(host: Host = host, unit: str = unit) -> bool:
-                units = json.loads(host.read("/var/lib/hostmesh-proxy/snapshot.json"))["units"]
-                return any(one["unit"] == unit and one["access_log"] == "all" for one in units)
-
-            wait_until(is_all, f"{unit}'s requests are recorded", 10.0, 0.05)
+            recorded_all = partial(in_force.records_all, host, unit)
+            wait_until(recorded_all, f"{unit}'s requests are recorded", 10.0, 0.05)
         recorded = Recorded(w, datetime.now(UTC).isoformat())
         assert pair.ask(REQUESTS, pace=100).of("200") == REQUESTS
         w.outsider.exec(["curl", "-s", "--max-time", "2", f"http://{w.h2.ipv4}:9090/"])

@@ -1,7 +1,6 @@
 """`[overload]` through two real hosts: what is too much is refused at once, what is under way goes on."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +8,7 @@ import pytest
 
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
+from tests.mesh import in_force
 from tests.mesh.told import total
 from tests.mesh.twins import Twins
 
@@ -35,11 +35,11 @@ def overload(pair: Twins, text: str) -> Iterator[None]:
     def put(settings: str, is_there: bool) -> None:
         h1.write(SETTINGS, settings)
 
-        def in_force() -> bool:
-            said = json.loads(h1.read("/var/lib/hostmesh-proxy/snapshot.json"))
+        def is_known() -> bool:
+            said = in_force.snapshot(h1)
             return any(said["overload"].values()) == is_there
 
-        wait_until(in_force, f"{h1.name}: {text!r}", 20.0, 0.1)
+        wait_until(is_known, f"{h1.name}: {text!r}", 20.0, 0.1)
 
     put(f"{before}\n[overload]\n{text}", True)
     try:

@@ -17,6 +17,7 @@ from typing import Any
 from tests.lab.collector import GRPC, HTTP, Collector, Span
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
+from tests.mesh import in_force
 from tests.mesh.told import in_status, metric, not_in_status, total
 from tests.mesh.world import SCRAPER, World
 
@@ -53,7 +54,7 @@ class Traced:
             wait_until(lambda host=host: self._has(host, text, json.loads(wanted)[0]), f"{host.name} has {text}")  # type: ignore[misc]
 
     def _has(self, host: Host, text: str, propagate: str) -> bool:
-        snapshot = json.loads(host.read("/var/lib/hostmesh-proxy/snapshot.json"))
+        snapshot = in_force.snapshot(host)
         endpoint = re.findall(r'endpoint = "(.*)"', text)
         traces = snapshot["traces"] or {"endpoint": None}
         return traces["endpoint"] == (endpoint[0] if endpoint else None) and snapshot["propagate"] == json.loads(
@@ -281,8 +282,8 @@ def failures_only(t: Traced) -> str:
 
 
 def _share(t: Traced) -> tuple[float, bool]:
-    snapshot = json.loads(t.world.h1.read("/var/lib/hostmesh-proxy/snapshot.json"))
-    (unit,) = (unit for unit in snapshot["units"] if unit["unit"] == "shop.service")
+    unit = in_force.unit(t.world.h1, "shop.service")
+    assert unit
     return unit["trace"], unit["trace_errors"]
 
 

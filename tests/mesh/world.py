@@ -17,6 +17,7 @@ from tests.lab.host import Host, Result
 from tests.lab.install import install
 from tests.lab.lab import Lab
 from tests.lab.waiting import wait_until
+from tests.mesh import in_force
 
 DEMO = Path(__file__).parents[2] / "demo"
 POLICIES = "/etc/hostmesh/policies"
@@ -72,8 +73,7 @@ class World:
 
     def services(self, host: Host) -> dict[str, dict[str, Any]]:
         """The services that the host's proxy knows, by name, from the snapshot that it took."""
-        snapshot = json.loads(host.read("/var/lib/hostmesh-proxy/snapshot.json"))
-        return {service["name"]: service for service in snapshot["services"]}
+        return {service["name"]: service for service in in_force.snapshot(host)["services"]}
 
     def serials(self, host: Host) -> dict[str, str]:
         """Serial number of each unit's SVID that is in force."""
