@@ -73,7 +73,7 @@ def print_targets(measured: Mapping[str, Figure]) -> None:
 
 def print_changes(ratios: Mapping[str, Figure]) -> None:
     """This checkout against another one, where one was measured beside it."""
-    for key, title in CHANGES.items():
+    for key, (title, _, _) in CHANGES.items():
         if key in ratios:
             print(f"against before: {title:40}{_cell(ratios[key], '{:.3f}'):>24}")
 

@@ -57,6 +57,18 @@ def _added(ours: Figures, theirs: Figures, direct: Figures) -> float:
     return (ours["p50"] - direct["p50"]) / (theirs["p50"] - direct["p50"])
 
 
+# of this checkout against another one: key, what it is, load, figure
+CHANGES = {
+    "rps_vs_before": ("highest RPS", "top", "rps"),
+    "cpu_vs_before": ("CPU a request (x app), at the top", "top", "x_app"),
+    "rps_same_host_vs_before": ("highest RPS, same host", "same-host", "rps"),
+    "cpu_same_host_vs_before": ("CPU a request (x app), same host", "same-host", "x_app"),
+    "cpu_3200_vs_before": ("CPU a request (x app) at 3,200 RPS", "open3200", "x_app"),
+    "newconn_vs_before": ("a connection a request, RPS", "newconn", "rps"),
+    "cpu_newconn_vs_before": ("a connection a request, CPU (x app)", "newconn", "x_app"),
+    "bulk_vs_before": ("bulk, one stream", "bulk", "gbit"),
+}
+
 # key: load, peer, ratio(ours, theirs, direct) of one round
 _RATIOS: dict[str, tuple[str, str, Callable[[Figures, Figures, Figures], float]]] = {
     "rps_vs_direct": ("top", "direct", _over("rps")),
@@ -71,25 +83,7 @@ _RATIOS: dict[str, tuple[str, str, Callable[[Figures, Figures, Figures], float]]
     "newconn_vs_envoy_l7": ("newconn", "envoy-l7", _over("rps")),
     "bulk_vs_direct": ("bulk", "direct", _over("gbit")),
     "same_host_l7_vs_direct": ("same-host", "direct", _over("rps")),
-    "rps_vs_before": ("top", BEFORE, _over("rps")),
-    "cpu_vs_before": ("top", BEFORE, _over("x_app")),
-    "rps_same_host_vs_before": ("same-host", BEFORE, _over("rps")),
-    "cpu_same_host_vs_before": ("same-host", BEFORE, _over("x_app")),
-    "cpu_3200_vs_before": ("open3200", BEFORE, _over("x_app")),
-    "newconn_vs_before": ("newconn", BEFORE, _over("rps")),
-    "cpu_newconn_vs_before": ("newconn", BEFORE, _over("x_app")),
-    "bulk_vs_before": ("bulk", BEFORE, _over("gbit")),
-}
-
-CHANGES = {  # of this checkout against another one: key, title
-    "rps_vs_before": "highest RPS",
-    "cpu_vs_before": "CPU a request (x app), at the top",
-    "rps_same_host_vs_before": "highest RPS, same host",
-    "cpu_same_host_vs_before": "CPU a request (x app), same host",
-    "cpu_3200_vs_before": "CPU a request (x app) at 3,200 RPS",
-    "newconn_vs_before": "a connection a request, RPS",
-    "cpu_newconn_vs_before": "a connection a request, CPU (x app)",
-    "bulk_vs_before": "bulk, one stream",
+    **{key: (load, BEFORE, _over(figure)) for key, (_, load, figure) in CHANGES.items()},
 }
 
 

@@ -72,7 +72,7 @@ def explain(arguments: argparse.Namespace) -> int:
         raise HostmeshError(
             f"this host knows neither {arguments.caller} nor {name}", "ask on a host that runs one of them"
         )
-    return 0 if all(d.verdict in (Verdict.ALLOW, Verdict.AUDIT_DENY) for d in decided) else 1
+    return 0 if all(d.verdict.passes for d in decided) else 1
 
 
 def _snapshot() -> tuple[Snapshot, str]:
@@ -175,7 +175,7 @@ def _come_in(callee: "Callee", caller: Peer | Plaintext, who: str, request: Requ
         if request:
             request = replace(request, token=claims.as_token(callee.unit, request.token))
         decision = authorize.inbound(callee.unit, caller, callee.target, request)
-        if decision.verdict in (Verdict.ALLOW, Verdict.AUDIT_DENY):
+        if decision.verdict.passes:
             limits = authorize.limits(callee.unit, caller, callee.target, request)
             decision = replace(decision, trace=(*decision.trace, *limits))
         judged = Answer(question, decision)

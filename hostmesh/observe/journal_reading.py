@@ -19,13 +19,13 @@ def entries(matches: Sequence[tuple[str, str]], since_usec: int) -> Iterator[Ent
     """
     library = _loaded()
     journal = ctypes.c_void_p()
-    _check(library.sd_journal_open(ctypes.byref(journal), _LOCAL_ONLY | _SYSTEM), "open")
+    _check(library.sd_journal_open(ctypes.byref(journal), _LOCAL_ONLY | _SYSTEM), "opened")
     try:
         for name, value in matches:
             match = f"{name}={value}".encode()
-            _check(library.sd_journal_add_match(journal, match, len(match)), "search")
+            _check(library.sd_journal_add_match(journal, match, len(match)), "searched")
         _check(library.sd_journal_set_data_threshold(journal, 0), "read")
-        _check(library.sd_journal_seek_realtime_usec(journal, since_usec), "seek")
+        _check(library.sd_journal_seek_realtime_usec(journal, since_usec), "sought in")
         while _check(library.sd_journal_next(journal), "read"):
             entry = _fields(library, journal)
             at = ctypes.c_uint64()

@@ -39,6 +39,11 @@ class Verdict(StrEnum):
     BAD_TOKEN = "bad-token"  # noqa: S105
     ASKS_REQUEST = "asks-request"
 
+    @property
+    def passes(self) -> bool:
+        """Is what was asked let in?"""
+        return self in (Verdict.ALLOW, Verdict.AUDIT_DENY)
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:

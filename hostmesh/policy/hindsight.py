@@ -16,8 +16,7 @@ from hostmesh.policy.authorize import Decision, Destination, Peer, Plaintext, Re
 from hostmesh.policy.route_choice import Asked, fitting
 from hostmesh.wire.snapshot import InboundRule, Route, Unit
 
-_PASSES = (Verdict.ALLOW, Verdict.AUDIT_DENY)
-_CHANGING = re.compile(r"[0-9]+|[0-9a-fA-F-]{16,}|.*[0-9].*")
+_CHANGING = re.compile(r"[0-9a-fA-F-]{16,}|.*[0-9].*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +96,8 @@ def _judge_access(recorded: Recorded, unit: Unit) -> Outcome:
 def _compared(recorded: Recorded, against: Decision, for_it: Decision) -> Outcome:
     if Verdict.ASKS_REQUEST in (against.verdict, for_it.verdict):
         return Outcome(Change.UNKNOWN, for_it.rule, "of a connection that was carried unread no request is recorded")
-    passes = for_it.verdict in _PASSES
-    if (against.verdict in _PASSES) != passes:
+    passes = for_it.verdict.passes
+    if against.verdict.passes != passes:
         return Outcome(Change.UNKNOWN, for_it.rule, f"{_asking(against, for_it)} asks for headers or a token")
     if passes == recorded.passed:
         return Outcome(Change.NONE, for_it.rule)
