@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tests.lab.host import Host
@@ -36,8 +37,10 @@ class Watching:
         return self._process.communicate(timeout=20)[0]
 
     def send(self, number: signal.Signals) -> None:
-        """To the command."""
-        os.killpg(self._process.pid, number)
+        """To the command alone: nsenter, which waits for it as its parent, would die of the signal first."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+        [command] = map(int, children.split())
+        os.kill(command, number)
 
     def ended(self) -> int:
         """Its exit code, once it has ended."""
