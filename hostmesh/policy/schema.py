@@ -115,7 +115,7 @@ LIMIT = Table(
     (
         Key("from", "list of callers", "every caller, those without identity too", "As in `[[inbound.allow]]`.", 'from = ["*"]'),
         _PORTS, _METHODS, _PATHS, _HEADERS,
-        Key("rate", '"N/s", "N/m" or "N/h"', "any", "So many requests, or connections of opaque ports, at a steady pace.", 'rate = "100/s"'),
+        Key("rate", '"N/s", "N/m" or "N/h"', "any", "So many requests, or connections that bring none, at a steady pace. On a port that is `auto` a connection counts once it has told which.", 'rate = "100/s"'),
         Key("burst", "1..1000000", "those of one second, 1 at least", "So many of them may come at once.", "burst = 200"),
         Key("concurrent", "1..1000000", "any", "So many may be under way: until their answer, or their connection to the application, ends; upgraded connections too.", "concurrent = 50"),
         Key("per", '"caller" or "all"', '"caller"',

@@ -8,7 +8,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use hostmesh_proxy_core::authorize;
 use hostmesh_proxy_core::config::{Config, Port, Protocol};
 use hostmesh_proxy_core::flag::Flag;
 
@@ -16,23 +15,14 @@ use crate::deliver;
 use crate::http::conn::Conn;
 use crate::http::inbound::{self, Who};
 use crate::opening::{self, Told};
-use crate::rejudge::{Asked, Opened};
+use crate::rejudge::{Asked, Opened, lets_in_requests_only};
 use crate::stream::Stream;
 use crate::worker::{About, Worker};
 
-/// What may come in, as far as it is known before anything was said.
-enum Foreknown {
-    /// Whatever it speaks, by this rule.
-    Anything(Arc<str>),
-    /// The same, which audit tells of if it is no HTTP.
-    Audited,
-    /// Requests only, if they may.
-    Requests,
-}
-
-/// A connection that may come in, and the application, unless only requests may: they bring their own.
+/// A connection that may come in by a rule, and the application; neither where only requests may: they bring their own.
+#[derive(Default)]
 pub struct Met {
-    known: Foreknown,
+    rule: Option<Arc<str>>,
     server: Option<Conn>,
 }
 
@@ -60,15 +50,18 @@ pub struct Arriving {
 impl Arriving {
     /// Asks what may come in, and connects to the application.
     pub async fn meet(&self, opened: &mut Opened) -> Result<Met, Refused> {
-        let known = self.foreknow(opened).ok_or(Refused::Denied)?;
-        if matches!(known, Foreknown::Requests) {
-            return Ok(Met { known, server: None });
-        }
         let about = &self.about;
+        if self.port.protocol == Protocol::Auto {
+            if lets_in_requests_only(&about.unit, &self.who, self.port.port) {
+                return Ok(Met::default());
+            }
+            opened.wait_until_told();
+        }
+        let rule = self.let_in(opened, about.clone()).ok_or(Refused::Denied)?;
         let connect = deliver::connect(&self.config, &about.unit, &self.port, about.client);
         match opened.unless_denied(connect).await {
             Some(Ok(application)) => Ok(Met {
-                known,
+                rule: Some(rule),
                 server: Some(Conn::new(Stream::Tcp(application))),
             }),
             Some(Err(error)) => {
@@ -79,32 +72,13 @@ impl Arriving {
         }
     }
 
-    /// `None`: nothing may come in.
-    fn foreknow(&self, opened: &mut Opened) -> Option<Foreknown> {
-        let (unit, caller) = (&self.about.unit, self.who.caller());
-        let decision = authorize::opaque(unit, &caller, self.port.port);
-        if self.port.protocol != Protocol::Auto {
-            return self.let_in(opened);
-        }
-        if decision.would_deny().is_some() {
-            return Some(Foreknown::Audited);
-        }
-        let asks = || authorize::connection(unit, &caller, self.port.port).is_none();
-        if !decision.verdict.passes() && asks() {
-            return Some(Foreknown::Requests);
-        }
-        self.let_in(opened)
-    }
-
-    fn let_in(&self, opened: &mut Opened) -> Option<Foreknown> {
-        let asked = Asked::ComeIn(self.who.clone());
-        let rule = opened.ask(&self.config, self.about.clone(), asked)?;
-        Some(Foreknown::Anything(rule))
+    fn let_in(&self, opened: &mut Opened, about: About) -> Option<Arc<str>> {
+        opened.ask(&self.config, about, Asked::ComeIn(self.who.clone()))
     }
 
     /// Carries it to its end.
     pub async fn carry(self, worker: &Rc<Worker>, mut opened: Opened, met: Met, mut client: Conn) {
-        let Met { known, mut server } = met;
+        let Met { rule, mut server } = met;
         let limit = self.config.timeouts.head;
         let watching = opening::watch(&mut client, server.as_mut(), self.port.protocol, limit);
         let Some(seen) = opened.unless_denied(watching).await else {
@@ -123,17 +97,17 @@ impl Arriving {
             ..self.about.clone()
         };
         if let Told::Http(protocol) = seen.told {
-            drop(opened); // its requests take their own place among what limits count
+            drop(opened); // its requests are judged and counted by themselves
             let told = inbound::Told {
                 protocol: Some(protocol),
                 application: server.filter(|_| seen.sent == 0 && !protocol.is_http2()),
             };
             return inbound::serve_told(worker.clone(), self.config, about, self.who, client, told).await;
         }
-        let rule = match known {
-            Foreknown::Anything(rule) => Some(rule),
-            _ => opened.ask(&self.config, about.clone(), Asked::ComeIn(self.who.clone())),
-        };
+        if !opened.told(&self.config, &seen.told) {
+            return client.deny();
+        }
+        let rule = rule.or_else(|| self.let_in(&mut opened, about.clone()));
         let (Some(rule), Some(server)) = (rule, server) else {
             return client.deny();
         };

@@ -60,13 +60,18 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
     if called.ip().is_loopback() && called.port() == config.listeners.outbound || sockopt::relayed(&tcp).is_err() {
         return sockopt::abort(tcp);
     }
-    let client = client.ip().to_canonical();
     let connector = Connector {
         worker,
-        config: config.clone(),
+        config,
         unit,
-        client,
+        client: client.ip().to_canonical(),
     };
+    carry(connector, called, tcp).await;
+}
+
+/// Carries a connection of a unit to its end.
+pub async fn carry(connector: Connector, called: SocketAddr, tcp: TcpStream) {
+    let config = connector.config.clone();
     let call = Outgoing {
         connector,
         called,

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::events::Event;
 use crate::http::inbound::Who;
+use crate::opening::Told;
 use crate::stats::CodeClass;
 use crate::tcp::Relayed;
 use crate::traces::connection::Opaque;
@@ -75,6 +76,13 @@ pub fn by_unit(config: &Config, about: &About, judge: impl FnOnce(&Unit) -> Deci
         .map_or_else(unknown_unit, |unit| judge(unit))
 }
 
+/// Is it too early to tell whether this caller may come in by this port, and would only requests be let in? On a port where
+/// the connection tells what it speaks.
+pub fn lets_in_requests_only(unit: &Unit, who: &Who, port: u16) -> bool {
+    let caller = who.caller();
+    !authorize::opaque(unit, &caller, port).verdict.passes() && authorize::connection(unit, &caller, port).is_none()
+}
+
 /// Where there is no unit, no policy lets anybody in or out.
 pub fn unknown_unit() -> Decision {
     Decision::new(Verdict::Deny, RULE_UNKNOWN_UNIT)
@@ -115,6 +123,14 @@ impl Question {
                 authorize::outbound(unit, &target)
             }
         })
+    }
+
+    /// May the requests of a connection that has told nothing be let in, whatever is of bytes?
+    fn is_early(&self, config: &Config) -> bool {
+        match (&self.asked, config.unit_by_name(&self.about.unit.unit)) {
+            (Asked::ComeIn(who), Some(unit)) => lets_in_requests_only(unit, who, self.about.port),
+            _ => false,
+        }
     }
 
     /// Takes its places where the unit that is called has limits; why it is denied, if there is no room.
@@ -165,6 +181,8 @@ pub struct Opened {
     /// Of the config by which it was opened.
     policies: u64,
     questions: Vec<Question>,
+    /// It has told that it brings no requests. Until then audit tells nothing of it, and no limit counts it.
+    is_told: bool,
     /// Its place in its trace.
     pub trace: Option<Opaque>,
 }
@@ -177,8 +195,41 @@ impl Opened {
             begun,
             policies: config.policies,
             questions: Vec::new(),
+            is_told: true,
             trace: None,
         }
+    }
+
+    /// It may turn out to bring requests, which are judged and counted by themselves: what is asked is whether it may come so
+    /// far.
+    pub fn wait_until_told(&mut self) {
+        self.is_told = false;
+    }
+
+    /// It brings none: audit tells of it, and limits count it, as of any connection. `false`: refused, counted and recorded.
+    pub fn told(&mut self, config: &Config, told: &Told) -> bool {
+        if std::mem::replace(&mut self.is_told, true) {
+            return true;
+        }
+        let mut questions = std::mem::take(&mut self.questions);
+        let refused = questions.iter_mut().find_map(|question| {
+            if matches!(question.asked, Asked::ComeIn(_)) {
+                (question.about.protocol, question.about.sni) = (told.protocol().as_str(), told.sni());
+            }
+            let decision = question.decide(&self.worker, config);
+            self.weigh(question, config, decision)
+        });
+        self.questions = questions;
+        refused.map(|denial| denial.refuse(&self.worker)).is_none()
+    }
+
+    /// Why it may not come so far, if it may not; takes its places, if it has told what it is.
+    fn weigh(&self, question: &mut Question, config: &Config, decision: Decision) -> Option<Denial> {
+        if !self.is_told && decision.verdict.passes() {
+            return None;
+        }
+        let denial = question.weigh(&self.worker, decision);
+        denial.or_else(|| question.enter(&self.worker, config))
     }
 
     /// The rule that lets it pass by this config, which is asked again from now on; `None`: refused, counted and recorded.
@@ -191,8 +242,7 @@ impl Opened {
         };
         let decision = question.decide(&self.worker, config);
         let rule = decision.rule.clone();
-        let denial = question.weigh(&self.worker, decision);
-        if let Some(denial) = denial.or_else(|| question.enter(&self.worker, config)) {
+        if let Some(denial) = self.weigh(&mut question, config, decision) {
             denial.refuse(&self.worker);
             return None;
         }
@@ -208,8 +258,13 @@ impl Opened {
     /// Waits until one of the policies denies it.
     pub async fn denied(&self) -> Denial {
         turned(&self.worker, self.policies, |config| {
-            let mut questions = self.questions.iter();
-            questions.find_map(|question| question.weigh(&self.worker, question.decide(&self.worker, config)))
+            self.questions.iter().find_map(|question| {
+                let decision = question.decide(&self.worker, config);
+                if !self.is_told && (decision.verdict.passes() || question.is_early(config)) {
+                    return None;
+                }
+                question.weigh(&self.worker, decision)
+            })
         })
         .await
     }

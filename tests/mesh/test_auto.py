@@ -168,6 +168,20 @@ def refused(w: World, rule: str) -> None:
     assert {line["HOSTMESH_RULE"] for line in lines} == {f"{POLICIES}/nginx.service.toml:{rule}"}
 
 
+def test_a_limit_counts_requests_of_what_becomes_http(auto: Auto) -> None:
+    w = auto.world
+    rules = as_auto(w, "nginx.service") + '[[inbound.limit]]\nmethods = ["GET"]\nrate = "6/h"\nburst = 1\n'
+    with w.changed_policy(w.h2, "nginx.service", rules):
+
+        def is_known() -> bool:
+            unit = in_force.unit(w.h2, "nginx.service")
+            return unit is not None and len(unit["limits"]) == 1
+
+        wait_until(is_known, "the limit is in force", 10.0, 0.1)
+        curl = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://web/")
+        assert [w.shop(*curl, *more).must().stdout for more in ([], [], ["-I"])] == ["200", "429", "200"]
+
+
 def test_on_one_host_and_in_plain_text(auto: Auto) -> None:
     """orders runs where shop does, and its policy names plain-text processes of its host, for one path."""
     w = auto.world

@@ -22,6 +22,7 @@ use crate::stats::Collected;
 use crate::stream::Stream;
 use crate::worker::{About, Worker};
 
+mod auto;
 mod judged;
 mod rejudged;
 mod relayed;

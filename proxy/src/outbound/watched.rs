@@ -8,7 +8,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hostmesh_proxy_core::authorize::{self, Caller};
 use hostmesh_proxy_core::config::{Endpoint, Port, Protocol, Service, ServicePort, Unit};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::flag::Flag;
@@ -18,10 +17,10 @@ use tokio::time::timeout;
 
 use super::{Outgoing, Reached, unreached};
 use crate::breaker::Room;
-use crate::http::{self, conn::Conn};
+use crate::http::{self, conn::Conn, inbound::Who};
 use crate::in_flight::InFlight;
 use crate::opening::{self, Seen, Told};
-use crate::rejudge::{Asked, Opened};
+use crate::rejudge::{Asked, Opened, lets_in_requests_only};
 use crate::sockopt;
 use crate::stream::Stream;
 use crate::worker::About;
@@ -57,9 +56,12 @@ impl Outgoing {
         only: Option<&Arc<Endpoint>>,
     ) {
         let about = self.about("", &service.name, port.port, port.protocol.as_str());
-        let Some((opened, rule)) = self.judge(&about) else {
+        let Some((mut opened, rule)) = self.judge(&about) else {
             return sockopt::abort(tcp);
         };
+        if port.protocol == Protocol::Auto {
+            opened.wait_until_told();
+        }
         let watched = Watched {
             call: self,
             opened,
@@ -80,6 +82,9 @@ impl Outgoing {
             return sockopt::abort(tcp);
         };
         let mut client = Conn::new(Stream::Tcp(tcp));
+        if port.protocol == Protocol::Auto {
+            opened.wait_until_told();
+        }
         let mut server = None;
         if !self.lets_in_requests_only(unit, port.port, port.protocol) {
             server = match self.deliver_watched(&mut opened, unit, port, &about).await {
@@ -97,6 +102,9 @@ impl Outgoing {
             return self.requests(client, protocol).await;
         }
         (about.protocol, about.sni) = (seen.told.protocol().as_str(), seen.told.sni());
+        if !opened.told(&self.connector.config, &seen.told) {
+            return client.abort();
+        }
         let server = match server {
             Some(server) => Some(server),
             None => self.deliver_watched(&mut opened, unit, port, &about).await,
@@ -124,10 +132,8 @@ impl Outgoing {
 
     /// Does the policy of a unit of this host refuse what is no HTTP, while it may let in requests?
     fn lets_in_requests_only(&self, unit: &Unit, port: u16, protocol: Protocol) -> bool {
-        let caller = Caller::Identity(&self.connector.unit.spiffe_id);
-        protocol == Protocol::Auto
-            && !authorize::opaque(unit, &caller, port).verdict.passes()
-            && authorize::connection(unit, &caller, port).is_none()
+        let who = Who::Identity(self.connector.unit.spiffe_id.clone());
+        protocol == Protocol::Auto && lets_in_requests_only(unit, &who, port)
     }
 
     /// Judged request by request.
@@ -152,7 +158,7 @@ impl Watched {
         };
         (self.about.protocol, self.about.sni) = (told.protocol().as_str(), told.sni());
         if let Told::Http(protocol) = told {
-            drop(self.opened); // its requests take their own place among what limits count
+            drop(self.opened); // its requests are judged and counted by themselves
             // The stream to the endpoint serves its first request.
             if let Some(Up { endpoint, server, .. }) = up.filter(|_| sent == 0)
                 && let Some(server) = server.if_clean()
@@ -171,6 +177,9 @@ impl Watched {
                 }
                 None => return self.client.abort(),
             }
+        }
+        if !self.opened.told(&self.call.connector.config, &told) {
+            return self.client.abort();
         }
         if up.is_none() {
             up = self.reach().await;
