@@ -259,9 +259,9 @@ impl Calling {
             }
             call.attempt = Some(call.traced.attempt(&self.worker, call.arrived.begun));
             call.endpoint.clone_from(&hop.endpoint);
-            let parties = match self.parties(down, call, &hop, fresh).await {
+            let parties = match self.parties(call, &hop, fresh).await {
                 Ok(parties) => parties,
-                Err(next) => return next,
+                Err(refusal) => return self.refuse(down, call, refusal).await,
             };
             call.callee.clone_from(&parties.callee);
             let (connector, service) = (&call.route.connector, call.service.as_ref());

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::Calling;
 use super::attempt::{Trial, not_connected};
+use super::judge::Refusal;
 use crate::breaker::Room;
 use crate::connect::ConnectError;
 use crate::http::call::{Call, Paid, Tried, flag, timed_out, until};
@@ -157,13 +158,10 @@ impl Calling {
         let mut race = vec![first];
         loop {
             let (runner, tried) = match self.happens(down, call, &mut race, due).await {
-                Happened::Due => match self.another(down, call, policy, &mut race).await {
-                    Ok(next) => {
-                        due = next;
-                        continue;
-                    }
-                    Err(next) => (race.swap_remove(0), Tried::Over(next)),
-                },
+                Happened::Due => {
+                    due = self.another(call, policy, &mut race).await;
+                    continue;
+                }
                 Happened::Next(index) => {
                     let mut runner = race.swap_remove(index);
                     match self.step(down, call, &mut runner, &mut race, due).await {
@@ -304,25 +302,15 @@ impl Calling {
     }
 
     /// Begins a try beside the others, where there is an endpoint that was not asked and it is paid for. When the next one
-    /// may begin, if any may. An error: the called unit's policy refuses it, and the client knows.
-    async fn another<'a>(
-        &'a self,
-        down: &mut impl Downstream,
-        call: &mut Call<'_>,
-        policy: Hedge,
-        race: &mut Vec<Runner<'a>>,
-    ) -> Result<Option<Instant>, Next> {
+    /// may begin, if any may. One that the called unit's policy refuses has failed.
+    async fn another<'a>(&'a self, call: &mut Call<'_>, policy: Hedge, race: &mut Vec<Runner<'a>>) -> Option<Instant> {
         let asked = |hop: &Hop| {
             hop.endpoint
                 .as_ref()
                 .is_none_or(|endpoint| call.tried.contains(&endpoint.id))
         };
-        let Some(hop) = Hop::pick(call).ok().filter(|hop| !asked(hop)) else {
-            return Ok(None);
-        };
-        let Some(paid) = call.pay(&self.worker) else {
-            return Ok(None);
-        };
+        let hop = Hop::pick(call).ok().filter(|hop| !asked(hop))?;
+        let paid = call.pay(&self.worker)?;
         race[0].leads(call);
         let message = format!("no response after {:?}: another endpoint is asked, too", policy.after);
         race[0].parties.caller.retried(&self.worker, &call.entry(0, &message));
@@ -330,14 +318,26 @@ impl Calling {
         call.flag = Some(Flag::Hedged);
         call.attempt = Some(call.traced.attempt(&self.worker, call.arrived.begun));
         call.endpoint.clone_from(&hop.endpoint);
-        let parties = self.parties(down, call, &hop, false).await?;
+        let parties = match self.parties(call, &hop, false).await {
+            Ok(parties) => parties,
+            Err(Refusal { caller, fault }) => {
+                let entry = Entry {
+                    flag: Some(fault.flag()),
+                    ..call.entry(fault.status(), "refused while another endpoint was asked")
+                };
+                caller.tried(&self.worker, &entry);
+                call.tried.extend(hop.endpoint.as_ref().map(|endpoint| endpoint.id));
+                race[0].leads(call);
+                return next_hedge(call);
+            }
+        };
         let in_flight = InFlight::begin(&call.route.connector, call.service.as_ref(), hop.endpoint.as_ref());
         let paid = Some(paid);
         race.push(Runner {
             _paid: paid,
             ..self.runner(call, hop, parties, in_flight, false)
         });
-        Ok(call.may_hedge().map(|policy| Instant::now() + policy.after))
+        next_hedge(call)
     }
 
     /// Another one has the answer.
@@ -363,6 +363,11 @@ impl Calling {
         runner.parties.caller.tried(&self.worker, &entry);
         runner.parties.callee_ended(&self.worker, &entry);
     }
+}
+
+/// When another one may begin, if any may.
+fn next_hedge(call: &Call<'_>) -> Option<Instant> {
+    call.may_hedge().map(|policy| Instant::now() + policy.after)
 }
 
 /// The one that has something to do.

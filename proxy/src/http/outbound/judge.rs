@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use hostmesh_proxy_core::authorize::{self, Caller, Decision, Request, Token};
+use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::fields::as_sent;
 use hostmesh_proxy_core::limit;
 
@@ -16,16 +17,16 @@ use crate::http::session::Next;
 use crate::http::token;
 use crate::rejudge::{self, Audited, Denial};
 
+/// A unit of this host lets a try not in; its own journal says so.
+pub(super) struct Refusal {
+    pub caller: Rc<Account>,
+    pub fault: Fault,
+}
+
 impl Calling {
-    /// Who is concerned; judges by the called unit's own policy, where it is a unit of this host. `Err`: refused, and the
-    /// client knows. `again`: the try before came to nothing, and does not count.
-    pub(super) async fn parties(
-        &self,
-        down: &mut impl Downstream,
-        call: &Call<'_>,
-        hop: &Hop,
-        again: bool,
-    ) -> Result<Parties, Next> {
+    /// Who is concerned; judges by the called unit's own policy, where it is a unit of this host. `again`: the try before
+    /// came to nothing, and does not count.
+    pub(super) async fn parties(&self, call: &Call<'_>, hop: &Hop, again: bool) -> Result<Parties, Refusal> {
         let Some((unit, port)) = &hop.local else {
             let caller = match &hop.endpoint {
                 Some(endpoint) => self.account(&call.route, &endpoint.spiffe_id),
@@ -67,8 +68,8 @@ impl Calling {
             Some(fault) => Err(fault),
             None => enter().or_else(|over| tell(&over).map_or_else(|| Ok(None), Err)),
         };
-        let fault = match entered {
-            Err(fault) => fault,
+        match entered {
+            Err(fault) => Err(Refusal { caller, fault }),
             Ok(slots) => {
                 let callee = Callee {
                     account,
@@ -76,20 +77,24 @@ impl Calling {
                     brought,
                     slots,
                 };
-                return Ok(Parties {
+                Ok(Parties {
                     caller,
                     callee: Some(Rc::new(callee)),
-                });
+                })
             }
-        };
-        let flag = Some(fault.flag());
+        }
+    }
+
+    /// The refusal is what the request comes to.
+    pub(super) async fn refuse(&self, down: &mut impl Downstream, call: &Call<'_>, refusal: Refusal) -> Next {
+        let Refusal { caller, fault } = refusal;
         let entry = Entry {
-            flag,
+            flag: Some(fault.flag()),
             ..call.entry(fault.status(), "")
         };
         caller.tried(&self.worker, &entry);
         caller.ended(&self.worker, &entry);
-        Err(down.reply(fault, &fault.to_string()).await)
+        down.reply(fault, &fault.to_string()).await
     }
 
     /// Waits until the unit may not call the service any more, or its request is denied by the unit of this host that is
