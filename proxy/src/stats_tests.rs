@@ -126,6 +126,47 @@ fn who_is_quiet_makes_room_and_begins_at_zero() {
 }
 
 #[test]
+fn what_found_no_room_finds_it_when_there_is_some() {
+    let (stats, now) = (Stats::new(), Instant::now());
+    let count = |row: &Row, class| {
+        row.record(class, 1, 0, 0, 0);
+    };
+    let known = || -> Vec<_> {
+        let all = stats.collect().traffic.into_iter();
+        all.map(|row| (row.peer, row.code_class, row.count)).collect()
+    };
+    stats.series.limit(1);
+    let (one, two) = (stats.worker(), stats.worker());
+    let (first, second) = (one.handle(key("first")), two.handle(key("second")));
+    count(&first, CodeClass::Success);
+    (0..3).for_each(|_| count(&first, CodeClass::Error));
+    assert_eq!(stats.series.dropped(), 3, "each is told");
+    stats.series.limit(2);
+    count(&first, CodeClass::Error);
+    (0..2).for_each(|_| count(&second, CodeClass::Success));
+    let said = |peer: &str, class, count| (peer.to_owned(), class, count);
+    let (of_first, of_others) = (
+        said("first", "2xx", 1),
+        [said("other", "2xx", 2), said("other", "error", 3)],
+    );
+    assert_eq!(
+        known(),
+        [vec![of_first, said("first", "error", 1)], of_others.to_vec()].concat()
+    );
+    drop(first);
+    let nobody = |_: &Key| false;
+    assert!(stats.expire(Duration::from_secs(1), now, nobody).is_empty());
+    assert_eq!(
+        stats
+            .expire(Duration::from_secs(1), now + Duration::from_secs(2), nobody)
+            .len(),
+        1
+    );
+    count(&second, CodeClass::Success);
+    assert!(known().contains(&said("second", "2xx", 1)), "{:?}", known());
+}
+
+#[test]
 fn the_last_trace_of_each_bucket_is_kept() {
     let stats = Stats::new();
     let row = stats.worker().handle(key("a"));

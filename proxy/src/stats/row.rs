@@ -144,6 +144,8 @@ pub struct Row {
     pub(super) cells: [OnceLock<Box<Cell>>; CLASSES.len()],
     flags: Arc<FlagCounts>,
     series: Arc<Series>,
+    /// Where there was no room, by code class ([`Series::admit`]).
+    refused: [AtomicU64; CLASSES.len()],
     /// Where it counts what there is no room for; `None`: this is that one.
     other: Option<Arc<Self>>,
 }
@@ -155,6 +157,7 @@ impl Row {
             cells: Default::default(),
             flags,
             series,
+            refused: Default::default(),
             other,
         }
     }
@@ -213,7 +216,7 @@ impl Row {
 
     fn open(&self, class: CodeClass) -> &Cell {
         match &self.other {
-            Some(other) if !self.series.admit(&self.key, class) => other.open(class),
+            Some(other) if !self.series.admit(&self.key, class, &self.refused[class as usize]) => other.open(class),
             _ => self.cells[class as usize].get_or_init(Box::default),
         }
     }

@@ -3,7 +3,10 @@
 //! A series is a key with a code class, in whichever workers it is counted.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,6 +21,8 @@ pub struct Series {
     most: AtomicUsize,
     dropped: AtomicU64,
     open: Mutex<HashSet<(Arc<Key>, usize)>>,
+    /// Grows whenever there may be room again, or one more is there; never 0.
+    changes: AtomicU64,
     quiet: Mutex<HashMap<Arc<Key>, Quiet>>,
 }
 
@@ -41,6 +46,7 @@ impl Default for Series {
             most: AtomicUsize::new(MOST),
             dropped: AtomicU64::default(),
             open: Mutex::default(),
+            changes: AtomicU64::new(1),
             quiet: Mutex::default(),
         }
     }
@@ -49,7 +55,13 @@ impl Default for Series {
 impl Series {
     /// So many at most, from now on; those that are there stay.
     pub fn limit(&self, most: usize) {
-        self.most.store(most, Relaxed);
+        if self.most.swap(most, Relaxed) != most {
+            self.changed();
+        }
+    }
+
+    fn changed(&self) {
+        self.changes.fetch_add(1, AcqRel);
     }
 
     /// At most.
@@ -67,15 +79,26 @@ impl Series {
         self.dropped.load(Relaxed)
     }
 
-    /// Is there room for it, or is it there?
-    pub(super) fn admit(&self, key: &Arc<Key>, class: CodeClass) -> bool {
+    /// Is there room for it, or is it there? `refused`: after which change there was none, which is not asked again.
+    pub(super) fn admit(&self, key: &Arc<Key>, class: CodeClass, refused: &AtomicU64) -> bool {
+        let changes = self.changes.load(Acquire);
+        if refused.load(Relaxed) == changes {
+            self.drop_one();
+            return false;
+        }
         let mut open = lock(&self.open);
         let series = (key.clone(), class as usize);
-        let is_in = open.contains(&series) || (open.len() < self.most() && open.insert(series));
-        if !is_in {
-            self.drop_one();
+        if open.contains(&series) {
+            return true;
         }
-        is_in
+        if open.len() < self.most() {
+            open.insert(series);
+            self.changed();
+            return true;
+        }
+        refused.store(changes, Relaxed);
+        self.drop_one();
+        false
     }
 
     /// There was no room.
@@ -108,7 +131,10 @@ impl Series {
                 over.insert(key);
             }
         }
-        lock(&self.open).retain(|(key, _)| !over.contains(key));
+        if !over.is_empty() {
+            lock(&self.open).retain(|(key, _)| !over.contains(key));
+            self.changed();
+        }
         over
     }
 }
