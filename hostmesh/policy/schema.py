@@ -247,7 +247,7 @@ BREAKER = Table(
         Key("max_retries", "1..1000000", "no limit", "Retries under way; over it a failure is passed on as it is.",
             "max_retries = 10"),
         Key("consecutive_errors", "1..1000", "no ejection",
-            "An endpoint is ejected (gets nothing) after so many failed tries, one after the other: 5xx, no connection, no answer "
+            "An endpoint is ejected (gets nothing) after so many failed tries, one after the other: 5xx, what gRPC has for it (`UNAVAILABLE`, `INTERNAL` …), no connection, no answer "
             "in time.", "consecutive_errors = 5"),
         Key("eject", "duration", "30s",
             "For so long; when it fails again soon after its return twice, three times… ten times as long.", 'eject = "30s"'),

@@ -8,6 +8,8 @@ use hostmesh_proxy_core::config::{Balance, Endpoint, Service};
 use tokio::time::Instant;
 
 use crate::connect::Connector;
+use crate::http::down::Answer;
+use crate::stats::CodeClass;
 use crate::worker::Worker;
 
 /// Counts a request or a connection to an endpoint while it is under way. Where the service's policy goes by it, says once
@@ -48,10 +50,31 @@ impl InFlight {
         }
     }
 
-    /// The head of an answer came.
-    pub fn answered(&self, status: u16) {
+    /// The head of an answer came. What came of a gRPC call its trailers may have to say.
+    pub fn answered(&self, answer: &dyn Answer) {
+        let status = answer.status();
         self.status.set(status);
-        self.ended(status >= 500);
+        if self.watched.borrow().is_none() {
+            return;
+        }
+        let grpc = answer.grpc_status();
+        let failed = status >= 500 || grpc.is_some_and(has_failed);
+        if failed || grpc.is_some() || !is_grpc(answer) {
+            return self.ended(failed);
+        }
+        if let Some(watched) = &*self.watched.borrow() {
+            watched.took(&self.worker, false);
+        }
+    }
+
+    /// All of the answer came, with this status of a gRPC call at its end, if there was one.
+    pub fn completed(&self, grpc: Option<u16>) {
+        let Some(watched) = self.watched.take() else { return };
+        let failed = grpc.is_some_and(|status| has_failed(status.into()));
+        if failed {
+            watched.took(&self.worker, true);
+        }
+        watched.connector.judge(&watched.service, &watched.endpoint, failed);
     }
 
     /// There was none, and the endpoint is to blame.
@@ -85,6 +108,16 @@ impl Watched {
             loads.answered(self.endpoint.id, now - self.begun, failed, now.into_std());
         }
     }
+}
+
+/// Is this status of a gRPC call the server's doing?
+fn has_failed(status: u32) -> bool {
+    CodeClass::of_grpc(u16::try_from(status).unwrap_or(u16::MAX)).is_failure()
+}
+
+fn is_grpc(answer: &dyn Answer) -> bool {
+    let spoken = answer.single("content-type");
+    spoken.is_some_and(|spoken| spoken.starts_with(b"application/grpc"))
 }
 
 /// Does the policy go by what comes of a try?

@@ -120,7 +120,8 @@ impl Fault {
             Self::Denied => 7,
             Self::Limited(_) => 8,
             Self::NoToken | Self::BadToken(_) => 16,
-            Self::NoEndpoint | Self::Connect | Self::Reset | Self::Shed | Self::Internal => 14,
+            Self::NoEndpoint | Self::Ejected | Self::BreakerOpen | Self::Connect | Self::Reset => 14,
+            Self::Shed | Self::Internal => 14,
             _ => 13,
         }
     }

@@ -5,7 +5,7 @@
 
 mod call;
 pub mod conn;
-mod down;
+pub(crate) mod down;
 mod exchange;
 mod hop;
 mod http2;

@@ -102,7 +102,7 @@ impl Calling {
             stretch: trial.stretch,
         };
         let again = |answer: &dyn Answer| {
-            in_flight.answered(answer.status());
+            in_flight.answered(answer);
             again(failure_of(answer, is_local))
         };
         let tell = |callee: &Account, decision: &Decision| {
@@ -149,6 +149,7 @@ impl Calling {
                 downstream_clean,
             } => {
                 entry(status, "");
+                trial.in_flight.completed(call.arrived.progress.grpc_status.get());
                 if upstream_clean {
                     self.keep(&call.route, trial.hop, up);
                 }
