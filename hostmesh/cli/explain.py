@@ -177,7 +177,8 @@ def _come_in(callee: "Callee", caller: Peer | Plaintext, who: str, request: Requ
         decision = authorize.inbound(callee.unit, caller, callee.target, request)
         if decision.verdict.passes:
             limits = authorize.limits(callee.unit, caller, callee.target, request)
-            decision = replace(decision, trace=(*decision.trace, *limits))
+            asked = authorize.gatekeeper(callee.unit, callee.target)
+            decision = replace(decision, trace=(*decision.trace, *limits, *asked))
         judged = Answer(question, decision)
         if not callee.unit.jwt:
             return [judged]

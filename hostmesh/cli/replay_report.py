@@ -16,7 +16,7 @@ _TITLES = {
     Change.ROUTED: "WOULD TAKE ANOTHER ROUTE",
     Change.UNKNOWN: "CANNOT BE JUDGED: what decides is not recorded",
 }
-_NOT_JUDGED = "not judged: what tokens, headers, bodies and queries say, limits, and what an authorizer answers"
+_NOT_JUDGED = "not judged: what tokens, headers, bodies and queries say, limits, and what a gatekeeper answers"
 
 
 class Group(NamedTuple):

@@ -7,6 +7,7 @@ from hostmesh.policy.hindsight import Recorded
 
 _PASSED = {"request", "connection", "error"}
 _NOT_BY_POLICY = "builtin:"
+_BEYOND = {"limited", "refused", "no-verdict"}  # flags: limits and gatekeepers see what the rules let in
 _UNJUDGED = {"mirrored", "shed"}  # flags: a copy, and what an overloaded proxy refused unread
 
 
@@ -19,7 +20,7 @@ def recorded(entry: Mapping[str, str], *, is_all: bool) -> Recorded | None:
     if kind == "denied":
         if verdict == "audit-allow" or (verdict == "audit-deny" and is_all) or rule.startswith(_NOT_BY_POLICY):
             return None
-        passed = verdict == "audit-deny" or flag == "limited"  # limits hold for what the rules let in
+        passed = verdict == "audit-deny" or flag in _BEYOND
     elif not passed or (kind == "error" and not method) or flag in _UNJUDGED:
         return None
     if not port:

@@ -133,6 +133,7 @@ def _unit(settings: Settings, policy: model.Policy, facts: HostFacts, revoked: S
         trace_errors=policy.observe.trace.errors,
         jwt=[_token_issuer(issuer, facts) for issuer in policy.jwt],
         limits=[_limit(settings, limit) for limit in policy.limits],
+        authorize=_authorize(policy.authorize),
         revoked=standing(revoked, identity, dns_names_of(facts.host)) is not None,
     )
 
@@ -207,6 +208,14 @@ def _limit(settings: Settings, limit: model.Limit) -> wire.Limit:
         burst=limit.burst,
         concurrent=limit.concurrent,
         per=limit.per,
+    )
+
+
+def _authorize(said: model.Authorize | None) -> wire.Authorize | None:
+    if said is None:
+        return None
+    return wire.Authorize(
+        rule=said.place.rule, service=said.service, timeout_ms=said.timeout_ms, on_error=said.on_error
     )
 
 

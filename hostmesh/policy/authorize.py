@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from hostmesh.policy.claims import unlike_token
+from hostmesh.policy.gatekeeper import gatekeeper_text
 from hostmesh.policy.limits import limit_text
 from hostmesh.policy.model import Protocol
 from hostmesh.policy.paths import AmbiguousPath, normal_path, path_matches
@@ -306,6 +307,13 @@ def limits(unit: Unit, caller: Peer | Plaintext, port: int, request: Request | N
         fits = fit in (_Fit.YES, _Fit.BAD_PATH)
         tried.append(Tried(limit.of.rule, "limit", fits, limit_text(limit) if fits else why))
     return tuple(tried)
+
+
+def gatekeeper(unit: Unit, port: int) -> tuple[Tried, ...]:
+    """Whom ``unit`` asks about requests to ``port`` that its rules and limits let pass, if anybody."""
+    asked = unit.authorize
+    is_read = any(Protocol(declared.protocol).is_read for declared in unit.ports if declared.port == port)
+    return (Tried(asked.rule, "authorize", True, gatekeeper_text(asked)),) if asked and is_read else ()
 
 
 def outbound(unit: Unit, destination: Destination) -> Decision:

@@ -12,7 +12,6 @@ class Code(StrEnum):
 
     SYNTAX = "syntax"
     UNKNOWN_KEY = "unknown-key"
-    NOT_YET = "not-in-this-version"
     WRONG_TYPE = "wrong-type"
     BAD_VALUE = "bad-value"
     MISSING = "missing-key"

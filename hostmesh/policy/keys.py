@@ -16,12 +16,11 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table. ``name`` as it is written in the file; ``later`` maps keys of the design to what they will be."""
+    """One table; ``name`` as it is written in the file."""
 
     name: str
     meaning: str
     keys: tuple[Key, ...]
-    later: tuple[tuple[str, str], ...] = ()
 
     @property
     def words(self) -> list[str]:

@@ -141,6 +141,16 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Authorize:
+    """An ``[inbound.authorize]``: the service that is asked about requests. on_error: deny | allow."""
+
+    place: Place
+    service: str
+    timeout_ms: int = 200
+    on_error: str = "deny"
+
+
+@dataclass(frozen=True, slots=True)
 class PlaintextRule:
     """Callers without identity, named one by one: networks in CIDR form, or ``local`` (this host's processes)."""
 
@@ -268,3 +278,4 @@ class Policy:
     observe: Observe
     jwt: tuple[TokenIssuer, ...] = ()
     limits: tuple[Limit, ...] = ()
+    authorize: Authorize | None = None

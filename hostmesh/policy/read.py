@@ -43,12 +43,8 @@ class Reader:
         known = {}
         where = f"in [{schema.name}]" if schema.name else "at the top"
         for name, entry in node.table.items():
-            later = dict(schema.later).get(name)
             if name in schema.words:
                 known[name] = entry
-            elif later:
-                message = f"{name!r} ({later}) is not in this version of hostmesh"
-                self.findings.add(Code.NOT_YET, entry.key_place, message, "leave it out")
             else:
                 self.findings.add(
                     Code.UNKNOWN_KEY, entry.key_place, f"unknown key {name!r} {where}", nearest(name, schema.words)

@@ -17,7 +17,7 @@ files before they are there. A file that does not pass is refused whole, and wha
   else is refused. Callers without identity are judged by `[[inbound.plaintext]]` alone.
 - A change counts for what is open too: a connection that the new policy denies is reset at once, a request without a
   response yet is answered 403 (or 400), a response under way is broken off. What is allowed notices nothing.
-- Unknown keys are errors. Keys that hostmesh will know later are refused by name.
+- Unknown keys are errors.
 """
 
 
@@ -28,18 +28,14 @@ def reference() -> str:
 
 def _section(table: Table) -> str:
     rows = "\n".join(map(_row, table.keys))
-    later = ""
-    if table.later:
-        words = ", ".join(f"`{name}` ({meaning})" for name, meaning in table.later)
-        later = f"\nNot in this version: {words}.\n"
     head = "| key | type | default | meaning | example |\n| --- | --- | --- | --- | --- |"
-    return f"## {_title(table)}\n\n{table.meaning}\n\n{head}\n{rows}\n{later}"
+    return f"## {_title(table)}\n\n{table.meaning}\n\n{head}\n{rows}\n"
 
 
 def _title(table: Table) -> str:
     if not table.name:
         return "The file"
-    doubled = table.name.startswith("inbound.") or table.name == "traffic.route"
+    doubled = any(key.example == f"[[{table.name}]]" for known in TABLES for key in known.keys)
     return f"`[[{table.name}]]`" if doubled else f"`[{table.name}]`"
 
 

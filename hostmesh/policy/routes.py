@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from hostmesh.errors import Place
-from hostmesh.policy import route_law, schema
+from hostmesh.policy import route_law
+from hostmesh.policy import schema_routes as schema
 from hostmesh.policy.findings import Code
 from hostmesh.policy.keys import Table
 from hostmesh.policy.model import Protocol, Traffic

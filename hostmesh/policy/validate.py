@@ -10,10 +10,12 @@ from hostmesh.errors import Place
 from hostmesh.names import BadName, UnitName, check_service_name, service_name_of
 from hostmesh.policy import schema
 from hostmesh.policy.findings import Code, Findings
+from hostmesh.policy.gatekeeper import gatekeeper
 from hostmesh.policy.keys import Table
 from hostmesh.policy.limits import limit
 from hostmesh.policy.model import (
     AccessLog,
+    Authorize,
     ClientAddress,
     InboundRule,
     Limit,
@@ -101,6 +103,9 @@ class _Reading:
         declared = {port.number: port.protocol for port in ports}
         believed = issuers(self.read, inbound.get("jwt"))
         self._check_claims(believed, declared)
+        outbound = self._outbound(top.get("outbound"))
+        asked = gatekeeper(self.read, inbound.get("authorize"), service, outbound)
+        self._check_asked(asked, declared)
         return Policy(
             place=self.file,
             unit=self.unit,
@@ -112,10 +117,11 @@ class _Reading:
             deny=self._inbound_rules(inbound.get("deny"), schema.DENY, declared, believed),
             plaintext=self._plaintext_rules(inbound.get("plaintext"), declared),
             traffic=self._traffic(top.get("traffic"), declared),
-            outbound=self._outbound(top.get("outbound")),
+            outbound=outbound,
             observe=self._observe(top.get("observe")),
             jwt=believed,
             limits=self._limits(inbound.get("limit"), declared),
+            authorize=asked,
         )
 
     def _service(self, node: Node | None) -> tuple[str, tuple[Port, ...]]:
@@ -200,6 +206,20 @@ class _Reading:
                 f"headers of claims beside port {auto}, which is auto: whoever speaks no HTTP there could forge them"
             )
             self.findings.add(Code.BAD_VALUE, told.place, message, f'say what is spoken: {auto} = "http"')
+
+    def _check_asked(self, asked: Authorize | None, declared: Mapping[int, Protocol]) -> None:
+        """Nobody gets round a gatekeeper by speaking something else than HTTP."""
+        if asked is None or not self.ports_are_sound:
+            return
+        auto = next((number for number, protocol in declared.items() if protocol is Protocol.AUTO), None)
+        if auto is not None:
+            message = (
+                f"a gatekeeper beside port {auto}, which is auto: whoever speaks no HTTP there would not be asked about"
+            )
+            self.findings.add(Code.BAD_VALUE, asked.place, message, f'say what is spoken: {auto} = "http"')
+        elif not any(protocol.is_read for protocol in declared.values()):
+            message = "a gatekeeper is asked about requests, and the unit's ports carry no requests"
+            self.findings.add(Code.BAD_VALUE, asked.place, message, 'for example, in [service.ports]: 8080 = "http"')
 
     def _check_readable(self, table: Tables, ports: tuple[int, ...], declared: Mapping[int, Protocol]) -> None:
         """A condition on the request needs a port on which requests can be read."""

@@ -117,6 +117,15 @@ class Limit(Struct):
     per: str
 
 
+class Authorize(Struct):
+    """The service that is asked about what rules and limits let pass. on_error: deny | allow what it leaves open."""
+
+    rule: str
+    service: str
+    timeout_ms: int
+    on_error: str
+
+
 class PlaintextRule(Struct):
     """Callers without identity: CIDR networks, or ``local``."""
 
@@ -167,6 +176,7 @@ class Unit(Struct):
     revoked: bool = False
     jwt: list[TokenIssuer] = []
     limits: list[Limit] = []
+    authorize: Authorize | None = None
 
 
 class Retries(Struct):

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::drain;
 use crate::events::Event;
+use crate::http::ext_authz::Gatekeepers;
 use crate::http::token::Tokens;
 use crate::listener::{self, Kind};
 use crate::outbound;
@@ -55,6 +56,8 @@ pub struct Worker {
     pub pressure: Pressure,
     /// Tokens that are believed.
     pub tokens: RefCell<Tokens>,
+    /// Who is asked about requests.
+    pub gatekeepers: Gatekeepers,
     /// TLS connections from other hosts.
     pub links: RefCell<Vec<Weak<ServerLink>>>,
     /// By which they were judged last.
@@ -79,6 +82,7 @@ impl Worker {
             copies: RefCell::default(),
             pressure: Pressure::default(),
             tokens: RefCell::default(),
+            gatekeepers: Gatekeepers::default(),
             links: RefCell::default(),
             trust: RefCell::new(shared.trust()),
             policies_changed: Notify::new(),

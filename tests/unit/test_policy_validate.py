@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostmesh.errors import Diagnostic, Place, PolicyError
-from hostmesh.policy import schema
+from hostmesh.policy import schema, schema_routes
 from hostmesh.policy.findings import Code
 from hostmesh.policy.keys import Key, Table
 from hostmesh.policy.model import (
@@ -123,13 +123,21 @@ def test_traces_of_what_fails() -> None:
 HTTP = '[service.ports]\n80 = "http"\n5 = "tcp"\n'
 ALLOW = HTTP + "[[inbound.allow]]\nfrom = ['a']\n"
 DENY = HTTP + "[[inbound.deny]]\nfrom = ['a']\n"
+GATE = HTTP + "[inbound.authorize]\n"
 PLAIN = HTTP + "[[inbound.plaintext]]\nports = [80]\n"
 CASES: list[tuple[str, Code, tuple[int, int], str, str]] = [
     ("[inbund]\n", Code.UNKNOWN_KEY, (1, 1), "unknown key 'inbund'", "'inbound'"),
     ("[inbound]\nmdoe = 'audit'\n", Code.UNKNOWN_KEY, (2, 1), "unknown key 'mdoe' in [inbound]", "'mode'"),
     ("[inbound]\nmode = 'audti'\n", Code.BAD_VALUE, (2, 8), "none of: audit, enforce", "'audit'"),
     ("[inbound]\nmode = 1\n", Code.WRONG_TYPE, (2, 8), "expected a string, found a whole number", ""),
-    ("[inbound]\nauthorize = {}\n", Code.NOT_YET, (2, 1), "'authorize' (external authorization)", "leave it out"),
+    (HTTP + "[inbound]\nauthorize = {}\n", Code.MISSING, (5, 13), "[inbound.authorize] lacks 'service'", "gatekeeper"),
+    (GATE + "service = 'A B'\n", Code.BAD_VALUE, (5, 11), "not a service name", ""),
+    (GATE + "service = 'inventory'\n", Code.BAD_VALUE, (5, 11), "no gatekeeper of its own", ""),
+    (GATE + "service = 'g'\ntimeout = '0s'\n", Code.BAD_VALUE, (6, 11), "more than 0", ""),
+    (GATE + "service = 'g'\non_error = 'ask'\n", Code.BAD_VALUE, (6, 12), "none of: allow, deny", ""),
+    (GATE + "service = 'g'\n[outbound]\nallow = ['db']\n", Code.BAD_VALUE, (5, 11), "does not allow 'g'", '"g"'),
+    (GATE.replace('"http"', '"tcp"') + "service = 'g'\n", Code.BAD_VALUE, (4, 1), "carry no requests", "http"),
+    (GATE.replace('"tcp"', '"auto"') + "service = 'g'\n", Code.BAD_VALUE, (4, 1), "port 5, which is auto", "5 ="),
     ("inbound = 'audit'\n", Code.WRONG_TYPE, (1, 11), "expected a table, found a string", ""),
     ("a = \n", Code.SYNTAX, (1, 5), "not TOML", ""),
     ("[service]\nname = 'In_v'\n", Code.BAD_VALUE, (2, 8), "not a service name", ""),
@@ -307,12 +315,14 @@ def test_the_examples_of_the_reference_are_right(table: Table, key: Key) -> None
         has_match = "match" in (key.name, table.name.rpartition(".")[2])
         head = "[[traffic.route]]\n" + ("" if has_match else 'match = { path = "/products/{id}" }\n')
         head += 'to = "inventory-v2"\n' if key.name == "sni" else ""
-        head += f"[{table.name}]\n" if table is not schema.ROUTE else ""
+        head += f"[{table.name}]\n" if table is not schema_routes.ROUTE else ""
     others = {"from": 'from = ["a"]\n', "ports": "ports = [8080]\n"} if table.name.startswith("inbound.") else {}
     if table is schema.PLAINTEXT:
         others["from"] = 'from = ["local"]\n'
     if table is schema.LIMIT:
         others |= {"rate": 'rate = "100/s"\n'}
+    if table is schema.AUTHORIZE:
+        head, others = "[inbound.authorize]\n", {"service": 'service = "gatekeeper"\n'}
     if table is schema.BALANCE:
         others = {"by": 'by = "consistent-hash"\n', "on": 'on = "source"\n'}
     rest = "".join(line for name, line in others.items() if name != key.name)

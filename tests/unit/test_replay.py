@@ -122,6 +122,8 @@ def test_what_no_policy_speaks_of_is_not_judged() -> None:
         ({"HOSTMESH_FLAG": "mirrored"}, True, None),
         ({"HOSTMESH_KIND": "error", "HOSTMESH_FLAG": "shed"}, True, None),
         ({"HOSTMESH_KIND": "denied", "HOSTMESH_VERDICT": "deny", "HOSTMESH_FLAG": "limited"}, True, True),
+        ({"HOSTMESH_KIND": "denied", "HOSTMESH_VERDICT": "deny", "HOSTMESH_FLAG": "refused"}, True, True),
+        ({"HOSTMESH_KIND": "denied", "HOSTMESH_VERDICT": "deny", "HOSTMESH_FLAG": "no-verdict"}, True, True),
         ({"HOSTMESH_KIND": "denied", "HOSTMESH_VERDICT": "deny"}, True, False),
         ({"HOSTMESH_KIND": "denied", "HOSTMESH_VERDICT": "audit-deny"}, True, None),
         ({"HOSTMESH_KIND": "denied", "HOSTMESH_VERDICT": "audit-deny"}, False, True),

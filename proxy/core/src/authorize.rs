@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::claims::Claims;
-use crate::config::{InboundRule, Mode, OutboundTarget, Unit};
+use crate::config::{Gatekeeper, InboundRule, Mode, OutboundTarget, Unit};
 use crate::error::Fault;
 use crate::token::Doubt;
 
@@ -41,6 +41,10 @@ pub enum Verdict {
     BadToken(Doubt),
     /// It may, but not now: 429. After so many seconds there may be room.
     Limited(u32),
+    /// The gatekeeper said no: 403, or what it says.
+    Refused,
+    /// The gatekeeper gave none: 503.
+    NoVerdict,
 }
 
 impl Verdict {
@@ -58,6 +62,8 @@ impl Verdict {
             Self::NoToken => Some(Fault::NoToken),
             Self::BadToken(doubt) => Some(Fault::BadToken(doubt)),
             Self::Limited(seconds) => Some(Fault::Limited(seconds)),
+            Self::Refused => Some(Fault::Refused),
+            Self::NoVerdict => Some(Fault::NoVerdict),
         }
     }
 }
@@ -211,6 +217,11 @@ pub fn outbound(unit: &Unit, target: &Target<'_>) -> Decision {
         }
     }
     Decision::new(Verdict::Deny, unit.rule_outbound_default.clone())
+}
+
+/// What comes of a gatekeeper's no ([`Verdict::Refused`]), or of its silence ([`Verdict::NoVerdict`]).
+pub fn external(unit: &Unit, gatekeeper: &Gatekeeper, verdict: Verdict) -> Decision {
+    refuse(unit, verdict, &gatekeeper.rule)
 }
 
 fn judge(

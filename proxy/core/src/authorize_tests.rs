@@ -157,6 +157,7 @@ fn the_vectors() {
                     Verdict::NoToken => "no-token",
                     Verdict::BadToken(_) => "bad-token",
                     Verdict::Limited(_) => "limited",
+                    Verdict::Refused | Verdict::NoVerdict => panic!("no gatekeeper is asked here"),
                 };
                 (verdict, Some(decision))
             }

@@ -89,6 +89,7 @@ pub(super) fn unit(unit: snapshot::Unit) -> Result<Unit, ConfigError> {
             .into_iter()
             .map(|said| limit(&at, said))
             .collect::<Result<_, _>>()?,
+        gatekeeper: unit.authorize.map(|said| gatekeeper(&at, said)).transpose()?,
         rule_default: unit.rule_default.into(),
         rule_outbound_default: unit.rule_outbound_default.into(),
         spiffe_id: unit.spiffe_id.into(),
@@ -209,6 +210,20 @@ fn limit(at: &str, limit: snapshot::Limit) -> Result<Limit, ConfigError> {
         "whose count (caller, all)",
     )?;
     Ok(Limit::new(inbound_rule(at, limit.of)?, rate, concurrent, per))
+}
+
+fn gatekeeper(at: &str, said: snapshot::Authorize) -> Result<Gatekeeper, ConfigError> {
+    let timeout = Duration::from_millis(said.timeout_ms);
+    if timeout.is_zero() {
+        return Err(bad(at, said.rule, "a gatekeeper that has some time"));
+    }
+    let on_error = [("allow", true), ("deny", false)];
+    Ok(Gatekeeper {
+        timeout,
+        service: not_empty(at, said.service, "a gatekeeper's service")?,
+        may_be_silent: word(at, &said.on_error, &on_error, "what comes of no verdict (deny, allow)")?,
+        rule: said.rule.into(),
+    })
 }
 
 fn network(at: &str, text: &str) -> Result<IpNet, ConfigError> {

@@ -220,6 +220,19 @@ pub struct OutboundRule {
     pub port: u16,
 }
 
+/// Who is asked about requests that the rules let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gatekeeper {
+    /// `file:line`.
+    pub rule: Arc<str>,
+    /// Its service.
+    pub service: Arc<str>,
+    /// It answers within this.
+    pub timeout: Duration,
+    /// A request may go on about which it says nothing.
+    pub may_be_silent: bool,
+}
+
 /// A meshed unit of this host.
 #[derive(Debug, PartialEq)]
 #[allow(missing_docs)]
@@ -251,6 +264,8 @@ pub struct Unit {
     pub tokens: Option<Arc<Issuers>>,
     /// How much of it callers may have; all that fit hold.
     pub limits: Vec<Limit>,
+    /// Who is asked about what they leave.
+    pub gatekeeper: Option<Gatekeeper>,
 }
 
 impl Unit {

@@ -47,6 +47,12 @@ pub enum Fault {
     /// The token is not believed.
     #[error("the token is not believed: {0}")]
     BadToken(Doubt),
+    /// The unit's gatekeeper refused.
+    #[error("refused by the service's gatekeeper")]
+    Refused,
+    /// The unit's gatekeeper could not be asked, or gave no answer that is one.
+    #[error("the service's gatekeeper gave no verdict")]
+    NoVerdict,
     /// The service has no endpoint.
     #[error("the service has no endpoint")]
     NoEndpoint,
@@ -90,7 +96,9 @@ impl Fault {
     pub fn blame(self) -> Blame {
         match self {
             Self::BadRequest(_) | Self::BadRequestBody(_) | Self::SlowRequest | Self::Gone => Blame::Downstream,
-            Self::BadPath | Self::Denied | Self::Limited(_) | Self::NoToken | Self::BadToken(_) => Blame::Policy,
+            Self::BadPath | Self::Denied | Self::Refused | Self::Limited(_) | Self::NoToken | Self::BadToken(_) => {
+                Blame::Policy
+            }
             Self::Shed | Self::Internal => Blame::Internal,
             _ => Blame::Upstream,
         }
@@ -102,12 +110,12 @@ impl Fault {
             Self::BadRequest(refused) => refused.status(),
             Self::BadRequestBody(_) | Self::BadPath | Self::Gone => 400,
             Self::NoToken | Self::BadToken(_) => 401,
-            Self::Denied => 403,
+            Self::Denied | Self::Refused => 403,
             Self::SlowRequest => 408,
             Self::Limited(_) => 429,
             Self::Reset | Self::BadResponse(_) | Self::BadResponseBody(_) => 502,
             Self::NoEndpoint | Self::NoRoute | Self::Ejected | Self::BreakerOpen | Self::Connect => 503,
-            Self::Shed | Self::Internal => 503,
+            Self::NoVerdict | Self::Shed | Self::Internal => 503,
             Self::Timeout => 504,
         }
     }
@@ -117,11 +125,11 @@ impl Fault {
         match self {
             Self::Gone => 1,
             Self::Timeout => 4,
-            Self::Denied => 7,
+            Self::Denied | Self::Refused => 7,
             Self::Limited(_) => 8,
             Self::NoToken | Self::BadToken(_) => 16,
             Self::NoEndpoint | Self::Ejected | Self::BreakerOpen | Self::Connect | Self::Reset => 14,
-            Self::Shed | Self::Internal => 14,
+            Self::NoVerdict | Self::Shed | Self::Internal => 14,
             _ => 13,
         }
     }
@@ -136,6 +144,8 @@ impl Fault {
             Self::Limited(_) => Flag::Limited,
             Self::NoToken => Flag::NoToken,
             Self::BadToken(_) => Flag::BadToken,
+            Self::Refused => Flag::Refused,
+            Self::NoVerdict => Flag::NoVerdict,
             Self::NoEndpoint => Flag::NoEndpoint,
             Self::Ejected => Flag::Ejected,
             Self::NoRoute => Flag::NoRoute,
@@ -198,6 +208,8 @@ mod tests {
             Fault::Limited(1),
             Fault::NoToken,
             Fault::BadToken(Doubt::Expired),
+            Fault::Refused,
+            Fault::NoVerdict,
             Fault::NoEndpoint,
             Fault::Ejected,
             Fault::NoRoute,

@@ -25,6 +25,19 @@ impl FieldEdits {
         self.remove.iter().any(|other| is_it(other)) || self.set.iter().any(|(other, _)| is_it(other))
     }
 
+    /// These, and then those.
+    pub fn then(&self, more: &Self) -> Self {
+        let left = |puts: &[(Box<str>, Box<str>)]| -> Vec<_> {
+            let stays = puts.iter().filter(|(name, _)| !more.drops(name.as_bytes()));
+            stays.cloned().collect()
+        };
+        Self {
+            set: [left(&self.set), more.set.clone()].concat(),
+            add: [left(&self.add), more.add.clone()].concat(),
+            remove: self.remove.iter().chain(&more.remove).cloned().collect(),
+        }
+    }
+
     /// What is put behind the rest.
     pub fn puts<'a>(&'a self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
         self.set
@@ -44,6 +57,12 @@ pub struct Changes<'a> {
 }
 
 impl<'a> Changes<'a> {
+    /// Other fields, and nothing else.
+    pub fn of_fields(fields: &'a FieldEdits) -> Self {
+        let (target, host) = (None, None);
+        Self { target, host, fields }
+    }
+
     /// Is a field of this name, in any case, taken out?
     pub fn drops(&self, name: &[u8]) -> bool {
         (self.host.is_some() && is_same_variable(name, b"host")) || self.fields.drops(name)
@@ -223,6 +242,27 @@ mod tests {
             assert_eq!(judged, expect, "{name}");
             assert_eq!(lines(sent.headers(), name), expect, "{name}");
         }
+    }
+
+    #[test]
+    fn these_and_then_those() {
+        let pair = |name: &str, value: &str| (Box::from(name), Box::from(value));
+        let first = FieldEdits {
+            set: vec![pair("x-a", "1"), pair("x-b", "1"), pair("x-c", "1")],
+            add: vec![pair("x-d", "1"), pair("x-e", "1")],
+            remove: vec!["x-f".into()],
+        };
+        let second = FieldEdits {
+            set: vec![pair("x-a", "2"), pair("x-d", "2")],
+            add: vec![pair("x-b", "2"), pair("x-f", "2")],
+            remove: vec!["x-c".into()],
+        };
+        let expected = FieldEdits {
+            set: vec![pair("x-b", "1"), pair("x-a", "2"), pair("x-d", "2")],
+            add: vec![pair("x-e", "1"), pair("x-b", "2"), pair("x-f", "2")],
+            remove: vec!["x-f".into(), "x-c".into()],
+        };
+        assert_eq!(first.then(&second), expected);
     }
 
     #[test]

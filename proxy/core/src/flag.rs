@@ -41,6 +41,10 @@ flags! {
     NoToken = "no-token",
     /// Its token is not believed.
     BadToken = "bad-token",
+    /// The unit's gatekeeper refused it.
+    Refused = "refused",
+    /// The unit's gatekeeper gave no verdict.
+    NoVerdict = "no-verdict",
     /// The service has no endpoint.
     NoEndpoint = "no-endpoint",
     /// Every endpoint is left alone for a time.

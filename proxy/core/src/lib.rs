@@ -8,6 +8,7 @@ pub mod claims;
 pub mod config;
 pub mod dns;
 pub mod error;
+pub mod ext_authz;
 pub mod fields;
 pub mod flag;
 pub mod glob;

@@ -237,6 +237,17 @@ pub struct Limit {
     pub per: String,
 }
 
+/// Who is asked about what rules and limits let pass. `on_error`: deny or allow, where it gives no verdict.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Authorize {
+    pub rule: String,
+    pub service: String,
+    pub timeout_ms: u64,
+    pub on_error: String,
+}
+
 /// Callers without identity: CIDR networks, or `local`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -296,6 +307,8 @@ pub struct Unit {
     pub jwt: Vec<TokenIssuer>,
     #[serde(default)]
     pub limits: Vec<Limit>,
+    #[serde(default)]
+    pub authorize: Option<Authorize>,
 }
 
 /// How callers try again. `per_try_timeout_ms` 0: none.

@@ -10,6 +10,7 @@ use hostmesh_proxy_core::limit::Slot;
 use hostmesh_proxy_core::trace::Outgoing;
 
 use super::call::Call;
+use super::ext_authz::Permit;
 use super::observe::{Account, Entry};
 use super::route::To;
 use super::token::Brought;
@@ -33,6 +34,8 @@ pub struct Callee {
     pub brought: Brought,
     /// The request's places among those in flight.
     pub slots: Option<Rc<Vec<Slot>>>,
+    /// What its gatekeeper says.
+    pub permit: Rc<Permit>,
 }
 
 impl Callee {
@@ -104,8 +107,15 @@ impl Parties {
 
     pub fn callee_ended(&self, worker: &Worker, entry: &Entry<'_>) {
         if let Some(callee) = &self.callee {
+            let flag = entry.flag.or(callee.permit.flag);
+            let entry = Entry { flag, ..*entry };
             callee.account.ended(worker, &entry.of_callee(&callee.rule));
         }
+    }
+
+    /// What the gatekeeper of a unit of this host says.
+    pub fn permit(&self) -> Option<&Permit> {
+        self.callee.as_ref().map(|callee| &*callee.permit)
     }
 }
 

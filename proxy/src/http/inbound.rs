@@ -11,8 +11,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{self, Caller, Request, Token};
-use hostmesh_proxy_core::config::{Config, Port, Protocol, Timeouts};
+use hostmesh_proxy_core::config::{Config, Gatekeeper, Port, Protocol, Timeouts};
 use hostmesh_proxy_core::error::Fault;
+use hostmesh_proxy_core::fields::Changes;
 use hostmesh_proxy_core::flag::Flag;
 use hostmesh_proxy_core::http1::RequestEdits;
 use hostmesh_proxy_core::limit::{self, Slot};
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 
 use super::conn::Conn;
 use super::down::{Arrived, Downstream, Ended, Manner, Stretch, Up};
+use super::ext_authz::{self, Permit, Question, Refused};
 use super::http2::Links;
 use super::observe::{Account, Entry, broken, count_slow};
 use super::session::{self, Handler, Next};
@@ -159,18 +161,7 @@ impl Handler for Serving {
         let audited = Audited::default();
         audited.begins(&decision);
         let traced = Traced::begin(&self.worker, &served.config, unit, arrived.asked.headers);
-        let entry = Entry {
-            arrived,
-            rule: &decision.rule,
-            part: traced.whole(arrived.begun),
-            attempt: None,
-            tries: 1,
-            status: 0,
-            error: "",
-            endpoint: None,
-            route: "",
-            flag: None,
-        };
+        let entry = Entry::new(arrived, &decision.rule, traced.whole(arrived.begun));
         served.account.judged(&self.worker, &entry, &decision);
         if let Some(fault) = decision.verdict.fault() {
             return down.reply(fault, &fault.to_string()).await;
@@ -194,8 +185,19 @@ impl Handler for Serving {
             return Next::Abort;
         };
         let trace = traced.to_application();
+        let permit = match &unit.gatekeeper {
+            None => Permit::default(),
+            // Boxed: few units have one.
+            Some(gatekeeper) => match Box::pin(self.ask(&served, gatekeeper, &entry, &brought, trace)).await {
+                Ok(permit) => permit,
+                Err(refused) => {
+                    self.tell(&served, &entry, &refused);
+                    return refused.answer(down).await;
+                }
+            },
+        };
         let next = self
-            .carry(down, &served, port, entry, (trace, &brought), &audited)
+            .carry(down, &served, port, entry, (trace, &brought, &permit), &audited)
             .await;
         if matches!(next, Next::Tunnel(_)) {
             self.tunnel
@@ -261,23 +263,40 @@ impl Serving {
                 authorize::request(unit, &self.who.caller(), about.port, &arrived.asked)
             });
             if audited.begins(&decision) {
-                let entry = Entry {
-                    arrived,
-                    rule: &decision.rule,
-                    part,
-                    attempt: None,
-                    tries: 1,
-                    status: 0,
-                    error: "",
-                    endpoint: None,
-                    route: "",
-                    flag: None,
-                };
+                let entry = Entry::new(arrived, &decision.rule, part);
                 served.account.judged(&self.worker, &entry, &decision);
             }
             (!decision.verdict.passes()).then(|| Denial::new(about.clone(), decision))
         })
         .await
+    }
+
+    /// Asks the unit's gatekeeper.
+    async fn ask(
+        &self,
+        served: &Served,
+        gatekeeper: &Gatekeeper,
+        entry: &Entry<'_>,
+        brought: &Brought,
+        trace: Outgoing,
+    ) -> Result<Permit, Refused> {
+        let (arrived, about) = (entry.arrived, &served.account.about);
+        let question = Question {
+            config: &served.config,
+            about,
+            trace,
+            message: ext_authz::message(about, self.who.caller(), &arrived.asked, arrived.query, brought),
+        };
+        ext_authz::ask(&self.worker, gatekeeper, question, |refused| {
+            self.tell(served, entry, refused)
+        })
+        .await
+    }
+
+    fn tell(&self, served: &Served, entry: &Entry<'_>, refused: &Refused) {
+        served
+            .account
+            .judged(&self.worker, &refused.entry(entry), &refused.decision);
     }
 
     /// Refuses a request unjudged: there is too much to do.
@@ -286,16 +305,11 @@ impl Serving {
         let traced = Traced::begin(&self.worker, &served.config, unit, arrived.asked.headers);
         let message = fault.to_string();
         let entry = Entry {
-            arrived,
-            rule: "",
-            part: traced.whole(arrived.begun),
-            attempt: None,
             tries: 0,
             status: fault.status(),
             error: &message,
-            endpoint: None,
-            route: "",
             flag: Some(fault.flag()),
+            ..Entry::new(arrived, "", traced.whole(arrived.begun))
         };
         served.account.ended(&self.worker, &entry);
         down.reply(fault, &message).await
@@ -307,19 +321,21 @@ impl Serving {
         served: &Served,
         port: Port,
         entry: Entry<'_>,
-        (trace, brought): (Outgoing, &Brought),
+        (trace, brought, permit): (Outgoing, &Brought, &Permit),
         audited: &Audited,
     ) -> Next {
         let arrived = entry.arrived;
+        let changes = permit.request().map(Changes::of_fields);
         let manner = Manner {
             edits: RequestEdits {
                 trace: Some(trace),
                 peer: self.who.identity(),
                 withheld: served.account.about.unit.withheld(),
                 stated: brought.headers(),
+                changes: changes.as_ref(),
                 ..RequestEdits::default()
             },
-            response: None,
+            response: permit.response(),
             deadline: None,
             from_application: true,
             timeouts: served.config.timeouts,
@@ -329,7 +345,7 @@ impl Serving {
             let entry = Entry {
                 status,
                 error,
-                flag,
+                flag: flag.or(permit.flag),
                 ..entry
             };
             served.account.ended(&self.worker, &entry);

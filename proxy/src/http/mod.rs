@@ -7,6 +7,7 @@ mod call;
 pub mod conn;
 pub(crate) mod down;
 mod exchange;
+pub(crate) mod ext_authz;
 mod hop;
 mod http2;
 pub mod inbound;

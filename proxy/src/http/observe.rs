@@ -46,6 +46,22 @@ pub struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
+    /// Of a request that has come, by the rule that lets it in.
+    pub fn new(arrived: Arrived<'a>, rule: &'a str, part: Part<'a>) -> Self {
+        Self {
+            arrived,
+            rule,
+            part,
+            attempt: None,
+            tries: 1,
+            status: 0,
+            error: "",
+            endpoint: None,
+            route: "",
+            flag: None,
+        }
+    }
+
     /// By the status of gRPC where there is one.
     pub fn class(&self) -> CodeClass {
         match (self.status, self.arrived.progress.grpc_status.get()) {
@@ -187,7 +203,7 @@ impl Account {
         };
         // Words only where the line would not say why.
         let message = match decision.verdict.fault() {
-            None | Some(Fault::Denied) => String::new(),
+            None | Some(Fault::Denied | Fault::Refused) => entry.error.to_owned(),
             Some(why) => {
                 let (peer, method, path) = (&self.about.peer, entry.arrived.asked.method, entry.arrived.asked.path);
                 format!("{peer} {method} {path}: {why}")

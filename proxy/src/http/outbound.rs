@@ -22,6 +22,7 @@ use hostmesh_proxy_core::authorize::Decision;
 use hostmesh_proxy_core::balance::circuit::Resource;
 use hostmesh_proxy_core::config::{Protocol, Timeouts, Unit};
 use hostmesh_proxy_core::error::Fault;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -29,7 +30,7 @@ use super::call::{Call, Taken, Tried, describe, flag, hash_key, pause, status};
 use super::conn::Conn;
 use super::down::{Arrived, Downstream};
 use super::hop::{Callee, Hop, Parties, Place};
-use super::http2::Links;
+use super::http2::{self, Links};
 use super::observe::{Account, Entry, count_slow};
 use super::route::Route;
 use super::session::{self, Handler, Next};
@@ -56,24 +57,25 @@ pub async fn serve_told(
     conn: Conn,
     told: Option<Protocol>,
 ) {
-    let Some(route) = Route::find(&worker, unit.number, called, client, told) else {
-        return conn.abort();
-    };
     let draining = worker.shared.draining();
-    let number = unit.number;
-    let calling = Calling {
-        worker,
-        number,
-        called,
-        client,
-        told,
-        route: RefCell::new(Rc::new(route)),
-        accounts: RefCell::default(),
-        kept: RefCell::default(),
-        links: Links::default(),
-        tunnel: RefCell::default(),
-    };
-    session::serve(conn, draining, Rc::new(calling)).await;
+    match Calling::find(worker, &unit, called, client, told) {
+        Some(calling) => session::serve(conn, draining, Rc::new(calling)).await,
+        None => conn.abort(),
+    }
+}
+
+/// Serves what is asked in the unit's name in this process, in HTTP/2.
+pub async fn serve_own(
+    worker: Rc<Worker>,
+    unit: Arc<Unit>,
+    called: SocketAddr,
+    client: IpAddr,
+    io: impl AsyncRead + AsyncWrite + Unpin,
+) {
+    let draining = worker.shared.draining();
+    if let Some(calling) = Calling::find(worker, &unit, called, client, Some(Protocol::Http2)) {
+        http2::serve_over(io, None, draining, Rc::new(calling)).await;
+    }
 }
 
 /// A connection of a unit, and what its requests share.
@@ -214,6 +216,29 @@ impl Handler for Calling {
 }
 
 impl Calling {
+    /// `None`: there is no HTTP at what is `called`.
+    fn find(
+        worker: Rc<Worker>,
+        unit: &Unit,
+        called: SocketAddr,
+        client: IpAddr,
+        told: Option<Protocol>,
+    ) -> Option<Self> {
+        let route = Route::find(&worker, unit.number, called, client, told)?;
+        Some(Self {
+            worker,
+            number: unit.number,
+            called,
+            client,
+            told,
+            route: RefCell::new(Rc::new(route)),
+            accounts: RefCell::default(),
+            kept: RefCell::default(),
+            links: Links::default(),
+            tunnel: RefCell::default(),
+        })
+    }
+
     /// The route; found again when another config is in force. A unit that is not there any more may call nobody. `None`:
     /// there is no more HTTP where it led.
     fn refresh(&self) -> Option<Rc<Route>> {

@@ -16,7 +16,7 @@ pub use client::{Link, Links};
 pub use exchange::{Asked, Awaited, Try};
 pub use io::speaks;
 pub use respond::Client;
-pub use server::serve;
+pub use server::{serve, serve_over};
 pub use upload::{Replay, Upload};
 
 /// Received and not yet passed on at most, bytes: of a stream, of a connection.

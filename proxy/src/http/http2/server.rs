@@ -13,6 +13,7 @@ use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::http1::{MAX_HEAD, Refused};
 use hostmesh_proxy_core::http2::Head;
 use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -23,6 +24,7 @@ use crate::http::conn::Conn;
 use crate::http::down::{Arrived, Progress};
 use crate::http::session::Handler;
 use crate::stream::Stream;
+use crate::wire::Link;
 
 /// Requests of one connection that are under way.
 #[derive(Default)]
@@ -51,13 +53,23 @@ impl Drop for Held {
 
 /// Serves the connection to its end, or, when the process drains, another has taken over or the wire under it is retired,
 /// to the end of its requests. A client that says nothing for as long as one may is sent away.
-pub async fn serve<H: Handler + 'static>(down: Conn, mut draining: watch::Receiver<bool>, handler: Rc<H>) {
-    let timeouts = handler.timeouts();
+pub async fn serve<H: Handler + 'static>(down: Conn, draining: watch::Receiver<bool>, handler: Rc<H>) {
     let (stream, bytes) = down.into_parts();
     let wire = match &stream {
         Stream::Wire(wire) => Some(wire.link()),
         Stream::Tcp(_) => None,
     };
+    serve_over(Early::new((stream, bytes)), wire, draining, handler).await;
+}
+
+/// The same over anything that carries bytes; `wire`: the connection under it, where there is one.
+pub async fn serve_over<H: Handler + 'static>(
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    wire: Option<Rc<Link>>,
+    mut draining: watch::Receiver<bool>,
+    handler: Rc<H>,
+) {
+    let timeouts = handler.timeouts();
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -65,7 +77,7 @@ pub async fn serve<H: Handler + 'static>(down: Conn, mut draining: watch::Receiv
         .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
         .max_concurrent_streams(STREAMS)
         .max_pending_accept_reset_streams(RESET_STREAMS)
-        .handshake::<_, Bytes>(Early::new((stream, bytes)));
+        .handshake::<_, Bytes>(io);
     let mut connection = match timeout(timeouts.head, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(_)) => return,

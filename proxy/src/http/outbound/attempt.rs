@@ -1,9 +1,11 @@
 //! One try: a connection, the request by it and the response back, and what comes of that.
 
+use std::borrow::Cow;
 use std::pin::pin;
 
 use hostmesh_proxy_core::authorize::Decision;
 use hostmesh_proxy_core::error::{Blame, Fault};
+use hostmesh_proxy_core::fields::{Changes, FieldEdits};
 use hostmesh_proxy_core::http1::RequestEdits;
 use hostmesh_proxy_core::retry::{Failure, is_idempotent};
 use tokio::time::Instant;
@@ -12,6 +14,7 @@ use super::Calling;
 use crate::connect::ConnectError;
 use crate::http::call::{Call, Tried, failed_connect, failure_of, stood_still, timed_out, until};
 use crate::http::down::{Answer, Downstream, Ended, Manner, Stretch, Up};
+use crate::http::ext_authz::Permit;
 use crate::http::hop::{Hop, Parties};
 use crate::http::observe::{Account, broken, count_slow};
 use crate::http::session::Next;
@@ -90,12 +93,22 @@ impl Calling {
         let (is_local, in_flight) = (trial.hop.local.is_some(), trial.in_flight);
         let connector = &call.route.connector;
         let changes = call.taken.as_ref().and_then(|taken| taken.changes());
+        let permit = trial.parties.permit();
+        let (request, response) = (permit.and_then(Permit::request), permit.and_then(Permit::response));
+        let by_route = call.taken.as_ref().and_then(|taken| taken.response());
+        let fields = then(changes.as_ref().map(|changes| changes.fields), request);
+        let changes = match (&changes, fields.as_deref()) {
+            (Some(changes), Some(fields)) => Some(Changes { fields, ..*changes }),
+            (None, Some(fields)) => Some(Changes::of_fields(fields)),
+            (_, None) => None,
+        };
+        let response = then(by_route, response);
         let manner = Manner {
             edits: RequestEdits {
                 changes: changes.as_ref(),
                 ..trial.parties.edits(call.outgoing(is_local), &connector.unit)
             },
-            response: call.taken.as_ref().and_then(|taken| taken.response()),
+            response: response.as_deref(),
             deadline: trial.deadline,
             from_application: is_local,
             timeouts: connector.config.timeouts,
@@ -201,6 +214,14 @@ impl Calling {
             // The whole of it was made.
             Ended::Waiting => Tried::Over(Next::Abort),
         }
+    }
+}
+
+/// What a route does to fields, and then a gatekeeper.
+fn then<'a>(route: Option<&'a FieldEdits>, gatekeeper: Option<&'a FieldEdits>) -> Option<Cow<'a, FieldEdits>> {
+    match (route, gatekeeper) {
+        (Some(first), Some(more)) => Some(Cow::Owned(first.then(more))),
+        (one, None) | (None, one) => one.map(Cow::Borrowed),
     }
 }
 

@@ -320,7 +320,7 @@ impl Calling {
         call.endpoint.clone_from(&hop.endpoint);
         let parties = match self.parties(call, &hop, false).await {
             Ok(parties) => parties,
-            Err(Refusal { caller, fault }) => {
+            Err(Refusal { caller, fault, .. }) => {
                 let entry = Entry {
                     flag: Some(fault.flag()),
                     ..call.entry(fault.status(), "refused while another endpoint was asked")

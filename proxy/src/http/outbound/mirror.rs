@@ -5,19 +5,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hostmesh_proxy_core::authorize::{self, Caller, Request};
 use hostmesh_proxy_core::config::{Endpoint, Protocol};
-use hostmesh_proxy_core::fields::as_sent;
+use hostmesh_proxy_core::fields::{Changes, as_sent};
 use hostmesh_proxy_core::flag::Flag;
 use hostmesh_proxy_core::http1::{HeadScanner, RequestEdits, RequestHead, ResponseHead};
 use hostmesh_proxy_core::limit::{self, Slot};
+use hostmesh_proxy_core::trace::Outgoing;
 use tokio::time::{Instant, timeout};
 
 use super::Calling;
 use crate::http::call::{Call, hash_key};
 use crate::http::conn::Conn;
 use crate::http::down::{Arrived, Downstream, Progress, add};
+use crate::http::ext_authz::{self, Question, Refused};
 use crate::http::observe::{Account, Entry};
 use crate::http::route::{Route, To};
 use crate::http::session::asked;
@@ -83,7 +85,7 @@ impl Calling {
         let endpoint = route.connector.pick(service, &[], key).ok()?;
         let account = self.account(&route, &endpoint.spiffe_id);
         let traced = call.traced.copy(&self.worker);
-        let (brought, slots) = self.may_copy(call, &traced, &route, &endpoint, &account)?;
+        let May { brought, slots, asking } = self.may_copy(call, &traced, &route, &endpoint, &account)?;
         let changes = taken.changes();
         let bytes = down.copy(&RequestEdits {
             trace: Some(traced.to_application()),
@@ -99,6 +101,7 @@ impl Calling {
             target: port.target,
             call: (traced, taken.route.name.clone()),
             route: route.clone(),
+            asking,
             _pending: pending,
             _slots: slots,
         };
@@ -106,8 +109,7 @@ impl Calling {
         Some(())
     }
 
-    /// By the policies of this host: a mirror is called as any service is. The token that it is called with, and its
-    /// places among those in flight; `None`: it may not be.
+    /// By the policies of this host: a mirror is called as any service is. `None`: it may not be.
     fn may_copy(
         &self,
         call: &Call<'_>,
@@ -115,7 +117,7 @@ impl Calling {
         route: &Rc<Route>,
         endpoint: &Endpoint,
         account: &Rc<Account>,
-    ) -> Option<(Brought, Vec<Slot>)> {
+    ) -> Option<May> {
         let entry = Entry {
             part: traced.whole(Instant::now()),
             attempt: None,
@@ -126,7 +128,7 @@ impl Calling {
             return None;
         }
         let (Some(unit), To::Service { port, .. }) = (&endpoint.local, &route.to) else {
-            return Some((Brought::Nothing, Vec::new()));
+            return Some(May::default());
         };
         let id = route.connector.unit.spiffe_id.clone();
         let changes = call.taken.as_ref().and_then(|taken| taken.changes());
@@ -146,14 +148,45 @@ impl Calling {
             let now = || self.worker.shared.now();
             limit::take(unit, &Caller::Identity(&id), port.target, Some(asked), now)
         });
-        match entered {
-            Ok(slots) => Some((brought, slots)),
+        let slots = match entered {
+            Ok(slots) => slots,
             Err(over) => {
                 callee.judged(&self.worker, &entry, &over);
-                over.verdict.passes().then_some((brought, Vec::new()))
+                over.verdict.passes().then(Vec::new)?
             }
-        }
+        };
+        let asking = unit.gatekeeper.is_some().then(|| Asking {
+            message: as_sent(asked, changes.as_ref(), |asked| {
+                ext_authz::message(
+                    &callee.about,
+                    Caller::Identity(&id),
+                    asked,
+                    call.arrived.query,
+                    &brought,
+                )
+            }),
+            trace: traced.to_application(),
+            callee,
+        });
+        Some(May { brought, slots, asking })
     }
+}
+
+/// A copy may be sent.
+#[derive(Default)]
+struct May {
+    /// The token that it is sent with.
+    brought: Brought,
+    /// Its places among those in flight.
+    slots: Vec<Slot>,
+    asking: Option<Asking>,
+}
+
+/// What the gatekeeper of a unit of this host is asked first.
+struct Asking {
+    callee: Rc<Account>,
+    trace: Outgoing,
+    message: Vec<u8>,
 }
 
 struct Copy {
@@ -162,12 +195,13 @@ struct Copy {
     target: u16,
     call: (Traced, Arc<str>),
     route: Rc<Route>,
+    asking: Option<Asking>,
     _pending: Pending,
     _slots: Vec<Slot>,
 }
 
 impl Copy {
-    async fn run(self, bytes: Bytes) {
+    async fn run(mut self, bytes: Bytes) {
         let worker = self.route.connector.worker.clone();
         let (begun, progress) = (Instant::now(), Progress::default());
         let Ok(Some(end)) = HeadScanner::default().find(&bytes) else {
@@ -177,25 +211,65 @@ impl Copy {
             return;
         };
         add(&progress.sent, bytes.len());
-        let exchanged = timeout(LIMIT, self.exchange(bytes, &request, &progress)).await;
+        let asking = self.asking.take();
+        let arrived = Arrived {
+            asked: asked(&request),
+            query: request.query(),
+            progress: &progress,
+            begun,
+        };
         let entry = Entry {
-            arrived: Arrived {
-                asked: asked(&request),
-                query: request.query(),
-                progress: &progress,
-                begun,
-            },
-            rule: &self.route.decision.rule,
-            part: self.call.0.whole(begun),
-            attempt: None,
-            tries: 1,
-            status: exchanged.ok().flatten().unwrap_or_default(),
-            error: "",
             endpoint: Some(&self.endpoint),
             route: &self.call.1,
             flag: Some(Flag::Mirrored),
+            ..Entry::new(arrived, &self.route.decision.rule, self.call.0.whole(begun))
         };
-        self.account.copied(&worker, &entry);
+        let bytes = match asking {
+            None => bytes,
+            Some(asking) => match self.let_in(&worker, asking, &entry, (&request, bytes, end)).await {
+                Some(bytes) => bytes,
+                None => return,
+            },
+        };
+        let exchanged = timeout(LIMIT, self.exchange(bytes, &request, &progress)).await;
+        let status = exchanged.ok().flatten().unwrap_or_default();
+        self.account.copied(&worker, &Entry { status, ..entry });
+    }
+
+    /// The copy, whose head ends there, as the gatekeeper lets it go on; `None`: it does not.
+    async fn let_in(
+        &self,
+        worker: &Rc<Worker>,
+        asking: Asking,
+        entry: &Entry<'_>,
+        (head, bytes, end): (&RequestHead, Bytes, usize),
+    ) -> Option<Bytes> {
+        let about = &asking.callee.about;
+        let question = Question {
+            config: &self.route.connector.config,
+            about,
+            trace: asking.trace,
+            message: asking.message,
+        };
+        let tell = |refused: &Refused| {
+            asking.callee.judged(worker, &refused.entry(entry), &refused.decision);
+        };
+        let gatekeeper = about.unit.gatekeeper.as_ref()?;
+        let asked = ext_authz::ask(worker, gatekeeper, question, tell).await;
+        let permit = asked.inspect_err(tell).ok()?;
+        let Some(changes) = permit.request().map(Changes::of_fields) else {
+            return Some(bytes);
+        };
+        let edits = RequestEdits {
+            peer: Some(&about.peer),
+            changes: Some(&changes),
+            alone: true,
+            ..RequestEdits::default()
+        };
+        let mut out = BytesMut::with_capacity(bytes.len() + 512);
+        head.write(&edits, &mut out);
+        out.extend_from_slice(&bytes[end..]);
+        Some(out.freeze())
     }
 
     /// The status that came back; `None`: none did.
