@@ -14,7 +14,7 @@ use rcgen::{
 use crate::events::{EventSource, queue};
 use crate::shared::Shared;
 use crate::stats::Stats;
-use crate::traces;
+use crate::traces::{self, SpanSource};
 
 /// A root that signs requests.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -75,8 +75,14 @@ pub fn snapshot(authority: &Authority) -> Snapshot {
 
 /// Nothing in force, one worker.
 pub fn shared() -> (Arc<Shared>, EventSource) {
-    let (sink, source) = queue();
-    (Arc::new(Shared::new(sink, traces::queue().0, Stats::new(), 1)), source)
+    let (shared, events, _) = traced();
+    (shared, events)
+}
+
+/// The same, with the spans.
+pub fn traced() -> (Arc<Shared>, EventSource, SpanSource) {
+    let ((sink, source), (spans, traced)) = (queue(), traces::queue());
+    (Arc::new(Shared::new(sink, spans, Stats::new(), 1)), source, traced)
 }
 
 /// With this snapshot in force.

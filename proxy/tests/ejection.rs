@@ -55,8 +55,8 @@ fn answer(request: &Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     }
 }
 
-/// Is the only endpoint ejected after three calls of this path, between which there is one of `between`?
-async fn is_ejected(path: &str, between: Option<&str>) -> bool {
+/// Where the only endpoint is ejected for so long after three errors.
+async fn ejecting(eject_ms: u64) -> Mesh {
     let mut mesh = mesh("grpc").await;
     serve(&mut mesh);
     put(&mesh, "h1", "grpc", |snapshot| {
@@ -66,11 +66,17 @@ async fn is_ejected(path: &str, between: Option<&str>) -> bool {
             max_requests: 0,
             max_retries: 0,
             consecutive_errors: 3,
-            eject_ms: 60_000,
+            eject_ms,
             max_ejected: 1.0,
             rule: "web.service.toml:9".into(),
         });
     });
+    mesh
+}
+
+/// Is it after three calls of this path, between which there is one of `between`?
+async fn is_ejected(path: &str, between: Option<&str>) -> bool {
+    let mesh = ejecting(60_000).await;
     let client = client(&mesh).await;
     let paths = [path, path].into_iter().chain(between).chain([path]);
     for path in paths {
@@ -118,6 +124,30 @@ fn errors_of_the_caller_do_not_and_a_success_between_counts() {
             ("/status/503", "/trailers/5"),
         ] {
             assert!(!is_ejected(path, Some(between)).await, "{path}, {between}");
+        }
+    });
+}
+
+#[test]
+fn it_comes_back_and_is_ejected_again() {
+    run(async {
+        let mut mesh = ejecting(200).await;
+        let client = client(&mesh).await;
+        for round in 1..=3_u32 {
+            for _ in 0..3 {
+                let answer = ask(&client, post("/head/14"), b"").await.expect("an answer");
+                assert!(!answer.fields.contains_key("x-hostmesh-error"), "round {round}");
+            }
+            let mut told = Vec::new();
+            while told.len() < 2 {
+                let event = mesh.h1.event().await;
+                if event.kind == "breaker" {
+                    told.push(event.message);
+                }
+            }
+            let time = std::time::Duration::from_millis(200) * round;
+            assert!(told[0].starts_with(&format!("ejected for {time:?}: ")), "{told:?}");
+            assert!(told[1].starts_with("back from its ejection: "), "{told:?}");
         }
     });
 }

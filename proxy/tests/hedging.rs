@@ -1,115 +1,29 @@
-//! A service with one endpoint on the caller's own host and one on another: what a slow one costs, and who wins.
+//! What a slow endpoint costs where another may be asked, too, and who wins.
 
 #[allow(dead_code)] // other tests use the rest
 mod ends;
 
 use std::time::Duration;
 
-use ends::web::{connect, put};
-use ends::{Mesh, WEB, WEB_SNI, WEB_UNIT, run, soon};
-use hostmesh_proxy::events::Event;
+use ends::twins::{OK, Twins, accepted, get};
+use ends::{WEB_UNIT, run};
 use hostmesh_proxy_core::snapshot::{Hedge, Snapshot};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
 
 const AFTER: Duration = Duration::from_millis(50);
-const OK: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
 const BUSY: &str = "HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 4\r\n\r\n";
 
-/// `web` on both hosts; each application's every byte the test says.
-struct Twins {
-    mesh: Mesh,
-    near: TcpListener,
-}
-
-impl Twins {
-    async fn new(change: impl FnOnce(&mut Snapshot)) -> Self {
-        let mesh = Mesh::new().await;
-        let near = TcpListener::bind(("127.0.0.2", mesh.ports[0])).await.expect("a port");
-        put(&mesh, "h2", "http", |_| {});
-        put(&mesh, "h1", "http", |snapshot| {
-            let orders = &snapshot.units[0];
-            let mut web = orders.clone();
-            (web.unit, web.number, web.service) = (WEB_UNIT.into(), 8, "web".into());
-            (web.spiffe_id, web.sni) = (WEB.into(), WEB_SNI.into());
-            web.rule_default = "web.service.toml:no-allow".into();
-            web.deliver = vec!["127.0.0.2".into()];
-            web.ports = serde_json::from_value(serde_json::json!([
-                {"port": mesh.ports[0], "protocol": "http", "client_address": "local"}
-            ]))
-            .expect("a port");
-            snapshot.units.push(web);
-            let service = &mut snapshot.services[0];
-            let mut endpoint = service.endpoints[0].clone();
-            endpoint.host = "h1".into();
-            service.endpoints.push(endpoint);
-            service.traffic.balance = "round-robin".into();
-            service.traffic.hedge = Some(Hedge {
-                after_ms: 50,
-                attempts: 2,
-                non_idempotent: false,
-            });
-            service.traffic.retries.as_mut().expect("retries").budget = 1.0;
-            change(snapshot);
+async fn hedged(change: impl FnOnce(&mut Snapshot)) -> Twins {
+    Twins::new(|snapshot| {
+        snapshot.services[0].traffic.hedge = Some(Hedge {
+            after_ms: 50,
+            attempts: 2,
+            non_idempotent: false,
         });
-        Self { mesh, near }
-    }
-
-    async fn client(&self) -> Peer {
-        Peer(connect(&self.mesh).await, Vec::new())
-    }
-
-    /// Who is asked first, with its request read to `end`; and where the other is.
-    async fn first(&self, end: &str) -> (Peer, &TcpListener) {
-        let far = &self.mesh.application;
-        let (mut peer, other) = tokio::select! {
-            near = accepted(&self.near) => (near, far),
-            far = accepted(far) => (far, &self.near),
-        };
-        peer.until(end).await;
-        (peer, other)
-    }
-
-    /// The next line of this unit on h1.
-    async fn event_of(&mut self, unit: &str) -> Event {
-        loop {
-            let event = self.mesh.h1.event().await;
-            if event.unit == unit {
-                return event;
-            }
-        }
-    }
-}
-
-struct Peer(TcpStream, Vec<u8>);
-
-impl Peer {
-    async fn send(&mut self, text: &str) {
-        self.0.write_all(text.as_bytes()).await.expect("sent");
-    }
-
-    async fn until(&mut self, end: &str) -> String {
-        loop {
-            let text = String::from_utf8_lossy(&self.1);
-            if let Some((before, rest)) = text.split_once(end) {
-                let (before, rest) = (before.to_owned(), rest.as_bytes().to_vec());
-                self.1 = rest;
-                return before + end;
-            }
-            let count = soon(self.0.read_buf(&mut self.1)).await.expect("bytes");
-            assert!(count > 0, "ended after {:?}", String::from_utf8_lossy(&self.1));
-        }
-    }
-
-    /// Its connection ends, well or by a reset.
-    async fn ends(mut self) {
-        while soon(self.0.read_buf(&mut self.1)).await.is_ok_and(|count| count > 0) {}
-    }
-}
-
-async fn accepted(listener: &TcpListener) -> Peer {
-    Peer(soon(listener.accept()).await.expect("a connection").0, Vec::new())
+        change(snapshot);
+    })
+    .await
 }
 
 /// Nobody comes while a hedge would have been due several times.
@@ -117,14 +31,10 @@ async fn nobody_comes(listener: &TcpListener) -> bool {
     timeout(AFTER * 5, listener.accept()).await.is_err()
 }
 
-fn get(path: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nHost: web\r\n\r\n")
-}
-
 #[test]
 fn who_answers_first_wins_and_the_other_is_left() {
     run(async {
-        let mut twins = Twins::new(|_| {}).await;
+        let mut twins = hedged(|_| {}).await;
         let mut client = twins.client().await;
         client.send(&get("/")).await;
         let (slow, other) = twins.first("\r\n\r\n").await;
@@ -153,7 +63,7 @@ fn who_answers_first_wins_and_the_other_is_left() {
 fn who_fails_first_does_not_win_but_the_last_failure_counts() {
     for (last, status) in [(OK, "200"), ("HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nok", "500")] {
         run(async move {
-            let twins = Twins::new(|_| {}).await;
+            let twins = hedged(|_| {}).await;
             let mut client = twins.client().await;
             client.send(&get("/")).await;
             let (mut slow, other) = twins.first("\r\n\r\n").await;
@@ -171,7 +81,7 @@ fn who_fails_first_does_not_win_but_the_last_failure_counts() {
 #[test]
 fn whom_its_policy_refuses_does_not_win() {
     run(async {
-        let mut twins = Twins::new(|snapshot| snapshot.units[1].allow.clear()).await;
+        let mut twins = hedged(|snapshot| snapshot.units[1].allow.clear()).await;
         let mut client = twins.client().await;
         let mut statuses = Vec::new();
         for _ in 0..4 {
@@ -204,7 +114,7 @@ fn whom_its_policy_refuses_does_not_win() {
 fn what_may_not_happen_twice_goes_to_one() {
     for (method, length) in [("POST", 3), ("PUT", 100_000)] {
         run(async move {
-            let twins = Twins::new(|_| {}).await;
+            let twins = hedged(|_| {}).await;
             let mut client = twins.client().await;
             let body = "x".repeat(length) + "end";
             let head = format!(
@@ -223,7 +133,7 @@ fn what_may_not_happen_twice_goes_to_one() {
 #[test]
 fn each_has_its_own_time() {
     run(async {
-        let twins = Twins::new(|snapshot| {
+        let twins = hedged(|snapshot| {
             let traffic = &mut snapshot.services[0].traffic;
             traffic.retries.as_mut().expect("retries").per_try_timeout_ms = 300;
         })

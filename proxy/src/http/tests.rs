@@ -20,6 +20,7 @@ use crate::fixture;
 use crate::shared::Shared;
 use crate::stats::Collected;
 use crate::stream::Stream;
+use crate::traces::{Finished, SpanSource};
 use crate::worker::{About, Worker};
 
 mod auto;
@@ -28,6 +29,7 @@ mod rejudged;
 mod relayed;
 mod retried;
 mod routed;
+mod traced;
 
 const LIMIT: Duration = Duration::from_secs(10);
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -38,6 +40,7 @@ struct World {
     worker: Rc<Worker>,
     shared: Arc<Shared>,
     events: Mutex<EventSource>,
+    spans: Mutex<SpanSource>,
     application: TcpListener,
     snapshot: Snapshot,
 }
@@ -63,7 +66,7 @@ impl World {
         service.ports[0].target = port;
         service.endpoints.retain(|endpoint| endpoint.host == "h1");
         change(&mut snapshot);
-        let (shared, events) = fixture::shared();
+        let (shared, events, spans) = fixture::traced();
         shared
             .set_config(Config::build(snapshot.clone()).expect("a config"))
             .expect("in force");
@@ -73,6 +76,7 @@ impl World {
             worker,
             shared,
             events: events.into(),
+            spans: spans.into(),
             application,
             snapshot,
         }
@@ -170,6 +174,13 @@ impl World {
                 return event;
             }
         }
+    }
+
+    /// The spans that have ended.
+    async fn spans(&self) -> Vec<Finished> {
+        let mut spans = Vec::new();
+        self.spans.lock().await.top_up(&mut spans, usize::MAX);
+        spans
     }
 
     fn stats(&self) -> Collected {

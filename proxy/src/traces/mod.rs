@@ -229,7 +229,7 @@ impl SpanSource {
     }
 
     /// Takes what is there without waiting, until there are `limit` of them.
-    fn top_up(&mut self, spans: &mut Vec<Finished>, limit: usize) {
+    pub(crate) fn top_up(&mut self, spans: &mut Vec<Finished>, limit: usize) {
         while spans.len() < limit
             && let Ok(span) = self.queue.try_recv()
         {

@@ -19,13 +19,16 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 
 use super::collector::{Collector, Refused};
+use super::export::Exporter;
 use super::*;
-use crate::fixture;
+use crate::shared::Shared;
+use crate::stats::Stats;
 use crate::tls::provider;
+use crate::{events, fixture};
 
 fn finished(config: &Config, id: u64) -> Finished {
     Finished {
@@ -301,5 +304,83 @@ fn in_tls_the_collector_must_be_who_its_name_says() {
                 "{refused:?}"
             );
         }
+    });
+}
+
+/// An exporter at work for a collector of these settings, and its end.
+struct Exporting {
+    sink: SpanSink,
+    end: oneshot::Sender<()>,
+    ended: tokio::task::JoinHandle<()>,
+}
+
+fn exporting(traces: Traces) -> Exporting {
+    let (sink, source) = queue();
+    let shared = Shared::new(events::queue().0, sink.clone(), Stats::new(), 1);
+    let mut config = config();
+    config.traces = Some(Arc::new(traces));
+    shared.set_config(config).expect("in force");
+    let (end, ending) = oneshot::channel();
+    let ended = tokio::spawn(Exporter::new(Arc::new(shared), source).run(ending));
+    Exporting { sink, end, ended }
+}
+
+/// Ten seconds at most.
+async fn until(is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting)
+        .await
+        .expect("soon");
+}
+
+#[test]
+fn what_waits_together_goes_together_and_makes_room() {
+    run(async {
+        let (traces, mut seen) = listening(Otlp::Http, FINE, None).await;
+        let (most, config) = (traces.queue as u64, config());
+        let Exporting { sink, end: _end, .. } = exporting(traces);
+        for round in 1..=2 {
+            (1..=most).for_each(|id| sink.emit(finished(&config, id)));
+            let begun = Instant::now();
+            let seen = tokio::time::timeout(Duration::from_secs(10), seen.recv());
+            let (_, body) = seen.await.expect("soon").expect("a request");
+            assert!(begun.elapsed() < Duration::from_secs(5), "no batch waits to be full");
+            let read = ExportTraceServiceRequest::decode(&body[..]).expect("OTLP");
+            let spans = read.resource_spans.iter().flat_map(|one| &one.scope_spans);
+            let count: usize = spans.map(|scope| scope.spans.len()).sum();
+            assert_eq!(count as u64, most, "one request");
+            until(|| sink.exported() == round * most).await;
+        }
+        assert!(sink.dropped().is_empty(), "{:?}", sink.dropped());
+    });
+}
+
+#[test]
+fn what_nobody_takes_is_counted_by_its_reason() {
+    run(async {
+        let refusing = Answer {
+            status: StatusCode::UNAUTHORIZED,
+            ..FINE
+        };
+        let (traces, _seen) = listening(Otlp::Http, refusing, None).await;
+        let config = config();
+        let Exporting { sink, end: _end, .. } = exporting(traces);
+        (1..=12).for_each(|id| sink.emit(finished(&config, id)));
+        until(|| sink.dropped().get("rejected") == Some(&10)).await;
+        assert_eq!(sink.dropped()["queue-full"], 2);
+        (1..=10).for_each(|id| sink.emit(finished(&config, id)));
+        until(|| sink.dropped()["rejected"] == 20).await;
+        assert_eq!(sink.dropped()["queue-full"], 2, "there was room again");
+
+        let (gone, _seen) = listening(Otlp::Http, FINE, None).await;
+        let Exporting { sink, end, ended } = exporting(Traces { port: 1, ..gone });
+        (1..=7).for_each(|id| sink.emit(finished(&config, id)));
+        end.send(()).expect("at work");
+        ended.await.expect("ended");
+        assert_eq!(sink.dropped(), BTreeMap::from([("ended".to_owned(), 7)]));
     });
 }

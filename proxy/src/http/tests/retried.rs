@@ -180,6 +180,7 @@ fn nobody_there_is_503() {
             events,
             shared,
             snapshot,
+            ..
         } = world;
         drop(application);
         client.send("POST /a HTTP/1.1\r\nHost: nginx\r\n\r\n").await;

@@ -1,0 +1,153 @@
+//! Who of two gets a request, who waits for room, and who is waited for no longer: with real connections.
+
+#[allow(dead_code)] // other tests use the rest
+mod ends;
+
+use std::time::Duration;
+
+use ends::twins::{OK, Peer, Twins, accepted, get};
+use ends::{run, soon};
+use hostmesh_proxy_core::snapshot::{Breaker, Hedge};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+/// One request and its answer; was the near one asked?
+async fn asked(twins: &Twins) -> bool {
+    let mut client = twins.client().await;
+    client.send(&get("/")).await;
+    let (mut peer, is_near) = tokio::select! {
+        near = accepted(&twins.near) => (near, true),
+        far = accepted(&twins.mesh.application) => (far, false),
+    };
+    peer.until("\r\n\r\n").await;
+    peer.send(OK).await;
+    assert!(client.until("ok").await.starts_with("HTTP/1.1 200 "));
+    is_near
+}
+
+#[test]
+fn the_less_busy_one_is_asked_as_long_as_it_is() {
+    run(async {
+        let twins = Twins::new(|snapshot| snapshot.services[0].traffic.balance = "least-request".into()).await;
+        let mut client = twins.client().await;
+        client.send(&get("/")).await;
+        let (mut busy, other) = twins.first("\r\n\r\n").await;
+        let is_other_near = std::ptr::eq(other, &raw const twins.near);
+        for _ in 0..10 {
+            assert_eq!(asked(&twins).await, is_other_near, "one is busy");
+        }
+        busy.send(OK).await;
+        client.until("ok").await;
+        let mut seen = [false; 2];
+        for _ in 0..60 {
+            seen[usize::from(asked(&twins).await)] = true;
+        }
+        assert_eq!(seen, [true; 2], "none is busy");
+    });
+}
+
+#[test]
+fn who_was_overtaken_is_known_to_be_slow() {
+    run(async {
+        let twins = Twins::new(|snapshot| {
+            let traffic = &mut snapshot.services[0].traffic;
+            traffic.balance = "ewma".into();
+            traffic.hedge = Some(Hedge {
+                after_ms: 300,
+                attempts: 2,
+                non_idempotent: false,
+            });
+        })
+        .await;
+        let mut client = twins.client().await;
+        client.send(&get("/")).await;
+        let (slow, other) = twins.first("\r\n\r\n").await;
+        let mut quick = accepted(other).await;
+        quick.until("\r\n\r\n").await;
+        quick.send(OK).await;
+        client.until("ok").await;
+        slow.ends().await;
+        let is_quick_near = std::ptr::eq(other, &raw const twins.near);
+        for _ in 0..10 {
+            assert_eq!(asked(&twins).await, is_quick_near);
+        }
+    });
+}
+
+#[test]
+fn who_finds_no_room_waits_for_it_and_who_cannot_wait_is_refused() {
+    run(async {
+        let twins = Twins::new(|snapshot| {
+            let service = &mut snapshot.services[0];
+            service.endpoints.truncate(1);
+            service.traffic.breaker = Some(Breaker {
+                max_connections: 1,
+                max_pending: 1,
+                max_requests: 0,
+                max_retries: 0,
+                consecutive_errors: 0,
+                eject_ms: 0,
+                max_ejected: 0.0,
+                rule: "web.service.toml:9".into(),
+            });
+        })
+        .await;
+        for _ in 0..3 {
+            let mut first = twins.client().await;
+            first.send(&get("/first")).await;
+            let mut held = accepted(&twins.mesh.application).await;
+            held.until("\r\n\r\n").await;
+            let (mut second, mut third) = (twins.client().await, twins.client().await);
+            second.send(&get("/next")).await;
+            third.send(&get("/next")).await;
+            let (refused, mut waiting): (_, Peer) = tokio::select! {
+                head = second.until("\r\n\r\n") => (head, third),
+                head = third.until("\r\n\r\n") => (head, second),
+            };
+            assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
+            assert!(refused.contains("x-hostmesh-error: breaker-open\r\n"), "{refused}");
+            held.send(OK).await;
+            first.until("ok").await;
+            let mut next = accepted(&twins.mesh.application).await;
+            assert!(next.until("\r\n\r\n").await.starts_with("GET /next "));
+            next.send(OK).await;
+            assert!(waiting.until("ok").await.starts_with("HTTP/1.1 200 "));
+        }
+    });
+}
+
+#[test]
+fn who_is_silent_is_waited_for_no_longer_than_the_policy_says() {
+    run(async {
+        let twins = Twins::new(|snapshot| snapshot.services[0].traffic.idle_timeout_ms = 200).await;
+        let mut client = twins.client().await;
+        let begun = Instant::now();
+        client.send(&get("/")).await;
+        let (silent, _) = twins.first("\r\n\r\n").await;
+        assert!(client.until("\r\n\r\n").await.starts_with("HTTP/1.1 504 "));
+        assert!(begun.elapsed() >= Duration::from_millis(200));
+        silent.ends().await;
+    });
+}
+
+#[test]
+fn who_does_not_connect_in_time_is_not_there() {
+    run(async {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = silent.local_addr().expect("an address").port();
+        let twins = Twins::new(|snapshot| {
+            let service = &mut snapshot.services[0];
+            service.endpoints.truncate(1);
+            service.endpoints[0].wire_port = port;
+            service.traffic.connect_timeout_ms = 200;
+            service.traffic.retries = None;
+        })
+        .await;
+        let mut client = twins.client().await;
+        client.send(&get("/")).await;
+        let _accepted = soon(silent.accept()).await.expect("a connection");
+        let answer = client.until("\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains("x-hostmesh-error: connect-failure\r\n"), "{answer}");
+    });
+}
