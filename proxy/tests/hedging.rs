@@ -131,6 +131,77 @@ fn what_may_not_happen_twice_goes_to_one() {
 }
 
 #[test]
+fn nobody_is_asked_twice() {
+    run(async {
+        let twins = hedged(|snapshot| snapshot.services[0].endpoints.truncate(1)).await;
+        let mut client = twins.client().await;
+        client.send(&get("/")).await;
+        let far = &twins.mesh.application;
+        let mut only = accepted(far).await;
+        only.until("\r\n\r\n").await;
+        assert!(nobody_comes(far).await);
+        only.send(OK).await;
+        client.until("ok").await;
+    });
+}
+
+#[test]
+fn hedges_beyond_the_budget_are_not_made() {
+    run(async {
+        let twins = hedged(|snapshot| {
+            let retries = snapshot.services[0].traffic.retries.as_mut();
+            retries.expect("retries").budget = 0.01;
+        })
+        .await;
+        let mut clients = Vec::new();
+        for _ in 0..40 {
+            let mut client = twins.client().await;
+            client.send(&get("/")).await;
+            clients.push(client);
+        }
+        let mut held = Vec::new();
+        loop {
+            tokio::select! {
+                near = twins.near.accept() => held.push(near.expect("a connection")),
+                far = twins.mesh.application.accept() => held.push(far.expect("a connection")),
+                () = tokio::time::sleep(AFTER * 10) => break,
+            }
+        }
+        assert_eq!(held.len(), 40 + 30, "some may always be");
+    });
+}
+
+#[test]
+fn what_has_not_come_yet_goes_to_one() {
+    run(async {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = silent.local_addr().expect("an address").port();
+        let twins = hedged(|snapshot| snapshot.services[0].endpoints[0].wire_port = port).await;
+        let is_silent = async || {
+            let mut client = twins.client().await;
+            client
+                .send("PUT / HTTP/1.1\r\nHost: web\r\nContent-Length: 6\r\n\r\n")
+                .await;
+            tokio::select! {
+                _ = silent.accept() => {
+                    assert!(nobody_comes(&twins.near).await, "its body is not here");
+                    true
+                }
+                mut near = accepted(&twins.near) => {
+                    near.until("\r\n\r\n").await;
+                    client.send("a body").await;
+                    near.until("a body").await;
+                    near.send(OK).await;
+                    client.until("ok").await;
+                    false
+                }
+            }
+        };
+        assert!(is_silent().await || is_silent().await, "one after the other in turn");
+    });
+}
+
+#[test]
 fn each_has_its_own_time() {
     run(async {
         let twins = hedged(|snapshot| {

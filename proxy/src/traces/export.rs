@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::collector::{Collector, Refused};
-use super::{Dropped, SpanSource, otlp};
+use super::{Dropped, Finished, SpanSource, otlp};
 use crate::shared::Shared;
 
 /// Spans in one request at most.
@@ -44,6 +44,8 @@ pub struct Exporter {
     source: SpanSource,
     changes: watch::Receiver<u64>,
     collector: Option<Collector>,
+    /// Taken, to go together with what comes soon.
+    gathered: Vec<Finished>,
     /// Under way. Whoever stops waiting for it finds it here.
     batch: Option<Batch>,
 }
@@ -56,6 +58,7 @@ impl Exporter {
             shared,
             source,
             collector: None,
+            gathered: Vec::new(),
             batch: None,
         }
     }
@@ -67,35 +70,39 @@ impl Exporter {
             _ = end => {}
         }
         let _late = timeout(FAREWELL, self.flush()).await;
-        let left = self.batch.map_or(0, |batch| batch.spans) + self.source.queue.len();
+        let under_way = self.batch.map_or(0, |batch| batch.spans);
+        let left = under_way + self.gathered.len() + self.source.queue.len();
         self.source.ledger.leave(Dropped::Ended, left);
     }
 
     async fn export(&mut self) {
         loop {
-            let mut spans = Vec::new();
-            self.source.wait(&mut spans, BATCH).await;
-            let whole = Instant::now() + PACE;
-            while spans.len() < BATCH && Instant::now() < whole {
-                let more = timeout(whole - Instant::now(), self.source.wait(&mut spans, BATCH)).await;
-                if more.is_err() {
-                    break;
-                }
-            }
-            self.begin(spans);
+            self.gather().await;
+            self.begin();
             self.deliver().await;
+        }
+    }
+
+    async fn gather(&mut self) {
+        self.source.wait(&mut self.gathered, BATCH).await;
+        let whole = Instant::now() + PACE;
+        while self.gathered.len() < BATCH && Instant::now() < whole {
+            let room = BATCH - self.gathered.len();
+            let more = timeout(whole - Instant::now(), self.source.wait(&mut self.gathered, room)).await;
+            if more.is_err() {
+                break;
+            }
         }
     }
 
     async fn flush(&mut self) {
         loop {
             if self.batch.is_none() {
-                let mut spans = Vec::new();
-                self.source.top_up(&mut spans, BATCH);
-                if spans.is_empty() {
+                self.source.top_up(&mut self.gathered, BATCH);
+                if self.gathered.is_empty() {
                     return;
                 }
-                self.begin(spans);
+                self.begin();
             }
             if self.attempt().await.is_err() {
                 return;
@@ -103,8 +110,9 @@ impl Exporter {
         }
     }
 
-    /// Encodes a batch, which is all that is kept of it.
-    fn begin(&mut self, spans: Vec<super::Finished>) {
+    /// Encodes what was gathered as a batch, which is all that is kept of it.
+    fn begin(&mut self) {
+        let spans = std::mem::take(&mut self.gathered);
         let config = self.shared.config();
         let host = config.as_ref().map_or("", |config| &*config.host);
         self.batch = Some(Batch {

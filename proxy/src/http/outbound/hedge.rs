@@ -327,7 +327,6 @@ impl Calling {
                 };
                 caller.tried(&self.worker, &entry);
                 call.tried.extend(hop.endpoint.as_ref().map(|endpoint| endpoint.id));
-                race[0].leads(call);
                 return next_hedge(call);
             }
         };
