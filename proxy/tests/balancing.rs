@@ -3,8 +3,6 @@
 #[allow(dead_code)] // other tests use the rest
 mod ends;
 
-use std::time::Duration;
-
 use ends::twins::{OK, Peer, Twins, accepted, get};
 use ends::{run, soon};
 use hostmesh_proxy_core::snapshot::{Breaker, Hedge};
@@ -125,7 +123,11 @@ fn who_is_silent_is_waited_for_no_longer_than_the_policy_says() {
         client.send(&get("/")).await;
         let (silent, _) = twins.first("\r\n\r\n").await;
         assert!(client.until("\r\n\r\n").await.starts_with("HTTP/1.1 504 "));
-        assert!(begun.elapsed() >= Duration::from_millis(200));
+        let waited = begun.elapsed();
+        assert!(
+            (200..2_000).contains(&waited.as_millis()),
+            "{waited:?}: by no other limit"
+        );
         silent.ends().await;
     });
 }
