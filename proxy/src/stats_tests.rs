@@ -164,6 +164,13 @@ fn what_found_no_room_finds_it_when_there_is_some() {
     );
     count(&second, CodeClass::Success);
     assert!(known().contains(&said("second", "2xx", 1)), "{:?}", known());
+    let dropped = stats.series.dropped();
+    let _third = two.handle(key("third"));
+    assert_eq!(stats.series.dropped(), dropped, "it may find room yet");
+    let fourth = two.handle(key("fourth"));
+    assert_eq!(stats.series.dropped(), dropped + 1, "no more rows than series");
+    count(&fourth, CodeClass::Denied);
+    assert!(known().contains(&said("other", "denied", 1)), "{:?}", known());
 }
 
 #[test]
