@@ -23,7 +23,10 @@ fn four_threads_count_exactly() {
         for _ in 0..4 {
             let worker = stats.worker();
             scope.spawn(move || {
-                let row = worker.handle(key("a"));
+                let row = worker.handle(Key {
+                    route: "beta".into(),
+                    ..key("a")
+                });
                 for i in 0..10_000u64 {
                     row.record(CodeClass::of_status(200), i, 2, 3, i % 2);
                     worker.denied("inventory.service.toml:7");
@@ -38,7 +41,16 @@ fn four_threads_count_exactly() {
         (row.count, row.bytes_in, row.bytes_out, row.retries),
         (40_000, 80_000, 120_000, 20_000)
     );
-    assert_eq!(row.code_class, "2xx");
+    assert_eq!(
+        (row.key(), row.code_class),
+        (
+            Key {
+                route: "beta".into(),
+                ..key("a")
+            },
+            "2xx"
+        )
+    );
     assert_eq!(row.buckets.iter().sum::<u64>(), 40_000);
     assert_eq!(row.buckets[0], 4 * 101, "0..=100 us belong to the first bucket");
     assert_eq!(row.duration_us_sum, 4 * (10_000 * 9_999 / 2));

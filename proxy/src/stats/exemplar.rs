@@ -75,6 +75,20 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
+    fn of_each_bucket_the_later_one_stays() {
+        let at = |bucket, time_ms| Exemplar {
+            bucket,
+            trace_id: format!("{time_ms:032x}"),
+            duration_us: time_ms,
+            time_ms,
+        };
+        let mut sum = Vec::new();
+        add_exemplars(&mut sum, [at(0, 10), at(3, 40)]);
+        add_exemplars(&mut sum, [at(3, 30), at(0, 20), at(5, 1)]);
+        assert_eq!(sum, [at(0, 20), at(3, 40), at(5, 1)]);
+    }
+
+    #[test]
     fn what_is_read_while_it_is_written_is_whole_or_nothing() {
         let slot = Arc::new(Slot::default());
         assert_eq!(slot.get(0), None);
