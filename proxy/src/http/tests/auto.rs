@@ -113,6 +113,24 @@ fn once(snapshot: &mut Snapshot) {
     }];
 }
 
+#[test]
+fn what_went_on_before_it_was_a_request_goes_again_as_a_whole() {
+    for way in WAYS {
+        run(async move {
+            let world = World::auto(|_| {}).await;
+            let mut client = world.coming(way).await;
+            client.send("GE").await;
+            let mut bytes = world.accept().await;
+            bytes.until("GE").await;
+            client.send(&GET[2..]).await;
+            let mut application = world.accept().await;
+            assert!(application.head().await.starts_with("GET /a HTTP/1.1\r\n"), "{way:?}");
+            application.send(OK).await;
+            assert!(client.until("ok").await.starts_with("HTTP/1.1 200 OK"));
+        });
+    }
+}
+
 fn audited(snapshot: &mut Snapshot) {
     snapshot.units[0].mode = "audit".into();
     snapshot.units[0].allow.clear();
