@@ -123,3 +123,18 @@ async fn what_was_withdrawn_is_not_asked_again() {
     world.put(may_call_nobody);
     assert_eq!(left.denied().await.about.direction, "outbound");
 }
+
+#[tokio::test]
+async fn what_has_told_nothing_may_wait_as_long_as_a_request_may_come() {
+    let world = World::new();
+    let mut opened = world.called("nginx", 80);
+    opened.wait_until_told();
+    let (about, who) = (world.about(1, "local", "nginx", 80), Who::Identity(ORDERS.into()));
+    opened
+        .ask(&world.config(), about, Asked::ComeIn(who))
+        .expect("it is let in so far");
+    world.put(|snapshot| snapshot.units[0].allow[0].methods = vec!["GET".into()]);
+    assert!(!is_denied(&opened).await, "bytes may not come in, and a request may");
+    world.put(|snapshot| snapshot.units[0].allow.clear());
+    assert!(is_denied(&opened).await, "nothing may");
+}
