@@ -131,6 +131,21 @@ fn what_went_on_before_it_was_a_request_goes_again_as_a_whole() {
     }
 }
 
+#[test]
+fn what_went_on_before_it_was_known_to_be_none_goes_once() {
+    for way in WAYS {
+        run(async move {
+            let world = World::auto(|_| {}).await;
+            let mut client = world.coming(way).await;
+            client.send("GE").await;
+            let mut application = world.accept().await;
+            application.until("GE").await;
+            client.send("ORGE\n").await;
+            assert_eq!(application.until("\n").await, "ORGE\n", "{way:?}");
+        });
+    }
+}
+
 fn audited(snapshot: &mut Snapshot) {
     snapshot.units[0].mode = "audit".into();
     snapshot.units[0].allow.clear();
