@@ -327,19 +327,21 @@ impl Exchange<'_> {
         source: &mut Source<'_>,
         sink: &mut Sink<'_>,
     ) -> Result<(), BrokenBy> {
-        let mut out = BytesMut::new();
-        response.write(&self.response_edits(close), &mut out);
         let mut body = Body::new(response.framing);
-        let mut large = Bytes::new();
+        let (mut first, mut large) = (Bytes::new(), Bytes::new());
         if !body.is_done() {
-            let first = self.take(&mut body, source.buffered(), source);
-            let first = first.map_err(|_| BrokenBy::Upstream)?;
-            if first.len() <= COALESCE {
-                out.extend_from_slice(&first);
+            let bytes = self.take(&mut body, source.buffered(), source);
+            let bytes = bytes.map_err(|_| BrokenBy::Upstream)?;
+            let place = if bytes.len() <= COALESCE {
+                &mut first
             } else {
-                large = first;
-            }
+                &mut large
+            };
+            *place = bytes;
         }
+        let mut out = BytesMut::with_capacity(response.room() + first.len());
+        response.write(&self.response_edits(close), &mut out);
+        out.extend_from_slice(&first);
         for bytes in [out.freeze(), large] {
             if !bytes.is_empty() {
                 sink.send(bytes).await.map_err(|error| BrokenBy::of_client(&error))?;

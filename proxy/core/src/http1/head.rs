@@ -1,5 +1,7 @@
 //! Finds, reads and checks the head of a message.
 
+use std::mem::MaybeUninit;
+
 use bytes::Bytes;
 use memchr::memchr_iter;
 
@@ -210,9 +212,9 @@ pub struct RequestHead {
 impl RequestHead {
     /// `bytes`: a head of the length that `HeadScanner` found.
     pub fn parse(bytes: Bytes) -> Result<Self, Refused> {
-        let mut slots = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let mut request = httparse::Request::new(&mut slots);
-        let status = request.parse(&bytes).map_err(syntax)?;
+        let mut slots = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut request = httparse::Request::new(&mut []);
+        let status = request.parse_with_uninit_headers(&bytes, &mut slots).map_err(syntax)?;
         if status != httparse::Status::Complete(bytes.len()) {
             return Err(Refused::Syntax);
         }
@@ -374,9 +376,11 @@ pub struct ResponseHead {
 impl ResponseHead {
     /// `bytes`: a head of the length that `HeadScanner` found; `request`: what it answers.
     pub fn parse(bytes: Bytes, request: &RequestHead) -> Result<Self, Refused> {
-        let mut slots = [httparse::EMPTY_HEADER; MAX_FIELDS];
-        let mut response = httparse::Response::new(&mut slots);
-        let parsed = response.parse(&bytes).map_err(syntax)?;
+        let mut slots = [const { MaybeUninit::uninit() }; MAX_FIELDS];
+        let mut response = httparse::Response::new(&mut []);
+        let parsed = httparse::ParserConfig::default()
+            .parse_response_with_uninit_headers(&mut response, &bytes, &mut slots)
+            .map_err(syntax)?;
         if parsed != httparse::Status::Complete(bytes.len()) {
             return Err(Refused::Syntax);
         }

@@ -151,11 +151,16 @@ impl RequestHead {
 }
 
 impl ResponseHead {
+    /// Bytes that it takes when it is written; no more, where its route sets nothing.
+    pub fn room(&self) -> usize {
+        self.fields.bytes.len() + 32
+    }
+
     /// Writes the head for the next hop. The body's bytes follow as they came.
     pub fn write(&self, edits: &ResponseEdits<'_>, out: &mut BytesMut) {
-        out.reserve(self.fields.bytes.len() + 32);
+        out.reserve(self.room());
         out.put_slice(b"HTTP/1.1 ");
-        out.put_slice(self.status.to_string().as_bytes());
+        out.put_slice(&[100, 10, 1].map(|place| b'0' + (self.status / place % 10) as u8));
         out.put_u8(b' ');
         out.put_slice(&self.fields.bytes[self.reason.0 as usize..self.reason.1 as usize]);
         out.put_slice(b"\r\n");

@@ -8,10 +8,12 @@ pub const LENGTH: usize = 55;
 
 /// Reads a `traceparent`. Later versions than 00 count by the fields that they share with it (section 3.2.4).
 pub fn parse(value: &[u8]) -> Option<Span> {
-    let (fixed, rest) = value.split_at_checked(LENGTH)?;
-    let mut parts = fixed.split(|byte| *byte == b'-');
-    let mut part = |count| hex(parts.next()?, count);
-    let (version, trace_id, span_id, flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
+    let (fixed, rest) = value.split_first_chunk::<LENGTH>()?;
+    if [2, 35, 52].iter().any(|place| fixed[*place] != b'-') {
+        return None;
+    }
+    let part = |from: usize, to: usize| hex(&fixed[from..to], to - from);
+    let (version, trace_id, span_id, flags) = (part(0, 2)?, part(3, 35)?, part(36, 52)?, part(53, 55)?);
     let is_of_this = version == 0 && rest.is_empty();
     let is_later = version != 0 && version != 0xff && rest.first().is_none_or(|byte| *byte == b'-');
     if !is_of_this && !is_later {
