@@ -1,6 +1,9 @@
 //! A stream with what was read of it and not used yet.
 
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -250,11 +253,17 @@ impl Drop for Source<'_> {
 impl Sink<'_> {
     /// Sends all of it; waits while the other side does not take it, a client no longer than it may.
     pub async fn send(&mut self, bytes: Bytes) -> io::Result<()> {
-        let Some(stall) = self.stall else {
-            return self.writer.send(bytes).await;
-        };
-        let sent = timeout(stall, self.writer.send(bytes)).await;
-        sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        let mut sent = pin!(self.writer.send(bytes));
+        // Nearly all is taken at once: only who waits needs a clock.
+        if let Poll::Ready(sent) = poll_fn(|cx| Poll::Ready(sent.as_mut().poll(cx))).await {
+            return sent;
+        }
+        match self.stall {
+            Some(stall) => timeout(stall, sent)
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+            None => sent.await,
+        }
     }
 
     /// Says the end.

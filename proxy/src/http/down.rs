@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::future::{Future, pending, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
@@ -389,7 +389,7 @@ impl Downstream for Http1<'_> {
                     last: self.last,
                     progress: self.progress,
                 };
-                exchange.run(self.conn, up, &mut self.upload, again, denied).await
+                pin!(exchange.run(self.conn, up, &mut self.upload, again, denied)).await
             }
             // Boxed: who has no HTTP/2 behind it needs no room for it.
             Up::Http2(_) | Up::Asked(_) => Box::pin(self.exchange_http2(up, manner, again, denied)).await,

@@ -136,7 +136,7 @@ impl<'a> Upload<'a> {
         uploaded: &Cell<Option<bool>>,
     ) -> Stopped {
         let ran = match head {
-            Some(head) => self.run(head, source, sink, continued).await,
+            Some(head) => pin!(self.run(head, source, sink, continued)).await,
             None => Ok(()),
         };
         match ran {

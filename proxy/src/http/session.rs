@@ -98,8 +98,10 @@ pub async fn serve<H: Handler + 'static>(client: Conn, draining: watch::Receiver
         };
         let last = down.is_retired() || *draining.borrow();
         let begun = Instant::now();
-        // Boxed: most connections wait most of the time, and a request is larger than its connection.
-        let (request, next) = Box::pin(carry(&*handler, &mut down, request, begun, last)).await;
+        // Boxed: most connections wait most of the time, and a request is larger than its connection. Made in its box: from
+        // elsewhere all of its room would be copied there.
+        let carried = Box::write(Box::new_uninit(), carry(&*handler, &mut down, request, begun, last));
+        let (request, next) = Box::into_pin(carried).await;
         match next {
             Next::Keep => {}
             Next::Close => return down.linger().await,

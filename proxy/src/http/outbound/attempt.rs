@@ -130,10 +130,15 @@ impl Calling {
             tell,
         ));
         let (idle, progress) = (call.idle_timeout(), call.arrived.progress);
-        let ended = tokio::select! {
-            biased;
-            ended = down.exchange(&mut up, &manner, again, denied) => ended,
-            () = stands_still(idle, || progress.sent.get() + progress.received.get()) => stood_still(in_flight.status()),
+        let ended = {
+            let mut exchanged = pin!(down.exchange(&mut up, &manner, again, denied));
+            tokio::select! {
+                biased;
+                ended = &mut exchanged => ended,
+                () = stands_still(idle, || progress.sent.get() + progress.received.get()) => {
+                    stood_still(in_flight.status())
+                }
+            }
         };
         match ended {
             Ended::Waiting => Err(up),
