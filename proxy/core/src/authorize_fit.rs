@@ -30,7 +30,7 @@ pub(super) struct Asked<'a> {
     pub(super) normal: OnceCell<Result<Cow<'a, str>, Ambiguous>>,
 }
 
-impl Asked<'_> {
+impl<'a> Asked<'a> {
     pub(super) fn fit_allow(&self, wanted: &RequestMatch) -> Fit {
         if !wanted.asks() {
             return Fit::Yes;
@@ -89,14 +89,11 @@ impl Asked<'_> {
         self.fit_path(&wanted.paths, request)
     }
 
-    fn fit_path(&self, paths: &[PathPattern], request: &Request<'_>) -> Fit {
+    fn fit_path(&self, paths: &[PathPattern], request: &Request<'a>) -> Fit {
         if paths.is_empty() {
             return Fit::Yes;
         }
-        let normal = self
-            .normal
-            .get_or_init(|| path::normal(request.path).map(|p| Cow::Owned(p.into_owned())));
-        match normal {
+        match self.normal.get_or_init(|| path::normal(request.path)) {
             Err(_) => Fit::BadPath,
             Ok(path) if paths.iter().any(|pattern| pattern.matches(path)) => Fit::Yes,
             Ok(_) => Fit::No,

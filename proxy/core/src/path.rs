@@ -44,7 +44,10 @@ pub enum Ambiguous {
 /// authority. `*` and an authority form give back themselves.
 pub fn of_target(target: &str) -> &str {
     let without_query = target.split_once('?').map_or(target, |(path, _)| path);
-    let Some((_, rest)) = without_query.split_once("://").filter(|_| !target.starts_with('/')) else {
+    if target.starts_with('/') {
+        return without_query;
+    }
+    let Some((_, rest)) = without_query.split_once("://") else {
         return without_query;
     };
     rest.find('/').map_or("/", |slash| &rest[slash..])
@@ -120,11 +123,8 @@ fn plain(byte: u8) -> Result<(), Ambiguous> {
 
 /// In the normal form: the digits behind `%25` may have been encoded themselves.
 fn doubled(path: &str) -> Result<(), Ambiguous> {
-    let is_doubled = |(at, _): (usize, _)| {
-        let following = path.as_bytes().get(at + 3..at + 5);
-        following.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
-    };
-    match path.match_indices("%25").any(is_doubled) {
+    let is_doubled = |part: &[u8]| part.starts_with(b"%25") && part[3..].iter().all(u8::is_ascii_hexdigit);
+    match path.as_bytes().windows(5).any(is_doubled) {
         true => Err(Ambiguous::Doubled),
         false => Ok(()),
     }
