@@ -175,7 +175,7 @@ type Key = (u32, Arc<str>);
 /// What a worker knows of gatekeepers.
 #[derive(Default)]
 pub struct Gatekeepers {
-    links: RefCell<HashMap<Key, SendRequest<Full<Bytes>>>>,
+    links: RefCell<HashMap<Key, (SocketAddr, SendRequest<Full<Bytes>>)>>,
     /// When it was told last that one gives no verdict.
     told: RefCell<HashMap<Key, Instant>>,
 }
@@ -251,17 +251,19 @@ async fn link(
 ) -> Result<SendRequest<Full<Bytes>>, Trouble> {
     let key = (unit.number, gatekeeper.service.clone());
     let links = &worker.gatekeepers.links;
-    if let Some(link) = links.borrow().get(&key).filter(|link| !link.is_closed()) {
+    // Where another config has it elsewhere, the way to where it was leads to nobody.
+    let called = address(config, &gatekeeper.service)?;
+    let is_there = |(to, link): &&(SocketAddr, SendRequest<_>)| *to == called && !link.is_closed();
+    if let Some((_, link)) = links.borrow().get(&key).filter(is_there) {
         return Ok(link.clone());
     }
-    let called = address(config, &gatekeeper.service)?;
     let (ours, its) = duplex(BUFFER);
     let client = config.addresses.first().copied().unwrap_or(called.ip());
     tokio::task::spawn_local(outbound::serve_own(worker.clone(), unit.clone(), called, client, its));
     let (link, connection) = handshake(TokioExecutor::new(), TokioIo::new(ours)).await?;
     // How it ends is told by its requests.
     tokio::spawn(connection);
-    links.borrow_mut().insert(key, link.clone());
+    links.borrow_mut().insert(key, (called, link.clone()));
     Ok(link)
 }
 

@@ -64,7 +64,8 @@ pub async fn serve_told(
     }
 }
 
-/// Serves what is asked in the unit's name in this process, in HTTP/2.
+/// Serves what is asked in the unit's name in this process, in HTTP/2. It goes on while the process drains: the requests
+/// under way need it.
 pub async fn serve_own(
     worker: Rc<Worker>,
     unit: Arc<Unit>,
@@ -72,9 +73,8 @@ pub async fn serve_own(
     client: IpAddr,
     io: impl AsyncRead + AsyncWrite + Unpin,
 ) {
-    let draining = worker.shared.draining();
     if let Some(calling) = Calling::find(worker, &unit, called, client, Some(Protocol::Http2)) {
-        http2::serve_over(io, None, draining, Rc::new(calling)).await;
+        http2::serve_over(io, None, pending(), Rc::new(calling)).await;
     }
 }
 

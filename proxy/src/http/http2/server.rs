@@ -53,20 +53,27 @@ impl Drop for Held {
 
 /// Serves the connection to its end, or, when the process drains, another has taken over or the wire under it is retired,
 /// to the end of its requests. A client that says nothing for as long as one may is sent away.
-pub async fn serve<H: Handler + 'static>(down: Conn, draining: watch::Receiver<bool>, handler: Rc<H>) {
+pub async fn serve<H: Handler + 'static>(down: Conn, mut draining: watch::Receiver<bool>, handler: Rc<H>) {
     let (stream, bytes) = down.into_parts();
     let wire = match &stream {
         Stream::Wire(wire) => Some(wire.link()),
         Stream::Tcp(_) => None,
     };
-    serve_over(Early::new((stream, bytes)), wire, draining, handler).await;
+    let mut retired = handler.retired();
+    let told = async move {
+        tokio::select! {
+            _ = draining.wait_for(|draining| *draining) => {}
+            _ = retired.wait_for(|retired| *retired) => {}
+        }
+    };
+    serve_over(Early::new((stream, bytes)), wire, told, handler).await;
 }
 
-/// The same over anything that carries bytes; `wire`: the connection under it, where there is one.
+/// The same over anything that carries bytes; `wire`: the connection under it, where there is one; `told`: no more is taken.
 pub async fn serve_over<H: Handler + 'static>(
     io: impl AsyncRead + AsyncWrite + Unpin,
     wire: Option<Rc<Link>>,
-    mut draining: watch::Receiver<bool>,
+    told: impl Future<Output = ()>,
     handler: Rc<H>,
 ) {
     let timeouts = handler.timeouts();
@@ -85,13 +92,7 @@ pub async fn serve_over<H: Handler + 'static>(
     };
     let open = Rc::<Open>::default();
     let mut quiet = pin!(sleep(timeouts.idle));
-    let mut retired = handler.retired();
-    let mut told = pin!(async {
-        tokio::select! {
-            _ = draining.wait_for(|draining| *draining) => {}
-            _ = retired.wait_for(|retired| *retired) => {}
-        }
-    });
+    let mut told = pin!(told);
     let mut is_ending = false;
     loop {
         let accepted = tokio::select! {
