@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::authorize::{Caller, Request};
 use crate::config::Unit;
 use crate::fields::{FieldEdits, is_editable, is_value};
-use crate::http1::{is_mesh_field, is_same_variable};
+use crate::http1::{is_hop_field, is_mesh_field, is_same_variable};
 
 mod messages;
 
@@ -153,6 +153,16 @@ fn headers(asking: &Asking<'_>, target: &str) -> HashMap<String, String> {
     let mut headers: HashMap<String, String> = HashMap::new();
     let mut host = String::new();
     let withheld = asking.unit.withheld();
+    let mut hops = Vec::new();
+    asking.request.headers.each("connection", &mut |value| {
+        let names = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+        hops.extend(names.map(<[u8]>::to_ascii_lowercase));
+    });
+    // What a client says of its own connection ends here; what it wants to change to goes on.
+    let ends_here = |name: &[u8]| {
+        let is_named = hops.iter().any(|hop| name.eq_ignore_ascii_case(hop));
+        (is_hop_field(name) || is_named) && !name.eq_ignore_ascii_case(b"upgrade")
+    };
     let mut see = |name: &[u8], value: &[u8]| {
         let name = String::from_utf8_lossy(name).to_ascii_lowercase();
         let value = String::from_utf8_lossy(value);
@@ -169,7 +179,7 @@ fn headers(asking: &Asking<'_>, target: &str) -> HashMap<String, String> {
         let is_withheld = withheld
             .iter()
             .any(|withheld| is_same_variable(name, withheld.as_bytes()));
-        if !is_withheld && !is_mesh_field(name) {
+        if !(is_withheld || is_mesh_field(name) || ends_here(name)) {
             see(name, value);
         }
     });

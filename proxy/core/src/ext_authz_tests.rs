@@ -51,7 +51,8 @@ fn asked(text: &str, query: &str, stated: &[(Box<str>, Box<str>)]) -> (Attribute
 #[test]
 fn the_question_is_the_request_as_the_application_would_get_it() {
     let text = "POST /a/b?c=1 HTTP/1.1\r\nHost: shop\r\nX-A: 1\r\nx-a: 2\r\nCookie: a=1\r\ncookie: b=2\r\nX_User: root\r\n\
-                x-hostmesh-peer: spiffe://x\r\nX-Forwarded-Client-Cert: By=x\r\nContent-Length: 7\r\nx-request-id: r7\r\n\r\n";
+                x-hostmesh-peer: spiffe://x\r\nX-Forwarded-Client-Cert: By=x\r\nContent-Length: 7\r\nx-request-id: r7\r\n\
+                Connection: close, Authorization\r\nAuthorization: Basic bWU6bWU=\r\nTE: trailers\r\n\r\n";
     let (attributes, http) = asked(text, "c=1", &[("x-user".into(), "kim".into())]);
     let headers = [
         (":authority", "shop"),

@@ -172,10 +172,12 @@ pub async fn ask(
 /// Whom, for whom: the unit's number and its gatekeeper's service.
 type Key = (u32, Arc<str>);
 
+type Link = SendRequest<Full<Bytes>>;
+
 /// What a worker knows of gatekeepers.
 #[derive(Default)]
 pub struct Gatekeepers {
-    links: RefCell<HashMap<Key, (SocketAddr, SendRequest<Full<Bytes>>)>>,
+    links: RefCell<HashMap<Key, (SocketAddr, Link)>>,
     /// When it was told last that one gives no verdict.
     told: RefCell<HashMap<Key, Instant>>,
 }
@@ -248,7 +250,7 @@ async fn link(
     gatekeeper: &Gatekeeper,
     unit: &Arc<Unit>,
     config: &Config,
-) -> Result<SendRequest<Full<Bytes>>, Trouble> {
+) -> Result<Link, Trouble> {
     let key = (unit.number, gatekeeper.service.clone());
     let links = &worker.gatekeepers.links;
     // Where another config has it elsewhere, the way to where it was leads to nobody.
