@@ -57,15 +57,18 @@ def _added(ours: Figures, theirs: Figures, direct: Figures) -> float:
     return (ours["p50"] - direct["p50"]) / (theirs["p50"] - direct["p50"])
 
 
-# of this checkout against another one: key, what it is, load, figure
+# of this checkout against another one: key, what it is, load, figure; what the application takes may differ as well
 CHANGES = {
     "rps_vs_before": ("highest RPS", "top", "rps"),
     "cpu_vs_before": ("CPU a request (x app), at the top", "top", "x_app"),
+    "cpu_us_vs_before": ("CPU a request (us), at the top", "top", "proxy_cpu_us"),
     "rps_same_host_vs_before": ("highest RPS, same host", "same-host", "rps"),
     "cpu_same_host_vs_before": ("CPU a request (x app), same host", "same-host", "x_app"),
+    "cpu_us_same_host_vs_before": ("CPU a request (us), same host", "same-host", "proxy_cpu_us"),
     "cpu_3200_vs_before": ("CPU a request (x app) at 3,200 RPS", "open3200", "x_app"),
     "newconn_vs_before": ("a connection a request, RPS", "newconn", "rps"),
     "cpu_newconn_vs_before": ("a connection a request, CPU (x app)", "newconn", "x_app"),
+    "cpu_us_newconn_vs_before": ("a connection a request, CPU (us)", "newconn", "proxy_cpu_us"),
     "bulk_vs_before": ("bulk, one stream", "bulk", "gbit"),
 }
 

@@ -264,6 +264,31 @@ def test_who_is_refused_by_rules_is_not_asked_about(gate: Gate) -> None:
     assert gate.asked("/shop") == []
 
 
+def test_callers_without_identity_are_asked_about(gate: Gate) -> None:
+    gate.answers(stranger=denied())
+    w, outsider = gate.w, gate.w.outsider
+    plain = f'[[inbound.plaintext]]\nfrom = ["{outsider.ipv4}"]\nports = [{PORT}]\n'
+    with gate.policy(POLICY + plain):
+        argv = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"http://{w.h2.ipv4}:{PORT}/"]
+        assert outsider.exec([*argv[:-1], f"{argv[-1]}known"]).stdout == "200"
+        assert outsider.exec([*argv[:-1], f"{argv[-1]}stranger"]).stdout == "403"
+    [(question, _)] = gate.asked("/known")
+    source = question.attributes.source
+    assert (source.principal, source.address.socket_address.address) == ("", outsider.ipv4)
+
+
+def test_clients_of_http_2_are_asked_about(gate: Gate, host: Host) -> None:
+    gate.answers(no=denied(401, "who?"))
+    argv = ["--http2-prior-knowledge", "-s", "-i", "-H", "cookie: a=1", "-H", "cookie: b=2"]
+    path = f"/h2-{host.name}"
+    assert gate.w.guest("curl", *argv, f"http://{host.ipv4}:{PORT}{path}").stdout.startswith("HTTP/2 200")
+    [(question, _)] = gate.asked(path)
+    http = question.attributes.request.http
+    assert (http.method, http.host, http.headers["cookie"]) == ("GET", f"{host.ipv4}:{PORT}", "a=1; b=2")
+    refused = gate.w.guest("curl", *argv, f"http://{host.ipv4}:{PORT}/no").stdout
+    assert refused.startswith("HTTP/2 401") and refused.endswith("who?"), refused
+
+
 def test_the_gatekeepers_own_policy_counts(gate: Gate, host: Host) -> None:
     gate.answers()
     h2 = gate.w.h2
