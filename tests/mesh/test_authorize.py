@@ -269,9 +269,13 @@ def test_callers_without_identity_are_asked_about(gate: Gate) -> None:
     w, outsider = gate.w, gate.w.outsider
     plain = f'[[inbound.plaintext]]\nfrom = ["{outsider.ipv4}"]\nports = [{PORT}]\n'
     with gate.policy(POLICY + plain):
-        argv = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"http://{w.h2.ipv4}:{PORT}/"]
-        assert outsider.exec([*argv[:-1], f"{argv[-1]}known"]).stdout == "200"
-        assert outsider.exec([*argv[:-1], f"{argv[-1]}stranger"]).stdout == "403"
+        url = f"http://{w.h2.ipv4}:{PORT}/"
+
+        def status(path: str) -> str:
+            return outsider.exec(["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", url + path]).stdout
+
+        wait_until(lambda: status("ready") == "200", "callers without identity are let in", 15.0, 0.2)
+        assert (status("known"), status("stranger")) == ("200", "403")
     [(question, _)] = gate.asked("/known")
     source = question.attributes.source
     assert (source.principal, source.address.socket_address.address) == ("", outsider.ipv4)
