@@ -199,27 +199,24 @@ class _Reading:
 
     def _check_claims(self, believed: Sequence[TokenIssuer], declared: Mapping[int, Protocol]) -> None:
         """Who is let in to say anything may say headers too: an application that believes them needs a port of HTTP."""
-        auto = next((number for number, protocol in declared.items() if protocol is Protocol.AUTO), None)
         told = next((issuer for issuer in believed if issuer.headers), None)
-        if auto is not None and told is not None:
-            message = (
-                f"headers of claims beside port {auto}, which is auto: whoever speaks no HTTP there could forge them"
-            )
-            self.findings.add(Code.BAD_VALUE, told.place, message, f'say what is spoken: {auto} = "http"')
+        if told is not None:
+            self._refuse_auto(told.place, declared, "headers of claims", "could forge them")
 
     def _check_asked(self, asked: Authorize | None, declared: Mapping[int, Protocol]) -> None:
         """Nobody gets round a gatekeeper by speaking something else than HTTP."""
         if asked is None or not self.ports_are_sound:
             return
-        auto = next((number for number, protocol in declared.items() if protocol is Protocol.AUTO), None)
-        if auto is not None:
-            message = (
-                f"a gatekeeper beside port {auto}, which is auto: whoever speaks no HTTP there would not be asked about"
-            )
-            self.findings.add(Code.BAD_VALUE, asked.place, message, f'say what is spoken: {auto} = "http"')
-        elif not any(protocol.is_read for protocol in declared.values()):
+        self._refuse_auto(asked.place, declared, "a gatekeeper", "would not be asked about")
+        if not any(protocol.can_be_read for protocol in declared.values()):
             message = "a gatekeeper is asked about requests, and the unit's ports carry no requests"
             self.findings.add(Code.BAD_VALUE, asked.place, message, 'for example, in [service.ports]: 8080 = "http"')
+
+    def _refuse_auto(self, place: Place, declared: Mapping[int, Protocol], what: str, would: str) -> None:
+        auto = next((number for number, protocol in declared.items() if protocol is Protocol.AUTO), None)
+        if auto is not None:
+            message = f"{what} beside port {auto}, which is auto: whoever speaks no HTTP there {would}"
+            self.findings.add(Code.BAD_VALUE, place, message, f'say what is spoken: {auto} = "http"')
 
     def _check_readable(self, table: Tables, ports: tuple[int, ...], declared: Mapping[int, Protocol]) -> None:
         """A condition on the request needs a port on which requests can be read."""
