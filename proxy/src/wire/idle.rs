@@ -42,10 +42,10 @@ impl Key {
     }
 }
 
-/// By where it leads: few units of a host call the same.
+/// By who calls, and where it leads: the rest follows from that, but for a change of identity.
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&*self.host, self.port).hash(state);
+        (&*self.unit, &*self.host, self.port).hash(state);
     }
 }
 
