@@ -17,6 +17,7 @@ pub mod events;
 pub mod fdstore;
 pub mod frames;
 pub mod generations;
+mod grpc;
 pub mod http;
 pub mod identity;
 pub mod in_flight;

@@ -89,7 +89,10 @@ pub(super) fn unit(unit: snapshot::Unit) -> Result<Unit, ConfigError> {
             .into_iter()
             .map(|said| limit(&at, said))
             .collect::<Result<_, _>>()?,
-        gatekeeper: unit.authorize.map(|said| gatekeeper(&at, said)).transpose()?,
+        gatekeeper: unit
+            .authorize
+            .map(|said| gatekeeper(&at, said).map(Arc::new))
+            .transpose()?,
         rule_default: unit.rule_default.into(),
         rule_outbound_default: unit.rule_outbound_default.into(),
         spiffe_id: unit.spiffe_id.into(),

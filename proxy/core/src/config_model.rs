@@ -265,7 +265,7 @@ pub struct Unit {
     /// How much of it callers may have; all that fit hold.
     pub limits: Vec<Limit>,
     /// Who is asked about what they leave.
-    pub gatekeeper: Option<Gatekeeper>,
+    pub gatekeeper: Option<Arc<Gatekeeper>>,
 }
 
 impl Unit {

@@ -12,8 +12,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::{BufMut, Bytes, BytesMut};
-use hostmesh_proxy_core::authorize::{self, Caller, Decision, Request, Verdict};
+use bytes::Bytes;
+use hostmesh_proxy_core::authorize::{self, Caller, Decision, Verdict};
 use hostmesh_proxy_core::config::{Config, Gatekeeper, Protocol, Unit};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::ext_authz::{Answer, Asking, CHECK, Edits, Refusal, answer, check_request};
@@ -28,11 +28,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::duplex;
 use tokio::time::{Instant, timeout};
 
-use super::down::Downstream;
-use super::observe::Entry;
+use super::down::{Arrived, Downstream};
+use super::observe::{Account, Entry};
 use super::outbound;
 use super::session::Next;
 use super::token::Brought;
+use crate::events::Event;
+use crate::grpc;
 use crate::worker::{About, Worker};
 
 /// On its way between the two ends in this process at most, bytes.
@@ -45,7 +47,7 @@ const PACE: Duration = Duration::from_secs(1);
 /// It goes on.
 #[derive(Default)]
 pub struct Permit {
-    edits: Option<Edits>,
+    edits: Option<Box<Edits>>,
     /// Where it goes on without a verdict.
     pub flag: Option<Flag>,
 }
@@ -64,33 +66,40 @@ impl Permit {
 
 /// It does not.
 pub struct Refused {
-    pub decision: Decision,
-    /// What the client is told; of audit what it would be.
-    pub fault: Fault,
+    decision: Decision,
+    /// What it says; `None`: nothing.
     refusal: Option<Refusal>,
 }
 
 impl Refused {
-    /// The status of the answer.
-    pub fn status(&self) -> u16 {
-        self.refusal
-            .as_ref()
-            .map_or(self.fault.status(), |refusal| refusal.status)
+    /// What the client is told; of audit what it would be.
+    pub fn fault(&self) -> Fault {
+        match self.refusal {
+            Some(_) => Fault::Refused,
+            None => Fault::NoVerdict,
+        }
     }
 
-    /// The request as it is told.
-    pub fn entry<'a>(&'a self, entry: &Entry<'a>) -> Entry<'a> {
-        Entry {
+    /// The status of the answer.
+    pub fn status(&self) -> u16 {
+        let by_fault = || self.fault().status();
+        self.refusal.as_ref().map_or_else(by_fault, |refusal| refusal.status)
+    }
+
+    /// Tells it, and counts it where it holds.
+    fn tell(&self, worker: &Worker, account: &Account, entry: &Entry<'_>) {
+        let entry = Entry {
             rule: &self.decision.rule,
             status: self.status(),
             error: self.refusal.as_ref().map_or("", |refusal| &refusal.why),
             ..*entry
-        }
+        };
+        account.judged(worker, &entry, &self.decision);
     }
 
     /// Answers the client.
     pub async fn answer(&self, down: &mut impl Downstream) -> Next {
-        let fault = self.fault;
+        let fault = self.fault();
         let Some(Refusal {
             status, fields, body, ..
         }) = &self.refusal
@@ -103,70 +112,134 @@ impl Refused {
     }
 }
 
-/// What is asked about a request that the rules and limits of `about.unit` let in.
-pub struct Question<'a> {
-    pub config: &'a Config,
-    pub about: &'a About,
-    pub trace: Outgoing,
-    /// Of [`message`].
-    pub message: Vec<u8>,
+/// What is asked about a request that the rules and limits of a unit let in.
+pub struct Question {
+    account: Rc<Account>,
+    gatekeeper: Arc<Gatekeeper>,
+    trace: Outgoing,
+    message: Vec<u8>,
 }
 
-/// The encoded question about a request, as the application would get it.
-pub fn message(about: &About, caller: Caller<'_>, request: &Request<'_>, query: &str, brought: &Brought) -> Vec<u8> {
-    check_request(&Asking {
-        request: *request,
-        query,
-        caller,
-        client: about.client,
-        unit: &about.unit,
-        port: about.port,
-        stated: brought.headers(),
-        time: SystemTime::now(),
-    })
-}
+impl Question {
+    /// About a request as the application would get it; `None`: the unit has no gatekeeper.
+    pub fn about(
+        account: &Rc<Account>,
+        caller: Caller<'_>,
+        arrived: Arrived<'_>,
+        brought: &Brought,
+        trace: impl FnOnce() -> Outgoing,
+    ) -> Option<Self> {
+        let About { unit, client, port, .. } = &account.about;
+        let gatekeeper = unit.gatekeeper.clone()?;
+        Some(Self {
+            account: account.clone(),
+            gatekeeper,
+            trace: trace(),
+            message: check_request(&Asking {
+                request: arrived.asked,
+                query: arrived.query,
+                caller,
+                client: *client,
+                unit,
+                port: *port,
+                stated: brought.headers(),
+                time: SystemTime::now(),
+            }),
+        })
+    }
 
-/// Asks the unit's gatekeeper. `tell`: audit would have refused it, and why.
-pub async fn ask(
-    worker: &Rc<Worker>,
-    gatekeeper: &Gatekeeper,
-    question: Question<'_>,
-    tell: impl Fn(&Refused),
-) -> Result<Permit, Refused> {
-    let about = question.about;
-    let asked = timeout(gatekeeper.timeout, check(worker, gatekeeper, &question)).await;
-    let refusal = match asked.unwrap_or_else(|_| Err("no answer in time".into())) {
-        Ok(Answer::Pass(edits)) => {
-            let (edits, flag) = (Some(edits), None);
-            return Ok(Permit { edits, flag });
+    /// Asks the unit's gatekeeper. What it refuses, or would but for audit, is told of `entry`.
+    pub async fn ask(self, worker: &Rc<Worker>, entry: &Entry<'_>) -> Result<Permit, Refused> {
+        let Self {
+            account, gatekeeper, ..
+        } = &self;
+        let asked = timeout(gatekeeper.timeout, self.check(worker)).await;
+        let refusal = match asked.unwrap_or_else(|_| Err("no answer in time".into())) {
+            Ok(Answer::Pass(edits)) => {
+                let (edits, flag) = (Some(Box::new(edits)), None);
+                return Ok(Permit { edits, flag });
+            }
+            Ok(Answer::Refuse(refusal)) => Some(refusal),
+            Err(why) => {
+                self.tell_trouble(worker, &*why);
+                None
+            }
+        };
+        let (verdict, flag) = match refusal {
+            Some(_) => (Verdict::Refused, None),
+            None => (Verdict::NoVerdict, Some(Flag::NoVerdict)),
+        };
+        let permit = Permit { edits: None, flag };
+        if refusal.is_none() && gatekeeper.may_be_silent {
+            return Ok(permit);
         }
-        Ok(Answer::Refuse(refusal)) => Some(refusal),
-        Err(why) => {
-            tell_trouble(worker, gatekeeper, about, &*why);
-            None
+        let decision = authorize::external(&account.about.unit, gatekeeper, verdict);
+        let refused = Refused { decision, refusal };
+        refused.tell(worker, account, entry);
+        match refused.decision.verdict.passes() {
+            true => Ok(permit),
+            false => Err(refused),
         }
-    };
-    let (verdict, fault) = match refusal {
-        Some(_) => (Verdict::Refused, Fault::Refused),
-        None => (Verdict::NoVerdict, Fault::NoVerdict),
-    };
-    let flag = refusal.is_none().then_some(Flag::NoVerdict);
-    let permit = Permit { edits: None, flag };
-    if refusal.is_none() && gatekeeper.may_be_silent {
-        return Ok(permit);
     }
-    let decision = authorize::external(&about.unit, gatekeeper, verdict);
-    let passes = decision.verdict.passes();
-    let refused = Refused {
-        decision,
-        fault,
-        refusal,
-    };
-    if !passes {
-        return Err(refused);
+
+    async fn check(&self, worker: &Rc<Worker>) -> Result<Answer, Trouble> {
+        let Self {
+            account,
+            gatekeeper,
+            trace,
+            message,
+        } = self;
+        let mut request = http::Request::post(format!("http://{}{CHECK}", gatekeeper.service))
+            .header(CONTENT_TYPE, "application/grpc")
+            .header(TE, "trailers")
+            .header("grpc-timeout", format!("{}m", gatekeeper.timeout.as_millis()));
+        trace.fields(|name, value| {
+            if let Some(fields) = request.headers_mut()
+                && let Ok(value) = HeaderValue::from_bytes(value)
+            {
+                fields.insert(name, value);
+            }
+        });
+        let request = request.body(Full::new(grpc::framed(message)?))?;
+        let mut link = link(worker, gatekeeper, &account.about.unit).await?;
+        link.ready().await?;
+        let (head, body) = link.send_request(request).await?.into_parts();
+        let body = Limited::new(body, ANSWER).collect().await?;
+        let trailers = body.trailers().cloned().unwrap_or_default();
+        good(head.status, &head.headers, &trailers)?;
+        let body = body.to_bytes();
+        let length = body
+            .get(1..5)
+            .and_then(|length| length.try_into().ok())
+            .map(u32::from_be_bytes);
+        match body.get(5..) {
+            Some(message) if body[0] == 0 && length.map(|length| length as usize) == Some(message.len()) => {
+                Ok(answer(message)?)
+            }
+            _ => Err("its answer is no single message of gRPC".into()),
+        }
     }
-    tell(&refused);
-    Ok(permit)
+
+    fn tell_trouble(&self, worker: &Worker, why: &dyn Error) {
+        let (about, gatekeeper) = (&self.account.about, &self.gatekeeper);
+        let now = Instant::now();
+        let key = (about.unit.number, gatekeeper.service.clone());
+        let mut told = worker.gatekeepers.told.borrow_mut();
+        if told.get(&key).is_some_and(|told| now < *told + PACE) {
+            return;
+        }
+        told.insert(key, now);
+        let (verdict, then) = match gatekeeper.may_be_silent {
+            true => ("allow", "requests go on without"),
+            false => ("deny", "requests are refused"),
+        };
+        let message = format!("{} gives no verdict, {then}: {}", gatekeeper.service, grpc::causes(why));
+        let event = about.event("error", verdict, &gatekeeper.rule, message);
+        worker.shared.events.emit(Event {
+            flag: Flag::NoVerdict.word(),
+            ..event
+        });
+    }
 }
 
 /// Whom, for whom: the unit's number and its gatekeeper's service.
@@ -184,77 +257,28 @@ pub struct Gatekeepers {
 
 type Trouble = Box<dyn Error + Send + Sync>;
 
-async fn check(worker: &Rc<Worker>, gatekeeper: &Gatekeeper, question: &Question<'_>) -> Result<Answer, Trouble> {
-    let message = &question.message;
-    let mut body = BytesMut::with_capacity(5 + message.len());
-    body.put_u8(0);
-    body.put_u32(u32::try_from(message.len())?);
-    body.put_slice(message);
-    let mut request = http::Request::post(format!("http://{}{CHECK}", gatekeeper.service))
-        .header(CONTENT_TYPE, "application/grpc")
-        .header(TE, "trailers")
-        .header("grpc-timeout", format!("{}m", gatekeeper.timeout.as_millis()));
-    question.trace.fields(|name, value| {
-        if let Some(fields) = request.headers_mut()
-            && let Ok(value) = HeaderValue::from_bytes(value)
-        {
-            fields.insert(name, value);
-        }
-    });
-    let request = request.body(Full::new(body.freeze()))?;
-    let mut link = link(worker, gatekeeper, &question.about.unit, question.config).await?;
-    link.ready().await?;
-    let (head, body) = link.send_request(request).await?.into_parts();
-    let body = Limited::new(body, ANSWER).collect().await?;
-    let trailers = body.trailers().cloned().unwrap_or_default();
-    let is_over = head.headers.contains_key(STATUS);
-    good(
-        head.status,
-        &head.headers,
-        if is_over { &head.headers } else { &trailers },
-    )?;
-    let body = body.to_bytes();
-    let length = body
-        .get(1..5)
-        .and_then(|length| length.try_into().ok())
-        .map(u32::from_be_bytes);
-    match body.get(5..) {
-        Some(message) if body[0] == 0 && length.map(|length| length as usize) == Some(message.len()) => {
-            Ok(answer(message)?)
-        }
-        _ => Err("its answer is no single message of gRPC".into()),
-    }
-}
-
-const STATUS: &str = "grpc-status";
-
 /// Did it answer? Where a proxy did in its place, that says why.
-fn good(status: StatusCode, fields: &HeaderMap, last: &HeaderMap) -> Result<(), Trouble> {
-    let text = |fields: &HeaderMap, name| Some(fields.get(name)?.to_str().ok()?.to_owned());
-    if let Some(word) = text(fields, "x-hostmesh-error") {
-        return Err(word.into());
+fn good(status: StatusCode, head: &HeaderMap, trailers: &HeaderMap) -> Result<(), Trouble> {
+    if let Some(word) = head.get("x-hostmesh-error") {
+        return Err(String::from_utf8_lossy(word.as_bytes()).into());
     }
     if status != StatusCode::OK {
         return Err(format!("it answers {status}: is it gRPC that is spoken there?").into());
     }
-    match text(last, STATUS).as_deref() {
-        Some("0") => Ok(()),
-        Some(code) => Err(format!("gRPC status {code} {}", text(last, "grpc-message").unwrap_or_default()).into()),
-        None => Err("its answer has no status of gRPC".into()),
+    match grpc::status(head, trailers) {
+        (Some(0), _) => Ok(()),
+        (Some(code), said) => Err(format!("gRPC status {code} {said}").into()),
+        (None, _) => Err("its answer has no status of gRPC".into()),
     }
 }
 
 /// The way to the gatekeeper: one connection for all that the unit asks in this worker.
-async fn link(
-    worker: &Rc<Worker>,
-    gatekeeper: &Gatekeeper,
-    unit: &Arc<Unit>,
-    config: &Config,
-) -> Result<Link, Trouble> {
+async fn link(worker: &Rc<Worker>, gatekeeper: &Gatekeeper, unit: &Arc<Unit>) -> Result<Link, Trouble> {
+    let config = worker.shared.config().ok_or("nothing is in force")?;
     let key = (unit.number, gatekeeper.service.clone());
     let links = &worker.gatekeepers.links;
     // Where another config has it elsewhere, the way to where it was leads to nobody.
-    let called = address(config, &gatekeeper.service)?;
+    let called = address(&config, &gatekeeper.service)?;
     let is_there = |(to, link): &&(SocketAddr, SendRequest<_>)| *to == called && !link.is_closed();
     if let Some((_, link)) = links.borrow().get(&key).filter(is_there) {
         return Ok(link.clone());
@@ -279,30 +303,4 @@ fn address(config: &Config, name: &str) -> Result<SocketAddr, Trouble> {
         .ok_or("it has no port that speaks grpc")?;
     let vip = service.vips.first().ok_or("it has no address")?;
     Ok(SocketAddr::new(*vip, port.port))
-}
-
-fn tell_trouble(worker: &Worker, gatekeeper: &Gatekeeper, about: &About, why: &dyn Error) {
-    let now = Instant::now();
-    let key = (about.unit.number, gatekeeper.service.clone());
-    let mut told = worker.gatekeepers.told.borrow_mut();
-    if told.get(&key).is_some_and(|told| now < *told + PACE) {
-        return;
-    }
-    told.insert(key, now);
-    let mut text = why.to_string();
-    let mut cause = why.source();
-    while let Some(deeper) = cause {
-        text = format!("{text}: {deeper}");
-        cause = deeper.source();
-    }
-    let (verdict, then) = match gatekeeper.may_be_silent {
-        true => ("allow", "requests go on without"),
-        false => ("deny", "requests are refused"),
-    };
-    let message = format!("{} gives no verdict, {then}: {text}", gatekeeper.service);
-    let event = about.event("error", verdict, &gatekeeper.rule, message);
-    worker.shared.events.emit(crate::events::Event {
-        flag: Flag::NoVerdict.word(),
-        ..event
-    });
 }

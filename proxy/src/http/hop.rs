@@ -34,8 +34,8 @@ pub struct Callee {
     pub brought: Brought,
     /// The request's places among those in flight.
     pub slots: Option<Rc<Vec<Slot>>>,
-    /// What its gatekeeper says.
-    pub permit: Rc<Permit>,
+    /// What its gatekeeper says, if it has one.
+    pub permit: Option<Rc<Permit>>,
 }
 
 impl Callee {
@@ -107,7 +107,7 @@ impl Parties {
 
     pub fn callee_ended(&self, worker: &Worker, entry: &Entry<'_>) {
         if let Some(callee) = &self.callee {
-            let flag = entry.flag.or(callee.permit.flag);
+            let flag = entry.flag.or(self.permit().and_then(|permit| permit.flag));
             let entry = Entry { flag, ..*entry };
             callee.account.ended(worker, &entry.of_callee(&callee.rule));
         }
@@ -115,7 +115,7 @@ impl Parties {
 
     /// What the gatekeeper of a unit of this host says.
     pub fn permit(&self) -> Option<&Permit> {
-        self.callee.as_ref().map(|callee| &*callee.permit)
+        self.callee.as_ref()?.permit.as_deref()
     }
 }
 

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hostmesh_proxy_core::authorize::{self, Caller, Request, Token};
-use hostmesh_proxy_core::config::{Config, Gatekeeper, Port, Protocol, Timeouts};
+use hostmesh_proxy_core::config::{Config, Port, Protocol, Timeouts};
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::fields::Changes;
 use hostmesh_proxy_core::flag::Flag;
@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::conn::Conn;
 use super::down::{Arrived, Downstream, Ended, Manner, Stretch, Up};
-use super::ext_authz::{self, Permit, Question, Refused};
+use super::ext_authz::{Permit, Question};
 use super::http2::Links;
 use super::observe::{Account, Entry, broken, count_slow};
 use super::session::{self, Handler, Next};
@@ -185,15 +185,13 @@ impl Handler for Serving {
             return Next::Abort;
         };
         let trace = traced.to_application();
-        let permit = match &unit.gatekeeper {
+        let question = Question::about(&served.account, self.who.caller(), arrived, &brought, || trace);
+        let permit = match question {
             None => Permit::default(),
-            // Boxed: few units have one.
-            Some(gatekeeper) => match Box::pin(self.ask(&served, gatekeeper, &entry, &brought, trace)).await {
+            // Boxed: few units have a gatekeeper.
+            Some(question) => match Box::pin(question.ask(&self.worker, &entry)).await {
                 Ok(permit) => permit,
-                Err(refused) => {
-                    self.tell(&served, &entry, &refused);
-                    return refused.answer(down).await;
-                }
+                Err(refused) => return refused.answer(down).await,
             },
         };
         let next = self
@@ -269,34 +267,6 @@ impl Serving {
             (!decision.verdict.passes()).then(|| Denial::new(about.clone(), decision))
         })
         .await
-    }
-
-    /// Asks the unit's gatekeeper.
-    async fn ask(
-        &self,
-        served: &Served,
-        gatekeeper: &Gatekeeper,
-        entry: &Entry<'_>,
-        brought: &Brought,
-        trace: Outgoing,
-    ) -> Result<Permit, Refused> {
-        let (arrived, about) = (entry.arrived, &served.account.about);
-        let question = Question {
-            config: &served.config,
-            about,
-            trace,
-            message: ext_authz::message(about, self.who.caller(), &arrived.asked, arrived.query, brought),
-        };
-        ext_authz::ask(&self.worker, gatekeeper, question, |refused| {
-            self.tell(served, entry, refused)
-        })
-        .await
-    }
-
-    fn tell(&self, served: &Served, entry: &Entry<'_>, refused: &Refused) {
-        served
-            .account
-            .judged(&self.worker, &refused.entry(entry), &refused.decision);
     }
 
     /// Refuses a request unjudged: there is too much to do.

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use hostmesh_proxy_core::config::{Otlp, Traces};
 use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, TE, USER_AGENT};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::grpc;
 use crate::sockopt;
 use crate::tls::provider;
 
@@ -55,13 +56,7 @@ impl fmt::Display for Refused {
 impl<E: std::error::Error> From<E> for Refused {
     /// Whatever breaks on the way may be whole another time.
     fn from(error: E) -> Self {
-        let mut why = error.to_string();
-        let mut cause = error.source();
-        while let Some(deeper) = cause {
-            why = format!("{why}: {deeper}");
-            cause = deeper.source();
-        }
-        Self::Later(why, None)
+        Self::Later(grpc::causes(&error), None)
     }
 }
 
@@ -126,11 +121,7 @@ impl Collector {
         match self.traces.protocol {
             Otlp::Http => rejected(&body),
             Otlp::Grpc => {
-                judge_grpc(if trailers.contains_key(STATUS) {
-                    &trailers
-                } else {
-                    &head.headers
-                })?;
+                judge_grpc(&head.headers, &trailers)?;
                 rejected(body.get(5..).unwrap_or_default())
             }
         }
@@ -163,19 +154,10 @@ impl Collector {
         let request = headers.fold(request, |request, (name, value)| request.header(&**name, &**value));
         let body = match self.traces.protocol {
             Otlp::Http => message.clone(),
-            Otlp::Grpc => framed(message)?,
+            Otlp::Grpc => grpc::framed(message)?,
         };
         Ok(request.body(Full::new(body))?)
     }
-}
-
-/// A message of gRPC: not compressed, its length, itself.
-fn framed(message: &Bytes) -> Result<Bytes, Refused> {
-    let mut body = BytesMut::with_capacity(5 + message.len());
-    body.put_u8(0);
-    body.put_u32(u32::try_from(message.len())?);
-    body.put_slice(message);
-    Ok(body.freeze())
 }
 
 impl Requests {
@@ -186,8 +168,6 @@ impl Requests {
         }
     }
 }
-
-const STATUS: &str = "grpc-status";
 
 fn judge_http(status: StatusCode, headers: &HeaderMap, protocol: Otlp) -> Result<(), Refused> {
     let why = format!("it answers {status}");
@@ -207,10 +187,10 @@ fn judge_http(status: StatusCode, headers: &HeaderMap, protocol: Otlp) -> Result
     }
 }
 
-fn judge_grpc(headers: &HeaderMap) -> Result<(), Refused> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let code: u16 = text(STATUS).and_then(|code| code.parse().ok()).unwrap_or(2);
-    let why = || format!("gRPC status {code} {}", text("grpc-message").unwrap_or_default());
+fn judge_grpc(head: &HeaderMap, trailers: &HeaderMap) -> Result<(), Refused> {
+    let (code, said) = grpc::status(head, trailers);
+    let code = code.unwrap_or(2);
+    let why = || format!("gRPC status {code} {said}");
     match code {
         0 => Ok(()),
         1 | 4 | 8 | 10 | 11 | 14 | 15 => Err(Refused::Later(why(), None)),

@@ -3,20 +3,19 @@
 use std::rc::Rc;
 
 use hostmesh_proxy_core::authorize::{self, Caller, Decision, Request, Token};
-use hostmesh_proxy_core::config::Gatekeeper;
 use hostmesh_proxy_core::error::Fault;
 use hostmesh_proxy_core::fields::as_sent;
 use hostmesh_proxy_core::limit;
 
 use super::Calling;
 use crate::http::call::{Call, Taken};
-use crate::http::down::Downstream;
-use crate::http::ext_authz::{self, Permit, Question, Refused};
+use crate::http::down::{Arrived, Downstream};
+use crate::http::ext_authz::{Question, Refused};
 use crate::http::hop::{Callee, Hop, Parties};
 use crate::http::observe::{Account, Entry};
 use crate::http::route::Route;
 use crate::http::session::Next;
-use crate::http::token::{self, Brought};
+use crate::http::token;
 use crate::rejudge::{self, Audited, Denial};
 
 /// A unit of this host lets a try not in; its own journal says so.
@@ -79,18 +78,30 @@ impl Calling {
                 return Err(Refusal { caller, fault, by });
             }
         };
-        let permit = match (&unit.gatekeeper, held) {
-            (None, _) => Rc::default(),
-            (Some(_), Some(callee)) => callee.permit.clone(),
-            // Boxed: few units have one.
-            (Some(gatekeeper), None) => match Box::pin(self.ask(call, gatekeeper, &account, &brought)).await {
-                Ok(permit) => Rc::new(permit),
-                Err(refused) => {
-                    self.tell(call, &account, &refused);
-                    let fault = refused.fault;
-                    let by = Some(Box::new(refused));
-                    return Err(Refusal { caller, fault, by });
-                }
+        let question = || {
+            as_sent(asked, changes.as_ref(), |asked| {
+                let arrived = Arrived {
+                    asked: *asked,
+                    ..call.arrived
+                };
+                Question::about(&account, Caller::Identity(&id), arrived, &brought, || {
+                    call.outgoing(true)
+                })
+            })
+        };
+        let permit = match held {
+            Some(callee) => callee.permit.clone(),
+            None => match question() {
+                None => None,
+                // Boxed: few units have a gatekeeper.
+                Some(question) => match Box::pin(question.ask(&self.worker, &call.entry(0, "").of_callee(""))).await {
+                    Ok(permit) => Some(Rc::new(permit)),
+                    Err(refused) => {
+                        let fault = refused.fault();
+                        let by = Some(Box::new(refused));
+                        return Err(Refusal { caller, fault, by });
+                    }
+                },
             },
         };
         let callee = Callee {
@@ -119,36 +130,6 @@ impl Calling {
             Some(refused) => refused.answer(down).await,
             None => down.reply(fault, &fault.to_string()).await,
         }
-    }
-
-    /// Asks the gatekeeper of a unit of this host about the request as it is sent.
-    async fn ask(
-        &self,
-        call: &Call<'_>,
-        gatekeeper: &Gatekeeper,
-        callee: &Account,
-        brought: &Brought,
-    ) -> Result<Permit, Refused> {
-        let changes = call.taken.as_ref().and_then(|taken| taken.changes());
-        let (arrived, about) = (call.arrived, &callee.about);
-        let caller = Caller::Identity(&about.peer);
-        let question = Question {
-            config: &call.route.connector.config,
-            about,
-            trace: call.outgoing(true),
-            message: as_sent(arrived.asked, changes.as_ref(), |asked| {
-                ext_authz::message(about, caller, asked, arrived.query, brought)
-            }),
-        };
-        let tell = |refused: &Refused| self.tell(call, callee, refused);
-        ext_authz::ask(&self.worker, gatekeeper, question, tell).await
-    }
-
-    /// Tells that the gatekeeper of a unit of this host refuses, or would.
-    fn tell(&self, call: &Call<'_>, callee: &Account, refused: &Refused) {
-        let entry = call.entry(0, "");
-        let entry = entry.of_callee(&refused.decision.rule);
-        callee.judged(&self.worker, &refused.entry(&entry), &refused.decision);
     }
 
     /// Waits until the unit may not call the service any more, or its request is denied by the unit of this host that is

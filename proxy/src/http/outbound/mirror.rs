@@ -12,14 +12,13 @@ use hostmesh_proxy_core::fields::{Changes, as_sent};
 use hostmesh_proxy_core::flag::Flag;
 use hostmesh_proxy_core::http1::{HeadScanner, RequestEdits, RequestHead, ResponseHead};
 use hostmesh_proxy_core::limit::{self, Slot};
-use hostmesh_proxy_core::trace::Outgoing;
 use tokio::time::{Instant, timeout};
 
 use super::Calling;
 use crate::http::call::{Call, hash_key};
 use crate::http::conn::Conn;
 use crate::http::down::{Arrived, Downstream, Progress, add};
-use crate::http::ext_authz::{self, Question, Refused};
+use crate::http::ext_authz::{Permit, Question};
 use crate::http::observe::{Account, Entry};
 use crate::http::route::{Route, To};
 use crate::http::session::asked;
@@ -85,7 +84,11 @@ impl Calling {
         let endpoint = route.connector.pick(service, &[], key).ok()?;
         let account = self.account(&route, &endpoint.spiffe_id);
         let traced = call.traced.copy(&self.worker);
-        let May { brought, slots, asking } = self.may_copy(call, &traced, &route, &endpoint, &account)?;
+        let May {
+            brought,
+            slots,
+            question,
+        } = self.may_copy(call, &traced, &route, &endpoint, &account)?;
         let changes = taken.changes();
         let bytes = down.copy(&RequestEdits {
             trace: Some(traced.to_application()),
@@ -101,7 +104,7 @@ impl Calling {
             target: port.target,
             call: (traced, taken.route.name.clone()),
             route: route.clone(),
-            asking,
+            question,
             _pending: pending,
             _slots: slots,
         };
@@ -155,20 +158,19 @@ impl Calling {
                 over.verdict.passes().then(Vec::new)?
             }
         };
-        let asking = unit.gatekeeper.is_some().then(|| Asking {
-            message: as_sent(asked, changes.as_ref(), |asked| {
-                ext_authz::message(
-                    &callee.about,
-                    Caller::Identity(&id),
-                    asked,
-                    call.arrived.query,
-                    &brought,
-                )
-            }),
-            trace: traced.to_application(),
-            callee,
+        let question = as_sent(asked, changes.as_ref(), |asked| {
+            let arrived = Arrived {
+                asked: *asked,
+                ..call.arrived
+            };
+            let trace = || traced.to_application();
+            Question::about(&callee, Caller::Identity(&id), arrived, &brought, trace)
         });
-        Some(May { brought, slots, asking })
+        Some(May {
+            brought,
+            slots,
+            question,
+        })
     }
 }
 
@@ -179,14 +181,8 @@ struct May {
     brought: Brought,
     /// Its places among those in flight.
     slots: Vec<Slot>,
-    asking: Option<Asking>,
-}
-
-/// What the gatekeeper of a unit of this host is asked first.
-struct Asking {
-    callee: Rc<Account>,
-    trace: Outgoing,
-    message: Vec<u8>,
+    /// What the gatekeeper of a unit of this host is asked first.
+    question: Option<Question>,
 }
 
 struct Copy {
@@ -195,7 +191,7 @@ struct Copy {
     target: u16,
     call: (Traced, Arc<str>),
     route: Rc<Route>,
-    asking: Option<Asking>,
+    question: Option<Question>,
     _pending: Pending,
     _slots: Vec<Slot>,
 }
@@ -211,7 +207,7 @@ impl Copy {
             return;
         };
         add(&progress.sent, bytes.len());
-        let asking = self.asking.take();
+        let question = self.question.take();
         let arrived = Arrived {
             asked: asked(&request),
             query: request.query(),
@@ -224,11 +220,11 @@ impl Copy {
             flag: Some(Flag::Mirrored),
             ..Entry::new(arrived, &self.route.decision.rule, self.call.0.whole(begun))
         };
-        let bytes = match asking {
+        let bytes = match question {
             None => bytes,
-            Some(asking) => match self.let_in(&worker, asking, &entry, (&request, bytes, end)).await {
-                Some(bytes) => bytes,
-                None => return,
+            Some(question) => match question.ask(&worker, &entry).await {
+                Ok(permit) => self.edited(&permit, &request, bytes, end),
+                Err(_) => return,
             },
         };
         let exchanged = timeout(LIMIT, self.exchange(bytes, &request, &progress)).await;
@@ -236,32 +232,13 @@ impl Copy {
         self.account.copied(&worker, &Entry { status, ..entry });
     }
 
-    /// The copy, whose head ends there, as the gatekeeper lets it go on; `None`: it does not.
-    async fn let_in(
-        &self,
-        worker: &Rc<Worker>,
-        asking: Asking,
-        entry: &Entry<'_>,
-        (head, bytes, end): (&RequestHead, Bytes, usize),
-    ) -> Option<Bytes> {
-        let about = &asking.callee.about;
-        let question = Question {
-            config: &self.route.connector.config,
-            about,
-            trace: asking.trace,
-            message: asking.message,
-        };
-        let tell = |refused: &Refused| {
-            asking.callee.judged(worker, &refused.entry(entry), &refused.decision);
-        };
-        let gatekeeper = about.unit.gatekeeper.as_ref()?;
-        let asked = ext_authz::ask(worker, gatekeeper, question, tell).await;
-        let permit = asked.inspect_err(tell).ok()?;
+    /// The copy, whose `head` ends there, as the gatekeeper wants it.
+    fn edited(&self, permit: &Permit, head: &RequestHead, bytes: Bytes, end: usize) -> Bytes {
         let Some(changes) = permit.request().map(Changes::of_fields) else {
-            return Some(bytes);
+            return bytes;
         };
         let edits = RequestEdits {
-            peer: Some(&about.peer),
+            peer: Some(&self.route.connector.unit.spiffe_id),
             changes: Some(&changes),
             alone: true,
             ..RequestEdits::default()
@@ -269,7 +246,7 @@ impl Copy {
         let mut out = BytesMut::with_capacity(bytes.len() + 512);
         head.write(&edits, &mut out);
         out.extend_from_slice(&bytes[end..]);
-        Some(out.freeze())
+        out.freeze()
     }
 
     /// The status that came back; `None`: none did.
