@@ -127,11 +127,17 @@ def _state(host: Host, unit: str) -> tuple[str, str]:
     return active, restarts
 
 
+def _begun(host: Host, unit: str, before: int) -> bool:
+    """Whether another process than the one before has said that it is ready."""
+    return main_pid(host, unit) not in (0, before) and _state(host, unit)[0] == "active"
+
+
 def proxy_without_memory(w: World) -> str:
     """The proxy near its LimitAS=: told, traffic goes on; beyond it: it ends, told, and is back in 2 s as it was"""
     w.h2.exec(["truncate", "--size=1G", "/var/www/html/large"]).must()
+    before = main_pid(w.h1, PROXY)
     with limited(w.h1, PROXY, "LimitAS=100M"):
-        wait_until(lambda: _state(w.h1, PROXY)[0] == "active", "the proxy has begun", 10.0, 0.1)
+        wait_until(lambda: _begun(w.h1, PROXY, before), "the proxy has begun anew", 10.0, 0.1)
         used = _address_space(w.h1, PROXY)
     cursor, stop = w.h1.journal_cursor(), f"/run/greedy-{time.monotonic_ns()}"
     with limited(w.h1, PROXY, f"LimitAS={round(used * 1.08)}"):
