@@ -16,9 +16,10 @@ use tokio::time::{Instant, sleep};
 use crate::rejudge::Denial;
 use crate::sockopt;
 use crate::stream::{DENIED, Stream, WireStream};
+use crate::wire::FRAME;
 
-/// Asked of a socket at once, bytes.
-const READ: usize = 64 * 1024;
+/// Asked of a socket at once, bytes: what one frame of the wire holds.
+const READ: usize = FRAME as usize;
 /// Less than this left in the block: the next read begins a new one.
 const ENOUGH: usize = 16 * 1024;
 

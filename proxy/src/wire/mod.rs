@@ -25,14 +25,17 @@ pub mod server;
 
 use gather::Gathering;
 
-/// Received and not yet consumed at most, bytes: of a stream.
-const STREAM_WINDOW: u32 = 1024 * 1024;
+/// DATA in one frame at most, bytes: large enough to cost little, small enough to let others in between. With its head
+/// (RFC 9113, section 4.1) it is what h2 and rustls have room for at once; nine bytes more, and each frame is copied once
+/// more and leaves a record behind that holds those nine.
+pub const FRAME: u32 = 64 * 1024 - 9;
+/// Received and not yet consumed at most, bytes: of a stream. Whole frames, here and below: what is left over would be a
+/// small frame each time.
+const STREAM_WINDOW: u32 = 16 * FRAME;
 /// The same of a connection: so many full streams before those that do not read stand in the way of the others.
 const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
 /// Accepted and not yet sent at most, bytes of a stream.
-const SEND_BUFFER: usize = 256 * 1024;
-/// DATA in one frame at most: large enough to cost little, small enough to let others in between.
-const FRAME: u32 = 64 * 1024;
+const SEND_BUFFER: usize = 4 * FRAME as usize;
 /// Header fields of a CONNECT at most, bytes: there are none but `:authority`.
 const HEAD: u32 = 16 * 1024;
 /// Streams on one connection at most; more open another.
