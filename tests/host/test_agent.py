@@ -87,10 +87,6 @@ def meshed(host: Host) -> bool:
     return listed.ok and "mesh-web.slice" in listed.stdout
 
 
-def main_pid(host: Host, unit: str = "hostmeshd.service") -> int:
-    return int(host.exec(["systemctl", "show", "--property=MainPID", "--value", unit]).must().stdout)
-
-
 def test_a_unit_comes_into_its_slice_by_a_restart_and_status_knows(h1: Host) -> None:
     assert meshed(h1)
     before = unit_status(h1, "web.service")
@@ -105,7 +101,7 @@ def test_a_unit_comes_into_its_slice_by_a_restart_and_status_knows(h1: Host) -> 
         return now if now and now.in_slice and now.ports[0].listening else None
 
     wait_until(there, "the unit is in its slice and seen to listen", 5.0)
-    cgroup = h1.read(f"/proc/{main_pid(h1, 'web.service')}/cgroup")
+    cgroup = h1.read(f"/proc/{h1.main_pid('web.service')}/cgroup")
     assert "/mesh.slice/mesh-web.slice/web.service" in cgroup
 
 
@@ -193,7 +189,7 @@ def test_a_foreign_flush_is_repaired_at_once(h1: Host) -> None:
 
 
 def test_its_nice_counts_beside_other_services(h1: Host) -> None:
-    pid, groups = main_pid(h1), h1.exists("/proc/self/autogroup")
+    pid, groups = h1.main_pid("hostmeshd.service"), h1.exists("/proc/self/autogroup")
     said = h1.exec(["cat", f"/proc/{pid}/autogroup"])
     assert said.stdout.endswith("nice -10\n") if groups else not said.ok, said
 
@@ -233,22 +229,22 @@ def test_the_kernels_refusals_are_in_the_units_journal_and_counted(h1: Host, h2:
 
 
 def test_a_restarted_bus_is_taken_up_again(h1: Host) -> None:
-    pid = main_pid(h1)
+    pid = h1.main_pid("hostmeshd.service")
     h1.systemctl("restart", "dbus.service")
     for verb, state in (("stop", "inactive"), ("start", "active")):
         h1.systemctl(verb, "web.service")
         wait_until(lambda state=state: unit_status(h1, "web.service").state == state, f"{verb} is seen", 10.0)
     wait_until(lambda: not status(h1).failures, "nothing fails", 10.0)
-    assert main_pid(h1) == pid
+    assert h1.main_pid("hostmeshd.service") == pid
 
 
 def test_killed_agent_leaves_everything_in_force_and_comes_back(h1: Host) -> None:
     wait_until(lambda: unit_status(h1, "web.service").ports[0].listening, "what was begun before is done", 5.0)
     ask(h1, wire.Reconcile(1), wire.Done)
-    rules, pid, cursor = ruleset(h1), main_pid(h1), h1.journal_cursor()
+    rules, pid, cursor = ruleset(h1), h1.main_pid("hostmeshd.service"), h1.journal_cursor()
     h1.exec(["systemctl", "kill", "--signal=KILL", "hostmeshd.service"]).must()
     assert ruleset(h1) == rules
-    wait_until(lambda: main_pid(h1) not in (0, pid), "it is started again", 10.0)
+    wait_until(lambda: h1.main_pid("hostmeshd.service") not in (0, pid), "it is started again", 10.0)
     wait_active(h1)
     assert ruleset(h1) == rules
     done = [e["MESSAGE"] for e in h1.journal(after=cursor, SYSLOG_IDENTIFIER="hostmesh")]
@@ -267,7 +263,7 @@ def test_stopped_agent_leaves_everything_in_force(h1: Host) -> None:
 
 
 def test_other_settings_are_taken_without_a_restart(h1: Host) -> None:
-    pid = main_pid(h1)
+    pid = h1.main_pid("hostmeshd.service")
     h1.write("/etc/hostmesh/hostmesh.toml", "[ports]\nmetrics = 15021\n")
     wait_until(lambda: h1.exec(["curl", "-sf", "http://127.0.0.1:15021/metrics"]).ok, "metrics on the other port", 10.0)
     h1.write("/etc/hostmesh/hostmesh.toml", "[ports]\nmetrics = 'x'\n")
@@ -275,7 +271,7 @@ def test_other_settings_are_taken_without_a_restart(h1: Host) -> None:
     assert h1.exec(["curl", "-sf", "http://127.0.0.1:15021/metrics"]).ok, "wrong settings: those of before stay"
     h1.exec(["rm", "/etc/hostmesh/hostmesh.toml"]).must()
     wait_until(lambda: h1.exec(["curl", "-sf", "http://127.0.0.1:15020/metrics"]).ok, "metrics where they were", 10.0)
-    assert main_pid(h1) == pid
+    assert h1.main_pid("hostmeshd.service") == pid
 
 
 def test_a_start_with_wrong_settings_is_told_once_and_touches_nothing(h1: Host) -> None:

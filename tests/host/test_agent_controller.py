@@ -113,9 +113,9 @@ def test_every_unit_that_may_run_here_gets_its_identity(h1: Host, h2: Host) -> N
 
 def test_identities_outlive_the_proxy(h1: Host) -> None:
     before = wait_until(lambda: svid_of(h1, "web"), "web has an SVID", 15.0, 0.05)
-    pid = main_pid(h1)
+    pid = h1.main_pid("hostmesh-proxy.service")
     h1.exec(["systemctl", "kill", "--signal=KILL", "hostmesh-proxy.service"]).must()
-    wait_until(lambda: main_pid(h1) not in (0, pid), "the proxy is started again", 10.0)
+    wait_until(lambda: h1.main_pid("hostmesh-proxy.service") not in (0, pid), "the proxy is started again", 10.0)
     wait_until(lambda: status(h1).proxy.connected, "and connected again", 5.0)
     assert svid_of(h1, "web") == before
     h1.exec(["systemctl", "kill", "--signal=KILL", "hostmeshd.service"]).must()
@@ -185,10 +185,6 @@ def test_without_a_controller_a_restarted_agent_goes_on(h1: Host, h2: Host) -> N
 def svid_of(host: Host, unit: str) -> SvidStatus | None:
     found = unit_status(host, f"{unit}.service")
     return found.svid if found else None
-
-
-def main_pid(host: Host, unit: str = "hostmesh-proxy.service") -> int:
-    return int(host.exec(["systemctl", "show", "--property=MainPID", "--value", unit]).must().stdout)
 
 
 def active(host: Host) -> str:

@@ -206,6 +206,10 @@ class Host:
             raise CommandFailedError(f"{self.name}: systemctl {' '.join(arguments)}\n{done.stderr}{tail}")
         return done
 
+    def main_pid(self, unit: str) -> int:
+        """The main process of a unit, by the pids of this host; 0 while there is none."""
+        return int(self.exec(["systemctl", "show", "-P", "MainPID", unit]).must().stdout)
+
     def write(self, path: str, text: str, *, mode: int = 0o644, owner: str = "root", group: str = "root") -> None:
         """Make ``path`` a file with ``text``, folders above it too; an existing file is replaced."""
         how = ["install", "-D", "-m", f"{mode:o}", "-o", owner, "-g", group, "/dev/stdin", path]

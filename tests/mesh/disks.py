@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
 from tests.mesh import told
-from tests.mesh.survival import load, main_pid
+from tests.mesh.survival import load
 from tests.mesh.world import POLICIES, World
 
 AGENT, PROXY, CONTROLLER, ETC = (
@@ -205,7 +205,7 @@ def _broken_store(w: World, trouble: Trouble) -> Iterator[None]:
         w.h2.exec(["systemctl", "start", "--no-block", "hostmesh-controller.service"]).must()
         told.in_status(w, w.h1, "UNAVAILABLE")
         yield
-    wait_until(lambda: main_pid(w.h2, "hostmesh-controller.service"), "the controller is back", 20.0, 0.1)
+    wait_until(lambda: w.h2.main_pid("hostmesh-controller.service"), "the controller is back", 20.0, 0.1)
 
 
 def policies_disk(w: World, trouble: Trouble) -> str:

@@ -8,7 +8,7 @@ from tests.lab.host import Host
 from tests.lab.waiting import wait_until
 from tests.mesh import told
 from tests.mesh.scarcity import AGENT, PROXY
-from tests.mesh.survival import kill, load, main_pid
+from tests.mesh.survival import kill, load
 from tests.mesh.world import World
 
 CONTROLLER, JOURNALD = "hostmesh-controller.service", "systemd-journald.service"
@@ -28,7 +28,7 @@ for _ in range(8):  # a sender's own buffer is smaller than the queue
 @contextlib.contextmanager
 def frozen(host: Host, unit: str) -> Iterator[int]:
     """The unit's main process is stopped (SIGSTOP) for the length of a ``with``, if it lives so long."""
-    pid = main_pid(host, unit)
+    pid = host.main_pid(unit)
     assert pid, f"{unit} isn't running"
     host.exec(["kill", "-STOP", str(pid)]).must()
     try:
@@ -38,7 +38,7 @@ def frozen(host: Host, unit: str) -> Iterator[int]:
 
 
 def _another(host: Host, unit: str, pid: int, timeout: float) -> None:
-    wait_until(lambda: main_pid(host, unit) not in (0, pid), f"another {unit}", timeout, 0.1)
+    wait_until(lambda: host.main_pid(unit) not in (0, pid), f"another {unit}", timeout, 0.1)
 
 
 def control(w: World, *, to_the_end: bool) -> str:
@@ -105,7 +105,7 @@ def journald(w: World) -> str:
                     w.h2.exec(["python3", "-c", FILL]).must()
                 began = time.monotonic()
                 for unit in (AGENT, PROXY):
-                    pid = main_pid(w.h2, unit)
+                    pid = w.h2.main_pid(unit)
                     kill(w.h2, unit)
                     _another(w.h2, unit, pid, 5.0)
                 wait_until(lambda: w.h2.exec(["hostmesh", "status"]).ok, "the agent answers", 10.0, 0.1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.lab.host import Host, Result
 from tests.lab.waiting import wait_until
 from tests.mesh import told
-from tests.mesh.survival import load, main_pid
+from tests.mesh.survival import load
 from tests.mesh.world import POLICIES, World
 
 THROW = (Path(__file__).parent / "throw.py").read_text()
@@ -93,11 +93,11 @@ def _count(w: World, metrics: Metrics) -> float:
 @contextlib.contextmanager
 def nothing_falls_over(w: World) -> Iterator[None]:
     """The same processes before and after, and not one request of a load that runs meanwhile fails."""
-    before = [main_pid(host, unit) for host in (w.h1, w.h2) for unit in DAEMONS]
+    before = [host.main_pid(unit) for host in (w.h1, w.h2) for unit in DAEMONS]
     with load(w, least=0, connections=2) as running:
         yield
     assert running.number("failed") == 0, running.told
-    assert [main_pid(host, unit) for host in (w.h1, w.h2) for unit in DAEMONS] == before
+    assert [host.main_pid(unit) for host in (w.h1, w.h2) for unit in DAEMONS] == before
     for host in (w.h1, w.h2):
         wait_until(lambda host=host: _is_well(w, host), f"{host.name} is well", 20.0, 0.2)
 

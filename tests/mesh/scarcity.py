@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
 from tests.mesh import in_force, told
-from tests.mesh.survival import load, main_pid
+from tests.mesh.survival import load
 from tests.mesh.world import World
 
 AGENT, PROXY = "hostmeshd.service", "hostmesh-proxy.service"
@@ -35,14 +35,14 @@ def limited(host: Host, unit: str, setting: str) -> Iterator[None]:
 
 def descriptors(host: Host, unit: str) -> int:
     """Open descriptors of a unit's main process."""
-    return len(host.exec(["ls", f"/proc/{main_pid(host, unit)}/fd"]).stdout.split())
+    return len(host.exec(["ls", f"/proc/{host.main_pid(unit)}/fd"]).stdout.split())
 
 
 def cpu(host: Host, unit: str, seconds: float) -> float:
     """What share of a core the main process of a unit takes, over that time."""
 
     def used() -> int:
-        fields = host.read(f"/proc/{main_pid(host, unit)}/stat").rpartition(")")[2].split()
+        fields = host.read(f"/proc/{host.main_pid(unit)}/stat").rpartition(")")[2].split()
         return int(fields[11]) + int(fields[12])
 
     before, began = used(), time.monotonic()
@@ -129,13 +129,13 @@ def _state(host: Host, unit: str) -> tuple[str, str]:
 
 def _begun(host: Host, unit: str, before: int) -> bool:
     """Whether another process than the one before has said that it is ready."""
-    return main_pid(host, unit) not in (0, before) and _state(host, unit)[0] == "active"
+    return host.main_pid(unit) not in (0, before) and _state(host, unit)[0] == "active"
 
 
 def proxy_without_memory(w: World) -> str:
     """The proxy near its LimitAS=: told, traffic goes on; beyond it: it ends, told, and is back in 2 s as it was"""
     w.h2.exec(["truncate", "--size=1G", "/var/www/html/large"]).must()
-    before = main_pid(w.h1, PROXY)
+    before = w.h1.main_pid(PROXY)
     with limited(w.h1, PROXY, "LimitAS=100M"):
         wait_until(lambda: _begun(w.h1, PROXY, before), "the proxy has begun anew", 10.0, 0.1)
         used = _address_space(w.h1, PROXY)
@@ -145,10 +145,10 @@ def proxy_without_memory(w: World) -> str:
         with load(w, least=500, connections=2) as running:
             told.wait_metric(w.h1, "hostmesh_proxy_troubles", 1)
         assert running.number("failed") == 0, running.told
-        serials, pid = w.serials(w.h1), main_pid(w.h1, PROXY)
+        serials, pid = w.serials(w.h1), w.h1.main_pid(PROXY)
         ask = ["python3", "-c", GREEDY, "web", "80", "/large", "150", stop]
         with w.h1.popen(["hostmesh", "run", "--unit", "shop", "--", *ask]) as greedy:
-            wait_until(lambda: main_pid(w.h1, PROXY) not in (0, pid), "another proxy", 20.0, 0.02)
+            wait_until(lambda: w.h1.main_pid(PROXY) not in (0, pid), "another proxy", 20.0, 0.02)
             began = time.monotonic()
             w.h1.exec(["touch", stop]).must()
             greedy.communicate(timeout=60)
@@ -161,6 +161,6 @@ def proxy_without_memory(w: World) -> str:
 
 
 def _address_space(host: Host, unit: str) -> int:
-    status = host.read(f"/proc/{main_pid(host, unit)}/status")
+    status = host.read(f"/proc/{host.main_pid(unit)}/status")
     (line,) = [line for line in status.splitlines() if line.startswith("VmSize:")]
     return int(line.split()[1]) * 1024

@@ -67,14 +67,9 @@ def _connections(host: Host) -> list[str]:
     return host.exec(["ss", "-Htn", "state", "established", "( dport = :80 )"]).must().stdout.splitlines()
 
 
-def main_pid(host: Host, unit: str) -> int:
-    """The main process of a unit, as the host sees it; 0 while there is none."""
-    return int(host.exec(["systemctl", "show", "-P", "MainPID", unit]).must().stdout)
-
-
 def kill(host: Host, unit: str) -> float:
     """kill -9 its main process; gives the time since the epoch."""
-    pid = main_pid(host, unit)
+    pid = host.main_pid(unit)
     assert pid, f"{unit} isn't running"
     host.exec(["kill", "-9", str(pid)]).must()
     return time.time()
@@ -87,7 +82,7 @@ def control_dies(w: World) -> str:
     with load(w) as running:
         for host, unit in victims:
             kills.append(kill(host, unit))
-        wait_until(lambda: all(main_pid(host, unit) for host, unit in victims), "all are back", 20.0, 0.05)
+        wait_until(lambda: all(host.main_pid(unit) for host, unit in victims), "all are back", 20.0, 0.05)
     assert running.number("begun") < min(kills) <= max(kills) < running.number("ended")
     assert running.number("requests") >= 10_000
     assert running.number("failed") == 0, running.told

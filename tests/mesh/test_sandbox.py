@@ -31,10 +31,6 @@ def score(host: Host, unit: str) -> float:
     return float(re.findall(r"Overall exposure level for \S+: ([0-9.]+)", said)[0])
 
 
-def main_pid(host: Host, unit: str) -> str:
-    return host.exec(["systemctl", "show", "--value", "--property=MainPID", unit]).must().stdout.strip()
-
-
 def test_scores(mesh: World) -> None:
     found = {unit: score(mesh.h2, unit) for unit in MOST}
     print(f"systemd-analyze security: {found}")
@@ -61,7 +57,7 @@ def reasoned(name: str, told: set[str]) -> bool:
 
 @pytest.mark.parametrize("unit", DAEMONS)
 def test_no_new_privileges_and_a_filter_of_system_calls(mesh: World, unit: str) -> None:
-    lines = (line.split(":", 1) for line in mesh.h2.read(f"/proc/{main_pid(mesh.h2, unit)}/status").splitlines())
+    lines = (line.split(":", 1) for line in mesh.h2.read(f"/proc/{mesh.h2.main_pid(unit)}/status").splitlines())
     status = {key: value.strip() for key, value in lines}
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
@@ -69,7 +65,7 @@ def test_no_new_privileges_and_a_filter_of_system_calls(mesh: World, unit: str) 
 @pytest.mark.parametrize("unit", DAEMONS)
 def test_the_system_is_read_only(mesh: World, unit: str) -> None:
     """Tried by root with all capabilities, who sees what the process sees."""
-    view = ["nsenter", f"--target={main_pid(mesh.h2, unit)}", "--mount", "--"]
+    view = ["nsenter", f"--target={mesh.h2.main_pid(unit)}", "--mount", "--"]
     for path in ("/usr/x", "/etc/x", "/var/x", "/opt/hostmesh/x", "/proc/sys/net/ipv4/ip_forward", "/sys/fs/cgroup/x"):
         tried = mesh.h2.exec([*view, "sh", "-c", f"echo 0 > {path}"])
         assert "Read-only file system" in tried.stderr or "Directory nonexistent" in tried.stderr, (path, tried)

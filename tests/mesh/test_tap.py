@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.lab.waiting import wait_until
-from tests.mesh.survival import main_pid
 from tests.mesh.told import metric, wait_metric
 from tests.mesh.twins import Twins
 from tests.mesh.upgrade import AGENT, reload
@@ -161,10 +160,10 @@ def test_a_look_lives_through_a_reload_and_not_longer_than_its_agent(pair: Twins
         before = metric(h1, RECORDS)
         wait_until(lambda: pair.ask(1).of("200") and metric(h1, RECORDS) > before, "the new proxy shows it", 5.0, 0.1)
         assert tap.line()["unit"] == "guest.service"
-        frozen = main_pid(h1, AGENT)
+        frozen = h1.main_pid(AGENT)
         h1.exec(["kill", "-KILL", str(frozen)]).must()
         assert tap.ended() == 1
-    wait_until(lambda: main_pid(h1, AGENT) not in (0, frozen), "another agent", 20.0, 0.1)
+    wait_until(lambda: h1.main_pid(AGENT) not in (0, frozen), "another agent", 20.0, 0.1)
     wait_metric(h1, "hostmesh_agent_proxy_connected", 1)
     pair.ask(100)
     assert (metric(h1, RECORDS), metric(h1, LOOKERS)) == (0, 0)
@@ -175,7 +174,7 @@ def test_a_look_ends_though_its_agent_does_not_say_so(pair: Twins) -> None:
     h1 = pair.w.h1
     pair.treat("")
     with tapping(h1, "guest", "--count", "1") as tap, ThreadPoolExecutor() as threads:
-        before, agent = metric(h1, RECORDS), main_pid(h1, AGENT)
+        before, agent = metric(h1, RECORDS), h1.main_pid(AGENT)
         asking = threads.submit(pair.ask, 1_600, pace=200)
         assert tap.line()["unit"] == "guest.service"
         with tapping(h1, "guest"):

@@ -9,7 +9,6 @@ import pytest
 
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
-from tests.mesh.survival import main_pid
 from tests.mesh.told import in_journal
 from tests.mesh.upgrade import AGENT, PROXY, answered, generations, memory_kb, reload, steady
 from tests.mesh.world import World
@@ -22,7 +21,7 @@ def alone_again(w: World) -> Iterator[None]:
     """After the ``with`` each proxy is one process: those before it had no more to do."""
     yield
     for host in (w.h1, w.h2):
-        wait_until(lambda host=host: generations(host) == [main_pid(host, PROXY)], "one process each", 30.0, 0.2)
+        wait_until(lambda host=host: generations(host) == [host.main_pid(PROXY)], "one process each", 30.0, 0.2)
 
 
 def counted(w: World) -> tuple[int, int]:
@@ -34,7 +33,7 @@ def counted(w: World) -> tuple[int, int]:
 def test_reload_of_proxies_and_restart_of_agents_under_load(mesh: World, rounds: Callable[[int, int], int]) -> None:
     times = rounds(2, 20)
     least = rounds(0, 10_000)
-    first = {host.name: main_pid(host, PROXY) for host in (mesh.h1, mesh.h2)}
+    first = {host.name: host.main_pid(PROXY) for host in (mesh.h1, mesh.h2)}
     seen, took = [counted(mesh)], []
     with alone_again(mesh):
         with steady(mesh) as load:
@@ -76,7 +75,7 @@ def changed_unit(host: Host, settings: str) -> Iterator[None]:
 
 
 def test_a_new_process_that_does_not_come_up_changes_nothing(mesh: World) -> None:
-    before, cursor = main_pid(mesh.h2, PROXY), mesh.h2.journal_cursor()
+    before, cursor = mesh.h2.main_pid(PROXY), mesh.h2.journal_cursor()
     broken = (
         "ExecReload=\nExecReload=/usr/local/bin/hostmesh-proxy --reload --control /run/hostmesh-proxy/none/control.sock"
     )
@@ -84,7 +83,7 @@ def test_a_new_process_that_does_not_come_up_changes_nothing(mesh: World) -> Non
         assert not mesh.h2.exec(["systemctl", "reload", PROXY]).ok
         load.wait_for(5)
     in_journal(mesh.h2, cursor, "nothing was changed over, the proxy that runs goes on")
-    assert (main_pid(mesh.h2, PROXY), generations(mesh.h2)) == (before, [before])
+    assert (mesh.h2.main_pid(PROXY), generations(mesh.h2)) == (before, [before])
     assert (load.total("failed"), load.total("cut")) == (0, 0), load.told
 
 
@@ -128,7 +127,7 @@ def test_a_policy_of_now_reaches_connections_from_before(mesh: World) -> None:
     assert refusing != mesh.policy("shop.service")
     with alone_again(mesh), held(mesh) as ask:
         assert ask() == "200"
-        old = main_pid(mesh.h1, PROXY)
+        old = mesh.h1.main_pid(PROXY)
         reload(mesh.h1)
         assert ask() == "200"
         with mesh.changed_policy(mesh.h1, "shop.service", refusing):
@@ -152,12 +151,12 @@ def test_connections_from_before_end_when_that_is_set(mesh: World) -> None:
 
 def test_a_crash_of_the_new_one_leaves_the_old_ones_and_a_stop_ends_all(mesh: World) -> None:
     with steady(mesh) as load:
-        old = main_pid(mesh.h1, PROXY)
+        old = mesh.h1.main_pid(PROXY)
         reload(mesh.h1)
         load.wait_for(5)
-        crashed = main_pid(mesh.h1, PROXY)
+        crashed = mesh.h1.main_pid(PROXY)
         mesh.h1.exec(["kill", "-9", str(crashed)]).must()
-        wait_until(lambda: main_pid(mesh.h1, PROXY) not in (0, crashed), "a new main process", 5.0, 0.02)
+        wait_until(lambda: mesh.h1.main_pid(PROXY) not in (0, crashed), "a new main process", 5.0, 0.02)
         load.wait_for(5)
         assert old in generations(mesh.h1)
     assert {name: count["cut"] for name, count in load.told.items() if name.endswith("held")} == {

@@ -10,7 +10,6 @@ from typing import Any
 
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
-from tests.mesh.survival import main_pid
 from tests.mesh.told import total
 from tests.mesh.world import World
 
@@ -98,8 +97,8 @@ def answered(host: Host, **flow: str) -> int:
 
 def reload(host: Host) -> float:
     """Change the binary; gives how long it took."""
-    before, begun = main_pid(host, PROXY), time.monotonic()
+    before, begun = host.main_pid(PROXY), time.monotonic()
     host.systemctl("reload", PROXY)
-    seconds, now = time.monotonic() - begun, main_pid(host, PROXY)
+    seconds, now = time.monotonic() - begun, host.main_pid(PROXY)
     assert now not in (before, 0), "the main process is the one of before"
     return seconds
