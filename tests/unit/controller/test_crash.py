@@ -24,17 +24,25 @@ def test_killed_under_load_no_token_opens_twice(mesh: Mesh) -> None:
     reasons: list[str] = []
     some, guard = threading.Event(), threading.Lock()
 
-    def attempt(host: str, machine: int) -> None:
+    def attempt(host: str, machine: int) -> str:
+        """Why it did not get in; empty when it did."""
         where = mesh.folder / "machines" / f"{host}-{machine}"
         try:
             join(tokens[host], state=where, config=where / "hostmesh.toml")
         except JoinError as error:
             reasons.append(f"{host}-{machine}: {error.message}")
-            return
+            return error.message
         with guard:
             opened[host] += 1
             if sum(opened.values()) >= 10:
                 some.set()
+        return ""
+
+    def insist(host: str, machine: int) -> None:
+        """As a person would: no answer in time, and the same is said again. A disk that others use may be that slow."""
+        for _ in range(10):
+            if "no controller could be reached" not in attempt(host, machine):
+                return
 
     with ThreadPoolExecutor(8) as pool:
         futures = [pool.submit(attempt, host, machine) for host in hosts for machine in (1, 2)]
@@ -47,12 +55,13 @@ def test_killed_under_load_no_token_opens_twice(mesh: Mesh) -> None:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     mesh.start()
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda pair: attempt(*pair), [(host, machine) for host in hosts for machine in (3, 4)]))
+        list(pool.map(lambda pair: insist(*pair), [(host, machine) for host in hosts for machine in (3, 4)]))
     assert max(opened.values()) == 1
     enrolled = {row.name for row in admin.hosts(config_path=mesh.path)}
     assert {host for host, times in opened.items() if times} <= enrolled
     # a token that was used up while the answer was lost is the only way not to get in
-    assert enrolled == set(hosts), [reason for reason in reasons if reason.split("-")[0] not in enrolled]
+    left = [reason for reason in reasons if reason.split("-")[0] not in enrolled]
+    assert enrolled == set(hosts), "\n".join([*left, mesh.log()])
     assert len(hosts) - sum(opened.values()) <= 8
 
 
