@@ -77,15 +77,16 @@ pub async fn carry(connector: Connector, called: SocketAddr, tcp: TcpStream) {
         called,
         begun: Instant::now(),
     };
+    // Boxed: a connection that speaks HTTP, open and idle for the most part, needs no room for what others do.
     match config.destination(called.ip(), called.port()) {
         Destination::Service { port, .. } | Destination::Endpoint { port, .. } if port.protocol.is_read() => {
             call.http(tcp).await;
         }
         Destination::LocalUnit { port, .. } if port.protocol.is_read() => call.http(tcp).await,
         Destination::Service { service, port } if port.protocol.is_watched() => {
-            call.watched(tcp, service, *port, None).await;
+            Box::pin(call.watched(tcp, service, *port, None)).await;
         }
-        Destination::Service { service, port } => call.service(tcp, service, *port, None).await,
+        Destination::Service { service, port } => Box::pin(call.service(tcp, service, *port, None)).await,
         Destination::Endpoint {
             service,
             port,
@@ -93,14 +94,14 @@ pub async fn carry(connector: Connector, called: SocketAddr, tcp: TcpStream) {
         } => {
             let endpoint = endpoint.at(called.ip());
             if port.protocol.is_watched() {
-                return call.watched(tcp, service, *port, Some(&endpoint)).await;
+                return Box::pin(call.watched(tcp, service, *port, Some(&endpoint))).await;
             }
-            call.service(tcp, service, *port, Some(&endpoint)).await;
+            Box::pin(call.service(tcp, service, *port, Some(&endpoint))).await;
         }
         Destination::LocalUnit { unit, port } if port.protocol.is_watched() => {
-            call.watched_unit(tcp, unit, port).await;
+            Box::pin(call.watched_unit(tcp, unit, port)).await;
         }
-        Destination::LocalUnit { unit, port } => call.local_unit(tcp, unit, port).await,
+        Destination::LocalUnit { unit, port } => Box::pin(call.local_unit(tcp, unit, port)).await,
         Destination::UndeclaredPort(service) => {
             let message = format!("{} has no port {}", service.name, called.port());
             call.about("", &service.name, called.port(), "tcp").failed(
