@@ -77,43 +77,14 @@ pub async fn carry(connector: Connector, called: SocketAddr, tcp: TcpStream) {
         called,
         begun: Instant::now(),
     };
-    // Boxed: a connection that speaks HTTP, open and idle for the most part, needs no room for what others do.
-    match config.destination(called.ip(), called.port()) {
+    let destination = config.destination(called.ip(), called.port());
+    match destination {
         Destination::Service { port, .. } | Destination::Endpoint { port, .. } if port.protocol.is_read() => {
             call.http(tcp).await;
         }
         Destination::LocalUnit { port, .. } if port.protocol.is_read() => call.http(tcp).await,
-        Destination::Service { service, port } if port.protocol.is_watched() => {
-            Box::pin(call.watched(tcp, service, *port, None)).await;
-        }
-        Destination::Service { service, port } => Box::pin(call.service(tcp, service, *port, None)).await,
-        Destination::Endpoint {
-            service,
-            port,
-            endpoint,
-        } => {
-            let endpoint = endpoint.at(called.ip());
-            if port.protocol.is_watched() {
-                return Box::pin(call.watched(tcp, service, *port, Some(&endpoint))).await;
-            }
-            Box::pin(call.service(tcp, service, *port, Some(&endpoint))).await;
-        }
-        Destination::LocalUnit { unit, port } if port.protocol.is_watched() => {
-            Box::pin(call.watched_unit(tcp, unit, port)).await;
-        }
-        Destination::LocalUnit { unit, port } => Box::pin(call.local_unit(tcp, unit, port)).await,
-        Destination::UndeclaredPort(service) => {
-            let message = format!("{} has no port {}", service.name, called.port());
-            call.about("", &service.name, called.port(), "tcp").failed(
-                &call.connector.worker,
-                call.begun,
-                Some(Flag::NoRoute),
-                message,
-            );
-            sockopt::abort(tcp);
-        }
-        Destination::Passthrough if called.port() == DNS => call.names(tcp).await,
-        Destination::Passthrough => call.passthrough(tcp).await,
+        // Boxed: a connection that speaks HTTP, open and idle for the most part, needs no room for what others do.
+        _ => Box::pin(call.other(tcp, destination)).await,
     }
 }
 
@@ -181,6 +152,44 @@ impl Outgoing {
         };
         let rule = opened.ask(config, about.clone(), Asked::Call { address, hosts })?;
         Some((opened, rule))
+    }
+
+    /// What speaks no HTTP, or has not told.
+    async fn other(self, tcp: TcpStream, destination: Destination<'_>) {
+        let called = self.called;
+        match destination {
+            Destination::Service { service, port } if port.protocol.is_watched() => {
+                self.watched(tcp, service, *port, None).await;
+            }
+            Destination::Service { service, port } => self.service(tcp, service, *port, None).await,
+            Destination::Endpoint {
+                service,
+                port,
+                endpoint,
+            } => {
+                let endpoint = endpoint.at(called.ip());
+                if port.protocol.is_watched() {
+                    return self.watched(tcp, service, *port, Some(&endpoint)).await;
+                }
+                self.service(tcp, service, *port, Some(&endpoint)).await;
+            }
+            Destination::LocalUnit { unit, port } if port.protocol.is_watched() => {
+                self.watched_unit(tcp, unit, port).await;
+            }
+            Destination::LocalUnit { unit, port } => self.local_unit(tcp, unit, port).await,
+            Destination::UndeclaredPort(service) => {
+                let message = format!("{} has no port {}", service.name, called.port());
+                self.about("", &service.name, called.port(), "tcp").failed(
+                    &self.connector.worker,
+                    self.begun,
+                    Some(Flag::NoRoute),
+                    message,
+                );
+                sockopt::abort(tcp);
+            }
+            Destination::Passthrough if called.port() == DNS => self.names(tcp).await,
+            Destination::Passthrough => self.passthrough(tcp).await,
+        }
     }
 
     async fn service(self, tcp: TcpStream, service: &Arc<Service>, port: ServicePort, only: Option<&Arc<Endpoint>>) {
