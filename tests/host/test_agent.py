@@ -244,7 +244,7 @@ def test_killed_agent_leaves_everything_in_force_and_comes_back(h1: Host) -> Non
     rules, pid, cursor = ruleset(h1), h1.main_pid("hostmeshd.service"), h1.journal_cursor()
     h1.exec(["systemctl", "kill", "--signal=KILL", "hostmeshd.service"]).must()
     assert ruleset(h1) == rules
-    wait_until(lambda: h1.main_pid("hostmeshd.service") not in (0, pid), "it is started again", 10.0)
+    h1.wait_another_process("hostmeshd.service", pid)
     wait_active(h1)
     assert ruleset(h1) == rules
     done = [e["MESSAGE"] for e in h1.journal(after=cursor, SYSLOG_IDENTIFIER="hostmesh")]

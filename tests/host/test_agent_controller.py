@@ -115,7 +115,7 @@ def test_identities_outlive_the_proxy(h1: Host) -> None:
     before = wait_until(lambda: svid_of(h1, "web"), "web has an SVID", 15.0, 0.05)
     pid = h1.main_pid("hostmesh-proxy.service")
     h1.exec(["systemctl", "kill", "--signal=KILL", "hostmesh-proxy.service"]).must()
-    wait_until(lambda: h1.main_pid("hostmesh-proxy.service") not in (0, pid), "the proxy is started again", 10.0)
+    h1.wait_another_process("hostmesh-proxy.service", pid)
     wait_until(lambda: status(h1).proxy.connected, "and connected again", 5.0)
     assert svid_of(h1, "web") == before
     h1.exec(["systemctl", "kill", "--signal=KILL", "hostmeshd.service"]).must()

@@ -69,7 +69,7 @@ def test_its_sandbox_and_its_way_back_from_kill_9(fresh_lab: Lab) -> None:
 
     before = talk(host, enrol)
     assert [svid.unit for svid in before.svids] == [NAME]
-    lines = (line.split(":", 1) for line in host.read(f"/proc/{shown(host, 'MainPID')}/status").splitlines())
+    lines = (line.split(":", 1) for line in host.read(f"/proc/{host.main_pid(UNIT)}/status").splitlines())
     process = {key: value.strip() for key, value in lines}
     assert {int(process[kind], 16) for kind in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == {CAP_NET_RAW}
     assert (process["NoNewPrivs"], process["Seccomp"]) == ("1", "2")

@@ -210,6 +210,14 @@ class Host:
         """The main process of a unit, by the pids of this host; 0 while there is none."""
         return int(self.exec(["systemctl", "show", "-P", "MainPID", unit]).must().stdout)
 
+    def wait_another_process(self, unit: str, before: int, timeout: float = 10.0) -> None:
+        """Wait until the main process of a unit is another than ``before``."""
+        wait_until(lambda: self.main_pid(unit) not in (0, before), f"{self.name}: another {unit}", timeout, 0.05)
+
+    def process_stat(self, unit: str) -> list[str]:
+        """What proc_pid_stat(5) says of the main process of a unit, from field 3 on: the second may hold spaces."""
+        return self.read(f"/proc/{self.main_pid(unit)}/stat").rpartition(")")[2].split()
+
     def write(self, path: str, text: str, *, mode: int = 0o644, owner: str = "root", group: str = "root") -> None:
         """Make ``path`` a file with ``text``, folders above it too; an existing file is replaced."""
         how = ["install", "-D", "-m", f"{mode:o}", "-o", owner, "-g", group, "/dev/stdin", path]

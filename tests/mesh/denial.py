@@ -181,9 +181,8 @@ def audit_ends(w: World) -> str:
 
 def busy(host: Host) -> float:
     """Seconds of CPU that the proxy's workers have taken."""
-    pid = host.exec(["systemctl", "show", "-P", "MainPID", "hostmesh-proxy.service"]).must().stdout.strip()
     script = "for t in /proc/$0/task/*; do grep -q worker $t/comm && cat $t/schedstat; done; true"
-    rows = host.exec(["sh", "-c", script, pid]).must().stdout.splitlines()
+    rows = host.exec(["sh", "-c", script, str(host.main_pid("hostmesh-proxy.service"))]).must().stdout.splitlines()
     return sum(int(row.split()[0]) for row in rows) / 1e9
 
 

@@ -37,10 +37,6 @@ def frozen(host: Host, unit: str) -> Iterator[int]:
         host.exec(["kill", "-CONT", str(pid)])
 
 
-def _another(host: Host, unit: str, pid: int, timeout: float) -> None:
-    wait_until(lambda: host.main_pid(unit) not in (0, pid), f"another {unit}", timeout, 0.1)
-
-
 def control(w: World, *, to_the_end: bool) -> str:
     """Agent and controller frozen: told on their host and on the others, no request fails; watchdogs bring them back
 
@@ -56,7 +52,7 @@ def control(w: World, *, to_the_end: bool) -> str:
             said = told.in_journal(w.h1, cursors["h1"], "controller: ", "traffic goes on", timeout=26.0)
             noticed = time.monotonic() - began
             for unit, pid in ((AGENT, agent), (CONTROLLER, controller)) if to_the_end else ():
-                _another(w.h2, unit, pid, 40.0)
+                w.h2.wait_another_process(unit, pid, 40.0)
                 told.in_journal(w.h2, cursors["h2"], f"{unit}: Watchdog timeout")
             seconds = time.monotonic() - began
         told.in_journal(w.h1, cursors["h1"], "controller: well again")
@@ -73,7 +69,7 @@ def proxy(w: World) -> str:
     with w.lab.capture("tcp or udp") as wire, load(w, least=0, connections=2, path=f"/?{marker}") as running:
         with frozen(w.h2, PROXY) as pid:
             began = time.monotonic()
-            _another(w.h2, PROXY, pid, 15.0)
+            w.h2.wait_another_process(PROXY, pid, 15.0)
             seconds = time.monotonic() - began
         wait_until(lambda: w.shop("curl", "-sSf", "-o", "/dev/null", "http://web/").ok, "web answers", 15.0, 0.1)
     said = told.in_journal(w.h2, cursor, f"{PROXY}: Watchdog timeout")
@@ -107,7 +103,7 @@ def journald(w: World) -> str:
                 for unit in (AGENT, PROXY):
                     pid = w.h2.main_pid(unit)
                     kill(w.h2, unit)
-                    _another(w.h2, unit, pid, 5.0)
+                    w.h2.wait_another_process(unit, pid, 5.0)
                 wait_until(lambda: w.h2.exec(["hostmesh", "status"]).ok, "the agent answers", 10.0, 0.1)
                 wait_until(lambda: w.status(w.h2)["proxy"]["connected"], "the proxy answers it", 10.0, 0.1)
                 seconds = time.monotonic() - began

@@ -42,7 +42,7 @@ def cpu(host: Host, unit: str, seconds: float) -> float:
     """What share of a core the main process of a unit takes, over that time."""
 
     def used() -> int:
-        fields = host.read(f"/proc/{host.main_pid(unit)}/stat").rpartition(")")[2].split()
+        fields = host.process_stat(unit)
         return int(fields[11]) + int(fields[12])
 
     before, began = used(), time.monotonic()
@@ -127,17 +127,13 @@ def _state(host: Host, unit: str) -> tuple[str, str]:
     return active, restarts
 
 
-def _begun(host: Host, unit: str, before: int) -> bool:
-    """Whether another process than the one before has said that it is ready."""
-    return host.main_pid(unit) not in (0, before) and _state(host, unit)[0] == "active"
-
-
 def proxy_without_memory(w: World) -> str:
     """The proxy near its LimitAS=: told, traffic goes on; beyond it: it ends, told, and is back in 2 s as it was"""
     w.h2.exec(["truncate", "--size=1G", "/var/www/html/large"]).must()
     before = w.h1.main_pid(PROXY)
     with limited(w.h1, PROXY, "LimitAS=100M"):
-        wait_until(lambda: _begun(w.h1, PROXY, before), "the proxy has begun anew", 10.0, 0.1)
+        w.h1.wait_another_process(PROXY, before)
+        wait_until(lambda: _state(w.h1, PROXY)[0] == "active", "the proxy has begun anew", 10.0, 0.1)
         used = _address_space(w.h1, PROXY)
     cursor, stop = w.h1.journal_cursor(), f"/run/greedy-{time.monotonic_ns()}"
     with limited(w.h1, PROXY, f"LimitAS={round(used * 1.08)}"):
@@ -148,7 +144,7 @@ def proxy_without_memory(w: World) -> str:
         serials, pid = w.serials(w.h1), w.h1.main_pid(PROXY)
         ask = ["python3", "-c", GREEDY, "web", "80", "/large", "150", stop]
         with w.h1.popen(["hostmesh", "run", "--unit", "shop", "--", *ask]) as greedy:
-            wait_until(lambda: w.h1.main_pid(PROXY) not in (0, pid), "another proxy", 20.0, 0.02)
+            w.h1.wait_another_process(PROXY, pid, 20.0)
             began = time.monotonic()
             w.h1.exec(["touch", stop]).must()
             greedy.communicate(timeout=60)

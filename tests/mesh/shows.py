@@ -114,7 +114,7 @@ def big_download(w: World, megabytes: int = 1024) -> str:
 
 def _faults(host: Host) -> int:
     """Minor page faults of the proxy's main process since its start (proc_pid_stat(5), field 10)."""
-    return int(host.read(f"/proc/{host.main_pid('hostmesh-proxy.service')}/stat").rpartition(")")[2].split()[7])
+    return int(host.process_stat("hostmesh-proxy.service")[7])
 
 
 def allowed(w: World) -> str:

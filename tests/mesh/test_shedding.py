@@ -50,8 +50,8 @@ def overload(pair: Twins, text: str) -> Iterator[None]:
 
 def choked(host: Host, rounds: int, stopped: float) -> None:
     """The host's proxy stands still for so long, so often."""
-    process = host.systemctl("show", "-P", "MainPID", "hostmesh-proxy").must().stdout.strip()
-    host.exec(["python3", "-c", CHOKE, process, str(rounds), str(stopped)]).must()
+    process = host.main_pid("hostmesh-proxy.service")
+    host.exec(["python3", "-c", CHOKE, str(process), str(rounds), str(stopped)]).must()
 
 
 def test_requests_beyond_those_in_flight_are_shed(pair: Twins) -> None:

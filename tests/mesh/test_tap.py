@@ -163,7 +163,7 @@ def test_a_look_lives_through_a_reload_and_not_longer_than_its_agent(pair: Twins
         frozen = h1.main_pid(AGENT)
         h1.exec(["kill", "-KILL", str(frozen)]).must()
         assert tap.ended() == 1
-    wait_until(lambda: h1.main_pid(AGENT) not in (0, frozen), "another agent", 20.0, 0.1)
+    h1.wait_another_process(AGENT, frozen, 20.0)
     wait_metric(h1, "hostmesh_agent_proxy_connected", 1)
     pair.ask(100)
     assert (metric(h1, RECORDS), metric(h1, LOOKERS)) == (0, 0)

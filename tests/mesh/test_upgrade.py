@@ -156,7 +156,7 @@ def test_a_crash_of_the_new_one_leaves_the_old_ones_and_a_stop_ends_all(mesh: Wo
         load.wait_for(5)
         crashed = mesh.h1.main_pid(PROXY)
         mesh.h1.exec(["kill", "-9", str(crashed)]).must()
-        wait_until(lambda: mesh.h1.main_pid(PROXY) not in (0, crashed), "a new main process", 5.0, 0.02)
+        mesh.h1.wait_another_process(PROXY, crashed, 5.0)
         load.wait_for(5)
         assert old in generations(mesh.h1)
     assert {name: count["cut"] for name, count in load.told.items() if name.endswith("held")} == {
