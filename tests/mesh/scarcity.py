@@ -20,12 +20,13 @@ TICKS = 100  # of /proc/PID/stat, a second (sysconf(3), _SC_CLK_TCK)
 
 @contextlib.contextmanager
 def limited(host: Host, unit: str, setting: str) -> Iterator[None]:
-    """A limit of a drop-in for the length of a ``with``; the unit is restarted for it."""
-    dropin = f"/run/systemd/system/{unit}.d/90-limit.conf"
+    """A limit of a drop-in for the length of a ``with``; the unit is restarted for it, the process before gone."""
+    dropin, before = f"/run/systemd/system/{unit}.d/90-limit.conf", host.main_pid(unit)
     host.write(dropin, f"[Service]\n{setting}\n")
     host.systemctl("daemon-reload")
-    host.systemctl("restart", "--no-block", unit)
+    host.systemctl("restart", "--no-block", unit)  # with too little it does not come up
     try:
+        wait_until(lambda: host.main_pid(unit) != before, f"{unit}: the process before is gone", 20.0, 0.05)
         yield
     finally:
         host.exec(["rm", dropin]).must()
@@ -130,10 +131,8 @@ def _state(host: Host, unit: str) -> tuple[str, str]:
 def proxy_without_memory(w: World) -> str:
     """The proxy near its LimitAS=: told, traffic goes on; beyond it: it ends, told, and is back in 2 s as it was"""
     w.h2.exec(["truncate", "--size=1G", "/var/www/html/large"]).must()
-    before = w.h1.main_pid(PROXY)
     with limited(w.h1, PROXY, "LimitAS=100M"):
-        w.h1.wait_another_process(PROXY, before)
-        wait_until(lambda: _state(w.h1, PROXY)[0] == "active", "the proxy has begun anew", 10.0, 0.1)
+        wait_until(lambda: _state(w.h1, PROXY)[0] == "active", "the proxy has begun", 10.0, 0.1)
         used = _address_space(w.h1, PROXY)
     cursor, stop = w.h1.journal_cursor(), f"/run/greedy-{time.monotonic_ns()}"
     with limited(w.h1, PROXY, f"LimitAS={round(used * 1.08)}"):
