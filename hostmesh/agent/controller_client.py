@@ -8,15 +8,15 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-import grpc
-import grpc.aio
 import msgspec
 
 from hostmesh.agent import host_identity
+from hostmesh.agent.grpc_link import CallFailed, GrpcLink, Status, client_context
 from hostmesh.agent.host_identity import HostIdentity, IdentityError
 from hostmesh.errors import HostmeshError
 from hostmesh.identity import rotation
@@ -41,19 +41,8 @@ Reply = TypeVar("Reply")
 CALL_TIMEOUT = 10.0
 HEARTBEAT = 25.0  # a controller withdraws the endpoints of a host that is silent for 90 s
 BACKOFF_FIRST, BACKOFF_LAST = 0.2, 10.0
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-_OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.keepalive_time_ms", 15_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # a minute otherwise: a frozen controller was not noticed by the line above
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.max_receive_message_length", 256 * 1024 * 1024),  # a whole catalog in one event: gRPC stops at 4 MB
-    ("grpc.use_local_subchannel_pool", 1),  # a new certificate must mean a new connection
-]
+_DIAL_TIMEOUT = 5.0
+_AWAY = (Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED, Status.CANCELLED)
 
 
 class ControllerError(HostmeshError):
@@ -84,12 +73,11 @@ class ControllerClient:
         self._identity = host_identity.load(self._folder)
         self._controllers, self._draw, self._lost = controllers, draw, lost
         self._current = int(draw() * len(controllers)) % len(controllers)
-        self._channel: grpc.aio.Channel | None = None
+        self._link: asyncio.Task[GrpcLink] | None = None
         self._generation = 0
         self._word: PublishRequest | None = None
         self._said = False
         self._nudge, self._saying = asyncio.Event(), asyncio.Lock()
-        self._watches: set[grpc.aio.UnaryStreamCall[bytes, bytes]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self.connected = False  # whether a watch is being answered
         self.error = ""  # why not
@@ -140,27 +128,23 @@ class ControllerClient:
         failures = 0
         while True:
             generation = self._generation
-            begin: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._open().unary_stream(f"/{SERVICE}/Watch")
-            call = begin(msgspec.json.encode(WatchRequest(revision=revision)))
-            self._watches.add(call)
+            request = msgspec.json.encode(WatchRequest(revision=revision))
             try:
-                async for body in call:
-                    event = decode(body, WatchEvent)
-                    self._take_bundle(event)
-                    if self._word and (failures or not self._said):
-                        self._nudge.set()
-                    failures, revision, self.connected, self.error = 0, event.revision, True, ""
-                    yield event
-            except grpc.aio.AioRpcError as error:
-                if not failures:
-                    log.info("watch ended: %s: %s", error.code().name, error.details())
-                self.error = f"{error.code().name}: {error.details()}"
-                self._take_up_join()
-            except asyncio.CancelledError:
-                # our own channel was replaced: go on; somebody cancelled this task: stop
-                task = asyncio.current_task()
-                if task and task.cancelling():
-                    raise
+                link = await self._linked()
+                async with aclosing(link.stream(f"/{SERVICE}/Watch", request)) as bodies:
+                    async for body in bodies:
+                        event = decode(body, WatchEvent)
+                        self._take_bundle(event)
+                        if self._word and (failures or not self._said):
+                            self._nudge.set()
+                        failures, revision, self.connected, self.error = 0, event.revision, True, ""
+                        yield event
+            except CallFailed as error:
+                if generation == self._generation:  # else another connection takes over
+                    if not failures:
+                        log.info("watch ended: %s", error)
+                    self.error = str(error)
+                    self._take_up_join()
             except msgspec.MsgspecError as error:
                 log.error("the controller speaks another version: %s", error)
                 self.error = f"the controller speaks another version: {error}"
@@ -168,8 +152,6 @@ class ControllerClient:
                 was, self.connected = self.connected, False
                 if was:
                     self._lost()
-                self._watches.discard(call)
-                call.cancel()
             if generation == self._generation:
                 failures += 1
                 self._next_controller()
@@ -177,11 +159,8 @@ class ControllerClient:
 
     async def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
-        channel, self._channel = self._channel, None
-        if channel:
-            await channel.close(None)
-        for closing in self._closing:
-            closing.cancel()
+        self._drop_link(grace=0.0)
+        await asyncio.gather(*self._closing)
 
     async def _say(self, word: PublishRequest) -> PublishReply:
         async with self._saying:  # a heartbeat must not overtake a newer word
@@ -214,7 +193,7 @@ class ControllerClient:
         host_identity.must_be_valid(reply.chain, now)
         self._identity = host_identity.save(self._folder, key, reply.chain, reply.trust_bundle)
         log.info("host certificate renewed until %s", self._identity.said.not_after)
-        self._drop_channel()
+        self._drop_link()
 
     def _take_up_join(self) -> None:
         """Whoever is refused looks whether ``hostmesh join`` has got the host another identity meanwhile."""
@@ -226,7 +205,7 @@ class ControllerClient:
         if found.chain != self._identity.chain:
             log.info("another identity of this host is there: %s", found.said.spiffe_id)
             self._identity = found
-            self._drop_channel()
+            self._drop_link()
             self._nudge.set()
 
     def _take_bundle(self, event: WatchEvent) -> None:
@@ -241,42 +220,50 @@ class ControllerClient:
         body, error = msgspec.json.encode(request), None
         for _ in self._controllers:
             try:
-                call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._open().unary_unary(f"/{SERVICE}/{name}")
-                return decode(await call(body, timeout=CALL_TIMEOUT), kind)
-            except grpc.aio.AioRpcError as problem:
-                if problem.code() not in _AWAY:
-                    raise ControllerError(f"{name}: {problem.details()}") from problem
+                link = await self._linked()
+                return decode(await link.unary(f"/{SERVICE}/{name}", body, CALL_TIMEOUT), kind)
+            except CallFailed as problem:
+                if problem.status not in _AWAY:
+                    raise ControllerError(f"{name}: {problem.details}") from problem
                 error = problem
                 self._next_controller()
             except msgspec.MsgspecError as problem:
                 raise ControllerError(f"{name}: the controller speaks another version: {problem}") from problem
-        reason = error.details() if error else "none is known"
+        reason = error.details if error else "none is known"
         raise ControllerAway(f"no controller can do it now: {reason}", "traffic goes on with what is in force")
 
-    def _open(self) -> grpc.aio.Channel:
-        if self._channel is None:
-            mine = self._identity
-            credentials = grpc.ssl_channel_credentials(mine.bundle, mine.key, mine.chain)
-            options = [*_OPTIONS, ("grpc.ssl_target_name_override", controller_name(mine.trust_domain))]
-            where = self._controllers[self._current]
-            self._channel = grpc.aio.secure_channel(where, credentials, options)
-        return self._channel
+    async def _linked(self) -> GrpcLink:
+        """The connection to the current controller; whoever asks while it is made waits for the same one."""
+        if self._link is None or (self._link.done() and (self._link.exception() or self._link.result().ended)):
+            self._link = asyncio.create_task(self._dial(), name="controller connection")
+        return await asyncio.shield(self._link)
+
+    async def _dial(self) -> GrpcLink:
+        mine = self._identity
+        context = client_context(mine.bundle, mine.key, mine.chain)
+        name = controller_name(mine.trust_domain)
+        return await GrpcLink.dial(self._controllers[self._current], context, name, _DIAL_TIMEOUT)
 
     def _next_controller(self) -> None:
         if len(self._controllers) > 1:
             self._current = (self._current + 1) % len(self._controllers)
-            self._drop_channel()
+            self._drop_link()
 
-    def _drop_channel(self) -> None:
+    def _drop_link(self, grace: float = CALL_TIMEOUT) -> None:
         """The next call opens a new connection; calls under way end on the old one, watches move."""
-        channel, self._channel = self._channel, None
+        link, self._link = self._link, None
         self._generation += 1
-        for call in self._watches:
-            call.cancel()
-        if channel:
-            closing = asyncio.create_task(channel.close(CALL_TIMEOUT))
+        if link:
+            closing = asyncio.create_task(_retire(link, grace))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
     def _backoff(self, failures: int) -> float:
         return min(BACKOFF_LAST, BACKOFF_FIRST * 2.0 ** min(failures, 10)) * (0.5 + 0.5 * self._draw())
+
+
+async def _retire(link: asyncio.Task[GrpcLink], grace: float) -> None:
+    try:
+        await (await link).retire(grace)
+    except CallFailed as error:  # it was never there; whoever waited for it has heard the same
+        log.debug("a connection that nobody waits for any more: %s", error)

@@ -1,17 +1,17 @@
 """Turns a join token into a host with an identity: key, request, enrolment, files, `hostmesh.toml`."""
 
+import asyncio
 import base64
 import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
-import grpc
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from hostmesh.agent.grpc_link import CallFailed, GrpcLink, Status, client_context
 from hostmesh.agent.host_identity import forget_pending, must_be_valid, pending_request, save
 from hostmesh.apply.files import Files
 from hostmesh.errors import HostmeshError
@@ -49,7 +49,7 @@ def join(text: str, *, state: Path = STATE, config: Path = CONFIG, timeout: floa
     if config.exists():
         _check_same_mesh(config, trust_domain)
     key, csr = pending_request(state / "identity")
-    reply = _enrol(token, root, trust_domain, csr, timeout)
+    reply = asyncio.run(_enrol(token, root, csr, timeout))
     if reply.trust_domain != trust_domain:
         raise JoinError(f"the controller is of {reply.trust_domain}, the token of {trust_domain}")
     must_be_valid(reply.chain, datetime.now(UTC))
@@ -59,38 +59,27 @@ def join(text: str, *, state: Path = STATE, config: Path = CONFIG, timeout: floa
     return Joined(token.host, trust_domain, tuple(reply.controllers))
 
 
-def _enrol(token: JoinToken, root: x509.Certificate, trust_domain: str, csr: str, timeout: float) -> EnrolReply:
-    credentials = grpc.ssl_channel_credentials(root_certificates=root.public_bytes(Encoding.PEM))
-    name = controller_name(trust_domain)
-    # A join dials for itself: it neither waits in the back-off of one before nor hands its own on.
-    options = [("grpc.ssl_target_name_override", name), ("grpc.use_local_subchannel_pool", 1)]
+async def _enrol(token: JoinToken, root: x509.Certificate, csr: str, within: float) -> EnrolReply:
+    context, name = client_context(root.public_bytes(Encoding.PEM)), controller_name(trust_domain_of(root))
     body = msgspec.json.encode(EnrolRequest(secret=token.secret, host=token.host, csr=csr))
     failures = []
     for where in token.controllers:
-        with grpc.secure_channel(where, credentials, options) as channel:
+        try:
+            link = await GrpcLink.dial(where, context, name, within)
             try:
-                answer = channel.unary_unary(f"/{SERVICE}/Enrol")(body, timeout=timeout)
-                return decode(answer, EnrolReply)
-            except grpc.RpcError as error:
-                code, details = _told(error)
-                if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                    raise JoinError(f"the controller at {where} refuses: {details}") from error
-                failures.append(f"{where}: {details}")
-            except msgspec.MsgspecError as error:
-                raise JoinError(f"the controller at {where} answered something else: {error}") from error
+                return decode(await link.unary(f"/{SERVICE}/Enrol", body, within), EnrolReply)
+            finally:
+                await link.close()
+        except CallFailed as error:
+            if error.status not in (Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED):
+                raise JoinError(f"the controller at {where} refuses: {error.details}") from error
+            failures.append(error.details)
+        except msgspec.MsgspecError as error:
+            raise JoinError(f"the controller at {where} answered something else: {error}") from error
     raise JoinError(
         f"no controller could be reached: {'; '.join(failures) or 'the token names none'}",
         "is hostmesh-controller.service running there, and TCP port 15011 open?",
     )
-
-
-def _told(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
-    """An RpcError that a call raised is that call too, and knows its status."""
-    if not isinstance(error, grpc.Call):
-        return grpc.StatusCode.UNKNOWN, str(error)
-    call = cast("grpc.Call", error)
-    told: tuple[grpc.StatusCode, str] = (call.code(), call.details() or "")
-    return told
 
 
 def _check_same_mesh(config: Path, trust_domain: str) -> None:

@@ -31,7 +31,7 @@ class IdentityError(HostmeshError):
 
 @dataclass(frozen=True, slots=True)
 class HostIdentity:
-    """The host's SVID as gRPC wants it: PEM key, chain and trust bundle; and what the certificate says."""
+    """The host's SVID as TLS wants it: PEM key, chain and trust bundle; and what the certificate says."""
 
     key: bytes
     chain: bytes

@@ -36,7 +36,7 @@ async def found(bus: Bus, systemd: Systemd, host_name: str, unit: str) -> None:
 
     Begun again after an interruption, it goes on where it stopped.
     """
-    from hostmesh.agent.enrol import join  # noqa: PLC0415  loads gRPC
+    from hostmesh.agent.enrol import join  # noqa: PLC0415  loads TLS, HTTP/2 and cryptography
     from hostmesh.controller import admin  # noqa: PLC0415  loads the CA
 
     if not CONTROLLER.exists():

@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def join(arguments: argparse.Namespace) -> int:
     """The verb."""
     host.must_be_root("join")
-    from hostmesh.agent import enrol  # noqa: PLC0415  loads gRPC
+    from hostmesh.agent import enrol  # noqa: PLC0415  loads TLS, HTTP/2 and cryptography
     from hostmesh.cli.bus import finish  # noqa: PLC0415
 
     given: str = arguments.token

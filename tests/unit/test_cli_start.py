@@ -7,7 +7,7 @@ import pytest
 
 from hostmesh.cli.main import VERBS
 
-HEAVY = ("asyncio", "cryptography", "dbus_fast", "grpc", "nftables", "prometheus_client", "pyroute2")
+HEAVY = ("asyncio", "cryptography", "dbus_fast", "grpc", "h2", "nftables", "prometheus_client", "pyroute2")
 
 
 def loaded(statement: str) -> set[str]:
@@ -35,7 +35,7 @@ def test_who_only_looks_loads_nothing_heavy(verb: str) -> None:
     assert loaded(run(verb, *words)) == set()
 
 
-def test_what_changes_a_host_loads_neither_grpc_nor_rtnetlink_before_it_needs_them() -> None:
+def test_what_changes_a_host_loads_neither_http2_nor_rtnetlink_before_it_needs_them() -> None:
     verbs = "import hostmesh.cli.enable, hostmesh.cli.disable, hostmesh.cli.uninstall, hostmesh.cli.run"
     doors = "import hostmesh.cli.bus, hostmesh.cli.doors, hostmesh.cli.founding, hostmesh.cli.removal"
     assert loaded(f"{verbs}\n{doors}") == {"asyncio", "dbus_fast", "nftables"}
@@ -43,3 +43,7 @@ def test_what_changes_a_host_loads_neither_grpc_nor_rtnetlink_before_it_needs_th
 
 def test_the_guard_starts_first_and_loads_nothing_of_the_kind() -> None:
     assert loaded("import hostmesh.apply.guard") == set()
+
+
+def test_an_agent_does_without_what_its_controller_needs() -> None:
+    assert "grpc" not in loaded("import hostmesh.agent.main, hostmesh.agent.enrol")

@@ -92,7 +92,7 @@ def test_a_removed_host_leaves_nothing_that_counts_and_may_join_again(mesh: Mesh
         assert time.monotonic() - began < 5.0
         assert not counts(revoked, before)
         await h1.close()
-        mesh.join("h1", "web")
+        await asyncio.to_thread(mesh.join, "h1", "web")
         again = mesh.client("h1")
         after = signed(await again.sign("web.service", new_request()[1]))
         assert counts(revoked, after)

@@ -1,0 +1,313 @@
+"""The agent's side of gRPC against gRPC's own server over TLS: answers, streams, refusals, and every way it can end."""
+
+import asyncio
+import datetime
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from hostmesh.agent import grpc_link
+from hostmesh.agent.grpc_link import CallFailed, GrpcLink, Status, client_context
+
+NAME = "server.test"
+WITHIN = 10.0
+SERVER = Path(__file__).with_name("grpc_server.py")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server process; ``where`` it listens, ``roots`` that vouch for it, ``pair``: key and certificate (PEM)."""
+
+    process: "subprocess.Popen[str]"
+    where: str
+    pair: tuple[bytes, bytes]
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        key, certificate = self.pair
+        return client_context(certificate, key, certificate)
+
+    def heard(self) -> str:
+        """The next line that it prints: what came of calls that nobody waits for any more."""
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+
+def certificate() -> tuple[bytes, bytes]:
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    return pem, made.public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    key, made = certificate()
+    (tmp_path / "pair.pem").write_bytes(key + made)
+    process = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", sys.executable, str(SERVER), str(tmp_path / "pair.pem")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    yield Server(process, f"127.0.0.1:{process.stdout.readline().strip()}", (key, made))
+    process.kill()
+    process.communicate(timeout=10)
+
+
+@asynccontextmanager
+async def linked(server: Server) -> AsyncIterator[GrpcLink]:
+    link = await GrpcLink.dial(server.where, server.context, NAME, WITHIN)
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+def during(server: Server, scenario: Callable[[GrpcLink], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(60), linked(server) as link:
+            await scenario(link)
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    end = asyncio.get_running_loop().time() + WITHIN
+    while not condition():
+        assert asyncio.get_running_loop().time() < end, what
+        await asyncio.sleep(0.01)
+
+
+async def failure(call: Awaitable[object]) -> CallFailed:
+    with pytest.raises(CallFailed) as failed:
+        await call
+    return failed.value
+
+
+def test_what_was_sent_comes_back(server: Server) -> None:
+    async def scenario(link: GrpcLink) -> None:
+        for body in (b"", b"a", os.urandom(100_000), os.urandom(20_000_000)):  # more than every window at once
+            assert await link.unary("/test/Echo", body, WITHIN) == body
+        many = [os.urandom(300_000) for _ in range(20)]
+        assert await asyncio.gather(*(link.unary("/test/Echo", body, WITHIN) for body in many)) == many
+
+    during(server, scenario)
+
+
+def test_a_stream_brings_all_its_answers_and_ends(server: Server) -> None:
+    async def scenario(link: GrpcLink) -> None:
+        found = [body async for body in link.stream("/test/Count", b"2000")]
+        assert found == [str(number).encode() for number in range(2000)]
+        assert [body async for body in link.stream("/test/Count", b"0")] == []
+
+    during(server, scenario)
+
+
+def test_refusals_are_told_in_the_servers_words(server: Server) -> None:
+    async def scenario(link: GrpcLink) -> None:
+        refused = await failure(link.unary("/test/Refuse", "not für 100 %\nof you".encode(), WITHIN))
+        assert (refused.status, refused.details) == (Status.PERMISSION_DENIED, "not für 100 %\nof you")
+        assert (await failure(link.unary("/test/Nothing", b"", WITHIN))).status is Status.UNIMPLEMENTED
+        breaking = link.stream("/test/Break", b"3")
+        assert [await anext(breaking) for _ in range(3)] == [b"0", b"1", b"2"]
+        assert str(await failure(anext(breaking))) == "PERMISSION_DENIED: after 3"
+        none = await failure(link.unary("/test/Count", b"0", WITHIN))
+        assert none.status is Status.INTERNAL
+        assert await link.unary("/test/Echo", b"goes on", WITHIN) == b"goes on"
+
+    during(server, scenario)
+
+
+def test_who_stops_waiting_tells_the_server(server: Server) -> None:
+    async def scenario(link: GrpcLink) -> None:
+        late = asyncio.create_task(link.unary("/test/Wait", b"late", 1.5))
+        await link.unary("/test/Waiting", b"late", WITHIN)
+        assert (await failure(late)).status is Status.DEADLINE_EXCEEDED
+        assert await asyncio.to_thread(server.heard) == "late cancelled"
+        task = asyncio.create_task(link.unary("/test/Wait", b"unary", WITHIN))
+        assert await link.unary("/test/Waiting", b"unary", WITHIN) == b"unary"
+        task.cancel()
+        assert await asyncio.to_thread(server.heard) == "unary cancelled"
+        async with aclosing(link.stream("/test/Tick", b"stream")) as ticks:
+            assert await anext(ticks) == b"stream"
+        assert await asyncio.to_thread(server.heard) == "stream cancelled"
+        assert await link.unary("/test/Echo", b"goes on", WITHIN) == b"goes on"
+
+    during(server, scenario)
+
+
+def test_a_retired_link_ends_its_streams_and_waits_for_its_calls(server: Server) -> None:
+    async def scenario(link: GrpcLink) -> None:
+        ticks = link.stream("/test/Tick", b"stream")
+        await anext(ticks)
+        call = asyncio.create_task(link.unary("/test/Wait", b"1", WITHIN))
+        await link.unary("/test/Waiting", b"1", WITHIN)
+        retired = asyncio.create_task(link.retire(WITHIN))
+        assert (await failure(anext(ticks))).status is Status.CANCELLED
+        assert not retired.done()
+        async with linked(server) as other:
+            await other.unary("/test/Release", b"1", WITHIN)
+        assert await call == b"1"
+        await retired
+        assert "closed here" in link.ended
+        assert (await failure(link.unary("/test/Echo", b"", WITHIN))).status is Status.UNAVAILABLE
+
+    during(server, scenario)
+
+
+def test_who_does_not_end_in_time_is_cut_off(server: Server) -> None:
+    async def scenario(link: GrpcLink) -> None:
+        call = asyncio.create_task(link.unary("/test/Wait", b"1", WITHIN))
+        await link.unary("/test/Waiting", b"1", WITHIN)
+        await link.retire(0.1)
+        assert (await failure(call)).status is Status.CANCELLED
+
+    during(server, scenario)
+
+
+def test_a_server_that_dies_ends_every_call(server: Server) -> None:
+    async def scenario(link: GrpcLink) -> None:
+        ticks = link.stream("/test/Tick", b"stream")
+        await anext(ticks)
+        waiting = asyncio.create_task(link.unary("/test/Wait", b"x", WITHIN))
+        await link.unary("/test/Waiting", b"x", WITHIN)
+        server.process.kill()
+        for call in (waiting, anext(ticks)):
+            gone = await failure(call)
+            assert gone.status is Status.UNAVAILABLE
+            assert gone.details.startswith(f"{server.where}: the connection ended")
+        assert link.ended
+
+    during(server, scenario)
+
+
+def test_a_server_that_says_goodbye_ends_what_it_has_begun(server: Server) -> None:
+    async def scenario(link: GrpcLink) -> None:
+        waiting = asyncio.create_task(link.unary("/test/Wait", b"x", WITHIN))
+        await link.unary("/test/Waiting", b"x", WITHIN)
+        server.process.terminate()
+        assert await asyncio.to_thread(server.heard) == "stopping"
+        await until(lambda: bool(link.ended), "the goodbye is there")
+        assert "the server closes the connection" in (await failure(link.unary("/test/Echo", b"", WITHIN))).details
+        server.process.send_signal(signal.SIGUSR1)
+        assert await waiting == b"x"
+
+    during(server, scenario)
+
+
+def test_a_frozen_server_is_noticed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_link, "PING_EVERY", 0.2)
+    monkeypatch.setattr(grpc_link, "PING_ANSWER", 0.5)
+
+    async def scenario(link: GrpcLink) -> None:
+        call = asyncio.create_task(link.unary("/test/Wait", b"x", 30.0))
+        await link.unary("/test/Waiting", b"x", WITHIN)
+        done, _ = await asyncio.wait({call}, timeout=2.0)  # ten pings that are answered
+        assert not done
+        server.process.send_signal(signal.SIGSTOP)
+        assert "did not answer a ping within 0.5 s" in (await failure(asyncio.wait_for(call, WITHIN))).details
+
+    during(server, scenario)
+
+
+def test_only_the_server_that_was_meant_is_talked_to(server: Server) -> None:
+    async def scenario() -> None:
+        for context, name, said in (
+            (client_context(certificate()[1]), NAME, "certificate verify failed"),
+            (server.context, "other.test", "Hostname mismatch"),
+        ):
+            refused = await failure(GrpcLink.dial(server.where, context, name, WITHIN))
+            assert refused.status is Status.UNAVAILABLE
+            assert said in refused.details
+        nobody = await GrpcLink.dial(server.where, client_context(server.pair[1]), NAME, WITHIN)
+        refused = await failure(nobody.unary("/test/Echo", b"", WITHIN))  # in TLS 1.3 the refusal comes after
+        assert refused.status is Status.UNAVAILABLE
+        await nobody.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("127.0.0.1:1", "Connect call failed"),
+        ("nonsense", "is no ADDRESS:PORT"),
+        ("127.0.0.1:99999", "is no ADDRESS:PORT"),
+        ("[::1]:x", "is no ADDRESS:PORT"),
+        (f"{'a' * 64}.test:80", "is no ADDRESS:PORT"),
+    ],
+)
+def test_where_nobody_is(where: str, said: str) -> None:
+    async def scenario() -> None:
+        refused = await failure(GrpcLink.dial(where, client_context(certificate()[1]), NAME, WITHIN))
+        assert refused.status is Status.UNAVAILABLE
+        assert said in refused.details
+        assert where in refused.details
+
+    asyncio.run(scenario())
+
+
+def test_who_takes_the_connection_and_says_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"127.0.0.1:{silent.getsockname()[1]}"
+        refused = asyncio.run(failure(GrpcLink.dial(where, client_context(certificate()[1]), NAME, 0.3)))
+    assert "no connection within 0.3 s" in refused.details
+
+
+@pytest.mark.parametrize(
+    ("answer", "protocols", "said"),
+    [
+        (b"", [], "does not speak HTTP/2"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ["h2"], "HTTP/2 is broken"),
+        (b"\0\0\0\x04\0\0\0\0\0\xff\xff\xff\x01\0\0\0\0\x01", ["h2"], "HTTP/2 is broken"),
+        (b"\0\0\0\x04\0\0\0\0\0", ["h2"], "connection ended"),
+    ],
+)
+def test_what_is_no_grpc(answer: bytes, protocols: list[str], said: str, tmp_path: Path) -> None:
+    key, made = certificate()
+    (tmp_path / "pair.pem").write_bytes(key + made)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pair.pem")
+    if protocols:
+        context.set_alpn_protocols(protocols)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        writer.close()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listening:
+            where = "127.0.0.1:%d" % listening.sockets[0].getsockname()[1]  # noqa: UP031
+            try:
+                link = await GrpcLink.dial(where, client_context(made), NAME, WITHIN)
+                refused = await failure(link.unary("/test/Echo", b"", WITHIN))
+                await link.close()
+            except CallFailed as error:
+                refused = error
+        assert refused.status is Status.UNAVAILABLE
+        assert said in refused.details
+
+    asyncio.run(scenario())
