@@ -5,8 +5,10 @@ mod ends;
 
 use std::time::Duration;
 
-use ends::twins::{OK, Twins, accepted, get};
+use ends::gate::{Gate, Question};
+use ends::twins::{OK, Peer, Twins, accepted, get};
 use ends::{WEB_UNIT, run};
+use hostmesh_proxy::sockopt::abort;
 use hostmesh_proxy_core::snapshot::{Hedge, Snapshot};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
@@ -220,4 +222,131 @@ fn each_has_its_own_time() {
         first.ends().await;
         second.ends().await;
     });
+}
+
+/// A request about which the far endpoint is silent, and the near one's gatekeeper is asked.
+struct Asking {
+    twins: Twins,
+    client: Peer,
+    far: Peer,
+    question: Question,
+}
+
+impl Asking {
+    async fn new(change: impl FnOnce(&mut Snapshot)) -> Self {
+        let mut gate = Gate::new().await;
+        let twins = hedged(|snapshot| {
+            gate.guards(snapshot, 81);
+            // Who is near answers before that.
+            let hedge = snapshot.services[0].traffic.hedge.as_mut();
+            hedge.expect("a hedge").after_ms = 200;
+            change(snapshot);
+        })
+        .await;
+        let mut client = twins.client().await;
+        loop {
+            client.send(&get("/")).await;
+            tokio::select! {
+                mut far = accepted(&twins.mesh.application) => {
+                    far.until("\r\n\r\n").await;
+                    let question = gate.asked().await;
+                    return Self { twins, client, far, question };
+                }
+                // One after the other in turn: the next one is the far one's.
+                question = gate.asked() => {
+                    question.yes();
+                    let mut near = accepted(&twins.near).await;
+                    near.until("\r\n\r\n").await;
+                    near.send(OK).await;
+                    client.until("ok").await;
+                }
+            }
+        }
+    }
+}
+
+/// A failure that is seen: nobody waits for the rest of it.
+async fn fails(mut far: Peer) -> Option<Peer> {
+    far.send(BUSY).await;
+    far.ends().await;
+    None
+}
+
+async fn is_answered(mut client: Peer, status: &str) {
+    let answer = client.until("\r\n\r\n").await;
+    assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+}
+
+#[test]
+fn who_answers_while_a_gatekeeper_is_asked_wins_and_the_question_withdrawn() {
+    run(async {
+        let mut asking = Asking::new(|_| {}).await;
+        asking.far.send(OK).await;
+        is_answered(asking.client, "200").await;
+        asking.question.withdrawn().await;
+        let mut twins = asking.twins;
+        assert!(nobody_comes(&twins.near).await, "nobody was let in");
+        loop {
+            let event = twins.event_of("orders.service").await;
+            if (event.kind, event.flag) == ("request", "hedged") {
+                assert_eq!((event.status, event.tries), (200, 2));
+                break;
+            }
+        }
+    });
+}
+
+#[test]
+fn who_fails_while_a_gatekeeper_is_asked_leaves_it_to_the_other() {
+    for (is_let_in, status) in [(true, "200"), (false, "403")] {
+        run(async move {
+            let asking = Asking::new(|_| {}).await;
+            fails(asking.far).await;
+            if is_let_in {
+                asking.question.yes();
+                let mut near = accepted(&asking.twins.near).await;
+                near.until("\r\n\r\n").await;
+                near.send(OK).await;
+            } else {
+                asking.question.no();
+            }
+            is_answered(asking.client, status).await;
+        });
+    }
+}
+
+#[test]
+fn no_gatekeeper_is_asked_for_longer_than_the_request_has() {
+    for has_failed in [false, true] {
+        run(async move {
+            let asking = Asking::new(|snapshot| snapshot.services[0].traffic.timeout_ms = 1000).await;
+            let far = match has_failed {
+                true => fails(asking.far).await,
+                false => Some(asking.far),
+            };
+            is_answered(asking.client, "504").await;
+            asking.question.withdrawn().await;
+            if let Some(far) = far {
+                far.ends().await;
+            }
+        });
+    }
+}
+
+#[test]
+fn no_gatekeeper_is_asked_for_a_client_that_is_gone() {
+    for has_failed in [false, true] {
+        run(async move {
+            let asking = Asking::new(|_| {}).await;
+            let far = match has_failed {
+                true => fails(asking.far).await,
+                false => Some(asking.far),
+            };
+            abort(asking.client.0);
+            asking.question.withdrawn().await;
+            if let Some(far) = far {
+                far.ends().await;
+            }
+        });
+    }
 }

@@ -70,7 +70,7 @@ pub struct Call<'a> {
     pub taken: Option<Rc<Taken>>,
     /// What was done to it, where it goes on all the same.
     pub flag: Option<Flag>,
-    pub traced: Traced,
+    pub traced: &'a Traced,
     /// The try under way.
     pub attempt: Option<Attempt>,
     /// When there must be a response's head.
@@ -87,7 +87,7 @@ pub struct Call<'a> {
     pub endpoint: Option<Arc<Endpoint>>,
     /// Who is called by this try, where it is a unit of this host.
     pub callee: Option<Rc<Callee>>,
-    pub audited: Audited,
+    pub audited: &'a Audited,
 }
 
 /// What a try after the first takes up, until it is dropped.
@@ -110,8 +110,23 @@ pub enum Tried {
     Again(Failure),
 }
 
-impl Call<'_> {
-    pub fn entry<'a>(&'a self, status: u16, error: &'a str) -> Entry<'a> {
+impl<'a> Call<'a> {
+    /// What is known now, for who asks about it while the request goes on. Of room it has none.
+    pub fn copy(&self) -> Self {
+        Self {
+            route: self.route.clone(),
+            service: self.service.clone(),
+            taken: self.taken.clone(),
+            tried: self.tried.clone(),
+            retry: RefCell::default(),
+            room: RefCell::default(),
+            endpoint: self.endpoint.clone(),
+            callee: self.callee.clone(),
+            ..*self
+        }
+    }
+
+    pub fn entry<'b>(&'b self, status: u16, error: &'b str) -> Entry<'b> {
         Entry {
             arrived: self.arrived,
             rule: &self.route.decision.rule,

@@ -9,6 +9,7 @@ mod connections;
 mod hedge;
 mod judge;
 mod mirror;
+mod race;
 mod routed;
 
 use std::cell::RefCell;
@@ -26,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::race::Leg;
 use super::call::{Call, Taken, Tried, describe, flag, hash_key, pause, status};
 use super::conn::Conn;
 use super::down::{Arrived, Downstream};
@@ -122,18 +124,20 @@ impl Handler for Calling {
             .as_ref()
             .and_then(|service| service.traffic.timeout)
             .map(|timeout| begun + timeout);
+        let traced = Traced::begin(
+            &self.worker,
+            &route.connector.config,
+            &route.connector.unit,
+            asked.headers,
+        );
+        let audited = Audited::default();
         let mut call = Call {
             arrived,
             retries: service.as_ref().and_then(|service| service.traffic.retries),
             hedge: service.as_ref().and_then(|service| service.traffic.hedge),
             taken: None,
             flag: None,
-            traced: Traced::begin(
-                &self.worker,
-                &route.connector.config,
-                &route.connector.unit,
-                asked.headers,
-            ),
+            traced: &traced,
             attempt: None,
             route,
             deadline,
@@ -145,7 +149,7 @@ impl Handler for Calling {
             service,
             endpoint: None,
             callee: None,
-            audited: Audited::default(),
+            audited: &audited,
         };
         let _admitted = match overload::admit(&self.worker, &call.route.connector.config) {
             Ok(admitted) => admitted,
@@ -258,7 +262,7 @@ impl Calling {
         Some(route.clone())
     }
 
-    async fn carry(&self, down: &mut impl Downstream, call: &mut Call<'_>) -> Next {
+    async fn carry<'a>(&'a self, down: &mut impl Downstream, call: &mut Call<'a>) -> Next {
         if let Some(service) = &call.service {
             let mut loads = self.worker.loads.borrow_mut();
             let now = loads.clock(call.arrived.begun.into_std());
@@ -297,7 +301,12 @@ impl Calling {
                     (parties, tried)
                 }
                 Some(policy) => {
-                    let first = self.runner(call, hop.clone(), parties, in_flight, fresh);
+                    let leg = Leg {
+                        hop: hop.clone(),
+                        parties,
+                        attempt: call.attempt,
+                    };
+                    let first = self.runner(call, leg, in_flight, fresh);
                     // Boxed: few services are hedged.
                     Box::pin(self.hedged(down, call, policy, first)).await
                 }

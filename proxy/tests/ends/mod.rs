@@ -2,6 +2,7 @@
 //!
 //! Deliveries carry a mark, so this needs CAP_NET_RAW, as the proxy does.
 
+pub mod gate;
 pub mod http2;
 pub mod twins;
 pub mod web;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hostmesh_proxy_core::config::Unit;
 
 use super::Calling;
+use crate::http::hop::Hop;
 use crate::http::observe::Account;
 use crate::http::route::Route;
 use crate::worker::About;
@@ -22,6 +23,15 @@ impl Calling {
     /// The same, where nobody was called.
     pub(super) fn account_of_nobody(&self, route: &Route) -> Rc<Account> {
         self.account(route, &"".into())
+    }
+
+    /// The caller's account with whom a try calls.
+    pub(super) fn caller(&self, route: &Route, hop: &Hop) -> Rc<Account> {
+        match (&hop.local, &hop.endpoint) {
+            (Some((unit, _)), _) => self.account(route, &unit.spiffe_id),
+            (None, Some(endpoint)) => self.account(route, &endpoint.spiffe_id),
+            (None, None) => self.account_of_nobody(route),
+        }
     }
 
     /// The account of a unit of this host that is called, with its caller, whose account `with_it` is.

@@ -126,7 +126,7 @@ impl Calling {
             call.taken.as_deref(),
             call.arrived.asked,
             call.callee.as_deref().into_iter(),
-            &call.audited,
+            call.audited,
             tell,
         ));
         let (idle, progress) = (call.idle_timeout(), call.arrived.progress);

@@ -2,10 +2,7 @@
 //! the others do is cancelled.
 
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
-use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::future::poll_fn;
 
 use hostmesh_proxy_core::authorize::Decision;
 use hostmesh_proxy_core::config::Hedge;
@@ -16,114 +13,34 @@ use tokio::time::Instant;
 use super::Calling;
 use super::attempt::{Trial, not_connected};
 use super::judge::Refusal;
+use super::race::{Candidate, Connected, Leg, Race, Ready, Runner, State};
 use crate::breaker::Room;
-use crate::connect::ConnectError;
-use crate::http::call::{Call, Paid, Tried, flag, timed_out, until};
-use crate::http::down::{BrokenBy, Downstream, Stretch, Up};
-use crate::http::hop::{Callee, Hop, Parties};
+use crate::http::call::{Call, Tried, flag, timed_out, until};
+use crate::http::down::{BrokenBy, Downstream, Stretch};
+use crate::http::hop::{Hop, Parties};
 use crate::http::observe::{Account, Entry, broken};
 use crate::http::session::Next;
-use crate::http::traced::Attempt;
 use crate::in_flight::InFlight;
 use crate::rejudge::Denial;
 use crate::tcp::stands_still;
-use crate::traces::connection::{Opening, Steps};
-
-/// One try of those that are under way.
-pub(super) struct Runner<'a> {
-    hop: Hop,
-    parties: Parties,
-    in_flight: InFlight,
-    attempt: Option<Attempt>,
-    /// When it must have a response's head.
-    deadline: Option<Instant>,
-    state: State<'a>,
-    is_used: bool,
-    room: Room,
-    _paid: Option<Paid>,
-}
-
-enum State<'a> {
-    Connecting(Pin<Box<dyn Future<Output = Connected> + 'a>>),
-    Connected(Connected),
-    /// The request has gone out.
-    Asked(Up),
-    /// The first of the response, or its end, has come.
-    Heard(Up),
-    /// It has no more time.
-    Late,
-}
-
-struct Connected {
-    made: Result<(Up, bool, Room), ConnectError>,
-    dialed: Option<Steps>,
-}
+use crate::traces::connection::Opening;
 
 /// What happens while all wait.
-enum Happened {
-    /// This one goes on.
-    Next(usize),
+enum Happened<'a> {
+    Ready(Ready<'a>),
+    /// The one that may come has no more time.
+    Late,
     /// Another endpoint may be asked, too.
     Due,
     Denied(Denial),
     Gone(BrokenBy),
 }
 
-impl Runner<'_> {
-    /// Waits until there is something to do for it.
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.state {
-            State::Connecting(connecting) => {
-                let Poll::Ready(connected) = connecting.as_mut().poll(cx) else {
-                    return Poll::Pending;
-                };
-                self.state = State::Connected(connected);
-            }
-            State::Asked(up) => {
-                if pin!(up.heard()).poll(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                if let State::Asked(up) = std::mem::replace(&mut self.state, State::Late) {
-                    self.state = State::Heard(up);
-                }
-            }
-            State::Connected(_) | State::Heard(_) | State::Late => {}
-        }
-        Poll::Ready(())
-    }
-
-    /// The request goes on by this one.
-    fn leads(&self, call: &mut Call<'_>) {
-        call.attempt = self.attempt;
-        call.endpoint.clone_from(&self.hop.endpoint);
-        call.callee.clone_from(&self.parties.callee);
-    }
-
-    fn become_late(&mut self) {
-        std::mem::replace(&mut self.state, State::Late).abort();
-    }
-}
-
-impl State<'_> {
-    fn abort(self) {
-        if let Self::Asked(up) | Self::Heard(up) | Self::Connected(Connected { made: Ok((up, ..)), .. }) = self {
-            up.abort();
-        }
-    }
-}
-
 impl Calling {
     /// The try that begins.
-    pub(super) fn runner<'a>(
-        &'a self,
-        call: &mut Call<'_>,
-        hop: Hop,
-        parties: Parties,
-        in_flight: InFlight,
-        fresh: bool,
-    ) -> Runner<'a> {
-        call.tried.extend(hop.endpoint.as_ref().map(|endpoint| endpoint.id));
-        let (route, service, to) = (call.route.clone(), call.service.clone(), hop.clone());
+    pub(super) fn runner<'a>(&'a self, call: &mut Call<'_>, leg: Leg, in_flight: InFlight, fresh: bool) -> Runner<'a> {
+        call.tried.extend(leg.hop.endpoint.as_ref().map(|endpoint| endpoint.id));
+        let (route, service, to) = (call.route.clone(), call.service.clone(), leg.hop.clone());
         let connecting = async move {
             let opening = Opening::default();
             let made = self
@@ -133,10 +50,8 @@ impl Calling {
             Connected { made, dialed }
         };
         Runner {
-            hop,
-            parties,
+            leg,
             in_flight,
-            attempt: call.attempt,
             deadline: call.try_deadline(),
             state: State::Connecting(Box::pin(connecting)),
             is_used: false,
@@ -150,64 +65,89 @@ impl Calling {
     pub(super) async fn hedged<'a>(
         &'a self,
         down: &mut impl Downstream,
-        call: &mut Call<'_>,
+        call: &mut Call<'a>,
         policy: Hedge,
         first: Runner<'a>,
     ) -> (Parties, Tried) {
         let mut due = Some(Instant::now() + policy.after);
-        let mut race = vec![first];
+        let mut race = Race {
+            runners: vec![first],
+            candidate: None,
+        };
         loop {
-            let (runner, tried) = match self.happens(down, call, &mut race, due).await {
+            let (leg, tried) = match self.happens(down, call, &mut race, due).await {
                 Happened::Due => {
-                    due = self.another(call, policy, &mut race).await;
+                    race.candidate = self.another(call, policy, &race.runners);
+                    due = None;
                     continue;
                 }
-                Happened::Next(index) => {
-                    let mut runner = race.swap_remove(index);
+                Happened::Ready(Ready::Runner(index)) => {
+                    let mut runner = race.runners.swap_remove(index);
                     match self.step(down, call, &mut runner, &mut race, due).await {
-                        Some(tried) => (runner, tried),
+                        Some(tried) => (runner.leg, tried),
                         None => {
-                            race.push(runner);
+                            race.runners.push(runner);
                             continue;
                         }
                     }
                 }
+                Happened::Ready(Ready::Candidate(candidate, Err(refusal))) if race.is_empty() => {
+                    candidate.leg.leads(call);
+                    let next = self.refuse(down, call, refusal).await;
+                    (candidate.leg, Tried::Over(next))
+                }
+                Happened::Ready(Ready::Candidate(candidate, judged)) => {
+                    race.runners.extend(self.admitted(call, *candidate, judged));
+                    due = call.may_hedge().map(|policy| Instant::now() + policy.after);
+                    continue;
+                }
+                Happened::Late => match race.candidate.take() {
+                    Some(candidate) => {
+                        candidate.leg.leads(call);
+                        (candidate.leg, timed_out())
+                    }
+                    None => continue,
+                },
                 Happened::Denied(denial) => {
-                    let runner = race.swap_remove(whose(&race, &denial));
-                    runner.leads(call);
-                    runner.parties.denied(&self.worker, &call.entry(0, ""), &denial);
+                    let leg = race.leave(race.whose(&denial));
+                    leg.leads(call);
+                    leg.parties.denied(&self.worker, &call.entry(0, ""), &denial);
                     let next = down.refuse(&denial.decision, 0).await;
-                    (runner, Tried::Over(next))
+                    (leg, Tried::Over(next))
                 }
                 Happened::Gone(by) => {
-                    let runner = race.swap_remove(0);
-                    runner.leads(call);
+                    let leg = race.leave(0);
+                    leg.leads(call);
                     let error = broken(&self.worker, by, "");
-                    runner.parties.ended(&self.worker, &call.entry(0, error));
-                    (runner, Tried::Over(Next::Abort))
+                    leg.parties.ended(&self.worker, &call.entry(0, error));
+                    (leg, Tried::Over(Next::Abort))
                 }
             };
             let failure = match &tried {
                 Tried::Over(_) => {
-                    race.drain(..).for_each(|other| self.overtaken(call, other));
-                    return (runner.parties, tried);
+                    self.overtake(call, &mut race);
+                    return (leg.parties, tried);
                 }
-                _ if race.is_empty() => return (runner.parties, tried),
+                _ if race.is_empty() => return (leg.parties, tried),
                 Tried::Failed { failure, .. } | Tried::Again(failure) => *failure,
                 Tried::Stale => Failure::Reset,
             };
-            self.lost(call, &runner, "failed while another endpoint was asked", flag(failure));
+            self.lost(call, &leg, "failed while another endpoint was asked", flag(failure));
         }
     }
 
-    async fn happens(
+    async fn happens<'a>(
         &self,
         down: &mut impl Downstream,
         call: &Call<'_>,
-        race: &mut [Runner<'_>],
+        race: &mut Race<'a>,
         due: Option<Instant>,
-    ) -> Happened {
-        let callees: Vec<_> = race.iter().filter_map(|runner| runner.parties.callee.clone()).collect();
+    ) -> Happened<'a> {
+        let callees = race
+            .runners
+            .iter()
+            .filter_map(|runner| runner.leg.parties.callee.clone());
+        let callees: Vec<_> = callees.collect();
         let tell = |callee: &Account, decision: &Decision| {
             callee.judged(&self.worker, &call.entry(0, "").of_callee(&decision.rule), decision);
         };
@@ -216,28 +156,23 @@ impl Calling {
             call.taken.as_deref(),
             call.arrived.asked,
             callees.iter().map(|callee| &**callee),
-            &call.audited,
+            call.audited,
             tell,
         );
         let progress = call.arrived.progress;
-        let late = race.iter().filter_map(|runner| runner.deadline).min();
+        let late = race.deadline();
         let due = due.filter(|_| down.is_whole());
         tokio::select! {
             biased;
             denial = denied => return Happened::Denied(denial),
-            index = next(race) => return Happened::Next(index),
+            ready = poll_fn(|cx| race.poll_ready(cx)) => return Happened::Ready(ready),
             () = until(late) => {}
-            () = stands_still(call.idle_timeout(), || progress.sent.get() + progress.received.get()) => {
-                race.iter_mut().for_each(|runner| runner.deadline = Some(Instant::now()));
-            }
+            () = stands_still(call.idle_timeout(), || progress.sent.get() + progress.received.get()) => race.end_now(),
             () = until(due), if due.is_some() => return Happened::Due,
             by = down.gone() => return Happened::Gone(by),
         }
-        let now = Instant::now();
-        let late = |runner: &Runner<'_>| runner.deadline.is_some_and(|deadline| deadline <= now);
-        let index = race.iter().position(late).unwrap_or_default();
-        race[index].become_late();
-        Happened::Next(index)
+        let late = race.late().map(|index| Happened::Ready(Ready::Runner(index)));
+        late.unwrap_or(Happened::Late)
     }
 
     /// One that has something to do does it. `None`: it waits again.
@@ -246,10 +181,10 @@ impl Calling {
         down: &mut impl Downstream,
         call: &mut Call<'_>,
         runner: &mut Runner<'_>,
-        race: &mut Vec<Runner<'_>>,
+        race: &mut Race<'_>,
         due: Option<Instant>,
     ) -> Option<Tried> {
-        runner.leads(call);
+        runner.leg.leads(call);
         let (up, stretch) = match std::mem::replace(&mut runner.state, State::Late) {
             State::Late => {
                 runner.in_flight.failed();
@@ -276,8 +211,7 @@ impl Calling {
         let others = RefCell::new(race);
         let again = |failure: Option<Failure>| match failure {
             None => {
-                let mut others = others.borrow_mut();
-                others.drain(..).for_each(|other| self.overtaken(call, other));
+                self.overtake(call, &mut others.borrow_mut());
                 None
             }
             // Who is still asked may do better.
@@ -285,8 +219,8 @@ impl Calling {
             failure => failure.filter(|failure| call.may_retry(&self.worker, *failure)),
         };
         let trial = Trial {
-            hop: &runner.hop,
-            parties: &runner.parties,
+            hop: &runner.leg.hop,
+            parties: &runner.leg.parties,
             in_flight: &runner.in_flight,
             is_used: runner.is_used,
             deadline: runner.deadline,
@@ -301,24 +235,51 @@ impl Calling {
         }
     }
 
-    /// Begins a try beside the others, where there is an endpoint that was not asked and it is paid for. When the next one
-    /// may begin, if any may. One that the called unit's policy refuses has failed.
-    async fn another<'a>(&'a self, call: &mut Call<'_>, policy: Hedge, race: &mut Vec<Runner<'a>>) -> Option<Instant> {
+    /// A try beside those that run, where there is an endpoint that was not asked and it is paid for. Whom it calls, and
+    /// the gatekeeper, are asked while the others go on: with a copy of what is known of the request now.
+    fn another<'a>(&'a self, call: &mut Call<'a>, policy: Hedge, runners: &[Runner<'a>]) -> Option<Candidate<'a>> {
         let asked = |hop: &Hop| {
             hop.endpoint
                 .as_ref()
                 .is_none_or(|endpoint| call.tried.contains(&endpoint.id))
         };
         let hop = Hop::pick(call).ok().filter(|hop| !asked(hop))?;
+        let slow = &runners.first()?.leg;
         let paid = call.pay(&self.worker)?;
-        race[0].leads(call);
+        slow.leads(call);
         let message = format!("no response after {:?}: another endpoint is asked, too", policy.after);
-        race[0].parties.caller.retried(&self.worker, &call.entry(0, &message));
+        slow.parties.caller.retried(&self.worker, &call.entry(0, &message));
         call.tries += 1;
         call.flag = Some(Flag::Hedged);
-        call.attempt = Some(call.traced.attempt(&self.worker, call.arrived.begun));
-        call.endpoint.clone_from(&hop.endpoint);
-        let parties = match self.parties(call, &hop, false).await {
+        let parties = Parties {
+            caller: self.caller(&call.route, &hop),
+            callee: None,
+        };
+        let leg = Leg {
+            hop,
+            parties,
+            attempt: Some(call.traced.attempt(&self.worker, call.arrived.begun)),
+        };
+        leg.leads(call);
+        let (known, to) = (call.copy(), leg.hop.clone());
+        Some(Candidate {
+            leg,
+            deadline: call.deadline,
+            judged: Box::pin(async move { self.parties(&known, &to, false).await }),
+            paid,
+        })
+    }
+
+    /// The candidate runs, if it may. One that the called unit's policy refuses has failed.
+    fn admitted<'a>(
+        &'a self,
+        call: &mut Call<'_>,
+        candidate: Candidate<'a>,
+        judged: Result<Parties, Refusal>,
+    ) -> Option<Runner<'a>> {
+        let Candidate { leg, paid, .. } = candidate;
+        leg.leads(call);
+        let parties = match judged {
             Ok(parties) => parties,
             Err(Refusal { caller, fault, .. }) => {
                 let entry = Entry {
@@ -326,64 +287,40 @@ impl Calling {
                     ..call.entry(fault.status(), "refused while another endpoint was asked")
                 };
                 caller.tried(&self.worker, &entry);
-                call.tried.extend(hop.endpoint.as_ref().map(|endpoint| endpoint.id));
-                return next_hedge(call);
+                call.tried.extend(leg.hop.endpoint.as_ref().map(|endpoint| endpoint.id));
+                return None;
             }
         };
-        let in_flight = InFlight::begin(&call.route.connector, call.service.as_ref(), hop.endpoint.as_ref());
-        let paid = Some(paid);
-        race.push(Runner {
-            _paid: paid,
-            ..self.runner(call, hop, parties, in_flight, false)
-        });
-        next_hedge(call)
+        let in_flight = InFlight::begin(&call.route.connector, call.service.as_ref(), leg.hop.endpoint.as_ref());
+        let leg = Leg { parties, ..leg };
+        Some(Runner {
+            _paid: Some(paid),
+            ..self.runner(call, leg, in_flight, false)
+        })
     }
 
-    /// Another one has the answer.
-    fn overtaken(&self, call: &Call<'_>, runner: Runner<'_>) {
-        runner.in_flight.overtaken();
-        self.lost(
-            call,
-            &runner,
-            "ended: another endpoint answered first",
-            Some(Flag::Hedged),
-        );
-        runner.state.abort();
+    /// Another one has the answer. What is asked about one that has not begun is withdrawn.
+    fn overtake(&self, call: &Call<'_>, race: &mut Race<'_>) {
+        let lost = |leg: &Leg| self.lost(call, leg, "ended: another endpoint answered first", Some(Flag::Hedged));
+        for runner in race.runners.drain(..) {
+            runner.in_flight.overtaken();
+            lost(&runner.leg);
+            runner.state.abort();
+        }
+        if let Some(candidate) = race.candidate.take() {
+            lost(&candidate.leg);
+        }
     }
 
     /// One of several is over, and is not what the request comes to.
-    fn lost(&self, call: &Call<'_>, runner: &Runner<'_>, message: &str, flag: Option<Flag>) {
+    fn lost(&self, call: &Call<'_>, leg: &Leg, message: &str, flag: Option<Flag>) {
         let entry = Entry {
-            attempt: runner.attempt,
-            endpoint: runner.hop.endpoint.as_deref(),
+            attempt: leg.attempt,
+            endpoint: leg.hop.endpoint.as_deref(),
             flag,
             ..call.entry(0, message)
         };
-        runner.parties.caller.tried(&self.worker, &entry);
-        runner.parties.callee_ended(&self.worker, &entry);
+        leg.parties.caller.tried(&self.worker, &entry);
+        leg.parties.callee_ended(&self.worker, &entry);
     }
-}
-
-/// When another one may begin, if any may.
-fn next_hedge(call: &Call<'_>) -> Option<Instant> {
-    call.may_hedge().map(|policy| Instant::now() + policy.after)
-}
-
-/// The one that has something to do.
-async fn next(race: &mut [Runner<'_>]) -> usize {
-    poll_fn(|cx| {
-        let ready = race.iter_mut().position(|runner| runner.poll_next(cx).is_ready());
-        ready.map_or(Poll::Pending, Poll::Ready)
-    })
-    .await
-}
-
-/// The one whom a denial concerns.
-fn whose(race: &[Runner<'_>], denial: &Denial) -> usize {
-    let is_its = |callee: &Rc<Callee>| {
-        let about = &callee.account.about;
-        about.direction == denial.about.direction && about.unit.unit == denial.about.unit.unit
-    };
-    let concerned = |runner: &Runner<'_>| runner.parties.callee.as_ref().is_some_and(is_its);
-    race.iter().position(concerned).unwrap_or_default()
 }

@@ -30,15 +30,11 @@ impl Calling {
     /// Who is concerned; judges by the called unit's own policy, where it is a unit of this host. `again`: the try before
     /// came to nothing, and does not count.
     pub(super) async fn parties(&self, call: &Call<'_>, hop: &Hop, again: bool) -> Result<Parties, Refusal> {
+        let caller = self.caller(&call.route, hop);
         let Some((unit, port)) = &hop.local else {
-            let caller = match &hop.endpoint {
-                Some(endpoint) => self.account(&call.route, &endpoint.spiffe_id),
-                None => self.account_of_nobody(&call.route),
-            };
             return Ok(Parties { caller, callee: None });
         };
         let id = call.route.connector.unit.spiffe_id.clone();
-        let caller = self.account(&call.route, &unit.spiffe_id);
         let account = self.account_of_callee(unit, port.port, &caller, &id);
         let changes = call.taken.as_ref().and_then(|taken| taken.changes());
         let asked = call.arrived.asked;
