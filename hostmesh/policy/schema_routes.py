@@ -80,7 +80,7 @@ ROUTE_MIRROR = Table(
     (
         Key("to", "service", "must be given", "Who gets the copies.", 'to = "inventory-v3"'),
         Key("percent", "0..100", "100", "Of how many requests.", "percent = 5"),
-        Key("max_pending", "1..10000", "64", "Copies under way at once, in each worker of a proxy; more are left out.", "max_pending = 64"),
+        Key("max_pending", "1..10000", "64", "Copies under way at once, to one service, of all workers of a proxy; more are left out.", "max_pending = 64"),
     ),
 )
 

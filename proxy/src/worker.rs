@@ -1,7 +1,6 @@
 //! What one worker has: its pools, its loads, its counters. Nothing of it is seen by another worker.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
@@ -50,8 +49,6 @@ pub struct Worker {
     pub idle: IdleStreams,
     /// Requests and connections in flight by endpoint, and which endpoints cannot be reached.
     pub loads: Rc<RefCell<Loads>>,
-    /// Copies under way, by the service that they go to.
-    pub copies: RefCell<HashMap<Arc<str>, u32>>,
     /// Whether it comes late to what is ready.
     pub pressure: Pressure,
     /// Tokens that are believed.
@@ -79,7 +76,6 @@ impl Worker {
             pool: Rc::new(Pool::new(shared.clone(), stats.clone(), loads.clone())),
             idle: IdleStreams::default(),
             loads,
-            copies: RefCell::default(),
             pressure: Pressure::default(),
             tokens: RefCell::default(),
             gatekeepers: Gatekeepers::default(),

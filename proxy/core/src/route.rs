@@ -71,7 +71,7 @@ pub struct Millionths(pub u32);
 pub struct Mirror {
     pub to: Arc<str>,
     pub share: Millionths,
-    /// Copies under way at once, in a worker.
+    /// Copies under way at once, in all workers.
     pub max_pending: u32,
 }
 

@@ -61,6 +61,8 @@ pub struct Circuit {
     ejected: AtomicU32,
     ejections: AtomicU64,
     unpaid: AtomicU64,
+    /// Under way to it, for mirrors.
+    copies: AtomicU32,
 }
 
 /// Of one endpoint.
@@ -92,6 +94,17 @@ impl Circuit {
     /// How much is in use.
     pub fn in_use(&self, resource: Resource) -> u32 {
         self.gates[resource as usize].in_use.load(SeqCst)
+    }
+
+    /// Takes one more of the copies that may be under way where that stays within `most`: to be given back.
+    pub fn take_copy(&self, most: u32) -> bool {
+        let more = |copies: u32| (copies < most).then(|| copies + 1);
+        self.copies.fetch_update(Relaxed, Relaxed, more).is_ok()
+    }
+
+    /// Gives it back.
+    pub fn give_copy(&self) {
+        self.copies.fetch_sub(1, Relaxed);
     }
 
     /// Somebody was refused for want of it. Was the breaker closed until now?

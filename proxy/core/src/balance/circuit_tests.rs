@@ -22,6 +22,17 @@ fn fail(circuit: &Circuit, standing: &Standing, count: usize, now: Duration) -> 
 }
 
 #[test]
+fn copies_have_a_count_of_their_own() {
+    let circuit = Circuit::default();
+    assert!(circuit.take(Resource::Requests, 1));
+    let take = || circuit.take_copy(2);
+    assert_eq!([take(), take(), take()], [true, true, false]);
+    circuit.give_copy();
+    assert_eq!([take(), take()], [true, false]);
+    assert_eq!(circuit.in_use(Resource::Requests), 1);
+}
+
+#[test]
 fn a_breaker_opens_at_the_limit_and_closes_when_it_is_quiet() {
     let circuit = Circuit::default();
     let take = || circuit.take(Resource::Pending, 2);

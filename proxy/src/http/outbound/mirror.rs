@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hostmesh_proxy_core::authorize::{self, Caller, Request};
-use hostmesh_proxy_core::config::{Endpoint, Protocol};
+use hostmesh_proxy_core::balance::circuit::Circuit;
+use hostmesh_proxy_core::config::{Endpoint, Protocol, Service};
 use hostmesh_proxy_core::fields::{Changes, as_sent};
 use hostmesh_proxy_core::flag::Flag;
 use hostmesh_proxy_core::http1::{HeadScanner, RequestEdits, RequestHead, ResponseHead};
@@ -26,35 +27,23 @@ use crate::http::token::{self, Brought};
 use crate::http::traced::Traced;
 use crate::stats::Gauge;
 use crate::traces::connection::Opening;
-use crate::worker::Worker;
 
 /// A mirror may take so long.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Counts a copy while it is under way.
-struct Pending(Rc<Worker>, Arc<str>);
+/// Counts a copy while it is under way, among those of all workers to this service.
+struct Pending(Arc<Circuit>);
 
 impl Pending {
-    fn begin(worker: &Rc<Worker>, to: &Arc<str>, most: u32) -> Option<Self> {
-        let mut copies = worker.copies.borrow_mut();
-        let count = copies.entry(to.clone()).or_default();
-        if *count >= most {
-            return None;
-        }
-        *count += 1;
-        Some(Self(worker.clone(), to.clone()))
+    fn begin(to: &Service, most: u32) -> Option<Self> {
+        let circuit = to.circuit();
+        circuit.take_copy(most).then(|| Self(circuit.clone()))
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        let mut copies = self.0.copies.borrow_mut();
-        if let Some(count) = copies.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                copies.remove(&self.1);
-            }
-        }
+        self.0.give_copy();
     }
 }
 
@@ -79,7 +68,7 @@ impl Calling {
         if port.protocol != Protocol::Http {
             return None; // a copy is written in HTTP/1.1
         }
-        let pending = Pending::begin(&self.worker, &service.name, mirror.max_pending)?;
+        let pending = Pending::begin(service, mirror.max_pending)?;
         let key = hash_key(Some(service), call.arrived, self.client);
         let endpoint = route.connector.pick(service, &[], key).ok()?;
         let account = self.account(&route, &endpoint.spiffe_id);

@@ -215,6 +215,37 @@ fn a_request_is_held_back() {
 }
 
 #[test]
+fn copies_are_counted_for_all_workers() {
+    run(async {
+        let routes = r#"[{"name": "copied", "rule": "f:1", "respond": null, "to": [{"service": "nginx", "weight": 1}],
+            "mirror": {"to": "nginx", "percent": 100, "max_pending": 1}}]"#;
+        let mut world = world(routes, |_| {}).await;
+        let mut copies = Vec::new();
+        for (seed, (mirrored, dropped)) in [(2, (1, 0)), (3, (1, 1)), (4, (2, 1))] {
+            world.worker = Worker::new(world.shared.clone(), seed);
+            let mut client = Peer(world.client_of(INVENTORY).await, Vec::new());
+            client.send("GET /a HTTP/1.1\r\nHost: inventory\r\n\r\n").await;
+            let mut serving = world.accept().await;
+            serving.head().await;
+            serving.send(OK).await;
+            client.until("ok").await;
+            let gauges = world.stats().gauges;
+            assert_eq!((gauges["mirrored"], gauges["mirror_dropped"]), (mirrored, dropped));
+            if dropped == 0 {
+                let mut copy = world.accept().await;
+                copy.head().await;
+                copies.push(copy);
+            } else if let Some(mut copy) = copies.pop() {
+                copy.send("HTTP/1.1 500 Oh\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+                    .await;
+                drop(copy);
+                while world.event_of("orders.service").await.flag != "mirrored" {}
+            }
+        }
+    });
+}
+
+#[test]
 fn a_mirror_gets_a_copy_and_slows_nobody() {
     run(async {
         let routes = r#"[{"name": "copied", "rule": "f:1", "respond": null, "to": [{"service": "nginx", "weight": 1}],
