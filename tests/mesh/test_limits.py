@@ -136,7 +136,7 @@ def test_one_caller_fills_its_share_and_another_passes(pair: Twins, where: str) 
             left = [pair.w.guest("curl", "-sS", "--max-time", "0.3", "http://twin/").exit for _ in range(4)]
             assert left == [28, 28, 28, 0], "the application is still at what clients no longer wait for"
             host.systemctl("restart", UNIT)
-        pair.wait_endpoints(where)
+        pair.wait_endpoints([host])
         wait_until(lambda: pair.ask(3, connections=3).of("200") == 3, "what broke off makes room as well", 5.0, 0.1)
 
 

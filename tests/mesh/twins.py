@@ -1,9 +1,9 @@
-"""Two endpoints of one service: `twin.service` on both hosts of the world, doing as they are told, and their caller."""
+"""Endpoints of one service: `twin.service` on both hosts of the world (or on more), doing as told, and their caller."""
 
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,29 +58,32 @@ class Asked:
 
 
 class Twins:
-    """The two endpoints."""
+    """The endpoints, one on each of the hosts: two where nothing else is said."""
 
-    def __init__(self, w: World) -> None:
+    def __init__(self, w: World, hosts: Sequence[Host]) -> None:
         self.w = w
+        self.hosts = hosts
+        self._stopped: list[Host] = []
         self._asked: list[tuple[float, int]] = []
 
-    def treat(self, text: str, *, endpoints: int = 2) -> None:
-        """Put this `[traffic]` in force on both hosts, as the proxies know it, with so many endpoints."""
+    def treat(self, text: str, *, endpoints: int | None = None) -> None:
+        """Put this `[traffic]` in force on all hosts, as the proxies know it, with so many endpoints (all)."""
         wanted = _said(msgspec.to_builtins(traffic_of(load({f"{UNIT}.toml": POLICY + text})[0])))
-        for host in (self.w.h1, self.w.h2):
+        count = len(self.hosts) if endpoints is None else endpoints
+        for host in self.hosts:
             self.w.write_policy(host, UNIT, POLICY + text)
-        for host in (self.w.h1, self.w.h2):
-            wait_until(partial(self._knows, host, wanted, endpoints), f"{host.name}: {text!r} is in force", 20.0, 0.1)
+        for host in self.hosts:
+            wait_until(partial(self._knows, host, wanted, count), f"{host.name}: {text!r} is in force", 20.0, 0.1)
 
     def _knows(self, host: Host, wanted: object, endpoints: int) -> bool:
         twin = self.w.services(host).get("twin")
         return bool(twin and len(twin["endpoints"]) == endpoints and _said(twin["traffic"]) == wanted)
 
-    def ask(self, requests: int, *, pace: float = 1000, connections: int = 4, keys: int = 0) -> Asked:
-        """Requests of guest, a unit of h1."""
+    def ask(self, requests: int, *, pace: float = 1000, connections: int = 4, keys: int = 0, host: Host | None = None) -> Asked:
+        """Requests of guest, a unit of h1 (or of another host)."""
         self._asked.append((time.monotonic(), requests))
         argv = ["python3", "-c", PACER, "twin", str(requests), str(pace), str(connections), str(keys)]
-        return Asked(**json.loads(self.w.guest(*argv, timeout=90).must().stdout))
+        return Asked(**json.loads(self.w.as_unit("guest", argv, host=host, timeout=90).must().stdout))
 
     def recent(self) -> int:
         """Requests of late: those by which retries are paid for (ten seconds), and a little more."""
@@ -89,22 +92,35 @@ class Twins:
     @contextlib.contextmanager
     def only(self, host: Host) -> Iterator[None]:
         """The endpoint of the other host is stopped for the length of a ``with``."""
-        other = self.w.h2 if host is self.w.h1 else self.w.h1
-        other.systemctl("stop", UNIT)
-        self.wait_endpoints(host.name)
+        with self.without(self.w.h2 if host is self.w.h1 else self.w.h1):
+            yield
+
+    @contextlib.contextmanager
+    def without(self, host: Host) -> Iterator[None]:
+        """The endpoint of this host is stopped for the length of a ``with``, beside others that are."""
+        host.systemctl("stop", UNIT)
+        self._stopped.append(host)
+        self.wait_endpoints(self.running())
         try:
             yield
         finally:
-            other.systemctl("start", UNIT)
-            self.wait_endpoints("h1", "h2")
+            host.systemctl("start", UNIT)
+            self._stopped.remove(host)
+            self.wait_endpoints(self.running())
 
-    def wait_endpoints(self, *hosts: str) -> None:
-        """Wait until the proxy of the caller knows these."""
+    def running(self) -> list[Host]:
+        """The hosts whose endpoints are not stopped."""
+        return [host for host in self.hosts if host not in self._stopped]
 
-        def knows() -> bool:
-            return [endpoint["host"] for endpoint in self.w.services(self.w.h1)["twin"]["endpoints"]] == list(hosts)
+    def wait_endpoints(self, on: Sequence[Host]) -> None:
+        """Wait until every proxy that may call knows the endpoints on these hosts, and no others."""
+        names = sorted(host.name for host in on)
 
-        wait_until(knows, f"h1 knows the endpoints on {hosts}", 10.0, 0.05)
+        def knows(host: Host) -> bool:
+            return sorted(endpoint["host"] for endpoint in self.w.services(host)["twin"]["endpoints"]) == names
+
+        for host in self.hosts:
+            wait_until(partial(knows, host), f"{host.name} knows the endpoints on {names}", 10.0, 0.05)
 
     def told(self, cursor: str, text: str) -> None:
         """Wait for this in the journal of the caller's unit."""
@@ -135,13 +151,13 @@ def _said(traffic: Any) -> Any:  # noqa: ANN401 (JSON)
 
 
 @contextlib.contextmanager
-def twins(w: World) -> Iterator[Twins]:
-    """Both endpoints, up and meshed, on the world's hosts; gone after the ``with``."""
-    both = (w.h1, w.h2)
+def twins(w: World, *others: Host) -> Iterator[Twins]:
+    """The endpoints, up and meshed, on the world's hosts and these others; gone after the ``with``."""
+    hosts = (w.h1, w.h2, *others)
     with contextlib.ExitStack() as stack:
-        for host in both:
+        for host in hosts:
             stack.enter_context(added(w, host, UNIT, SERVICE, POLICY, backend="backend.py"))
-        made = Twins(w)
+        made = Twins(w, hosts)
         made.treat("")
         yield made
     w.h2.exec(["hostmesh", "controller", "release", "twin"])
