@@ -120,9 +120,30 @@ async def hedged(channel: grpc.aio.Channel) -> dict[str, object]:
     return {"names": sorted(names), "slowest": slowest}
 
 
+async def routed(channel: grpc.aio.Channel) -> dict[str, object]:
+    """Calls that routes lead elsewhere, change or answer, on one connection."""
+    asked = (("x-canary", "1"), ("x-set", "old"), ("x-add", "1"), ("x-gone", "1"))
+    call = channel.unary_unary("/lab.Echo/Old")(b"led", metadata=asked)
+    led = json.loads(await call)
+    both, came = channel.stream_stream("/lab.Echo/Both")(), []
+    for index in range(20):
+        await both.write(str(index).encode())
+        came.append((await both.read()).decode() == str(index))
+    await both.done_writing()
+    split = [json.loads(await channel.unary_unary("/lab.Echo/Told")(b""))["by"] for _ in range(400)]
+    answered = ("Closed", "Moved", "Nowhere", "Forbidden", "Faulty")
+    return {
+        "led": led,
+        "headers": dict(await call.initial_metadata()),
+        "both": [all(came), (await both.code()).name, dict(await both.initial_metadata()).get("x-route")],
+        "split": {name: split.count(name) for name in sorted(set(split))},
+        "answered": {name: (await refusal(channel.unary_unary(f"/lab.Echo/{name}")(b"")))[0] for name in answered},
+    }
+
+
 async def main(target: str, way: str) -> None:
     """One way, over a channel of its own."""
-    ways = {one.__name__: one for one in (unary, streams, deadline, many, refused, retried, limited, hedged)}
+    ways = {one.__name__: one for one in (unary, streams, deadline, many, refused, retried, limited, hedged, routed)}
     options = [("grpc.enable_retries", 0)]
     async with grpc.aio.insecure_channel(target, options=options) as channel:
         print(json.dumps(await asyncio.wait_for(ways[way](channel), 50)))

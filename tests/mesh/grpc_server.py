@@ -1,10 +1,12 @@
 """A service of grpcio, without generated code: every message is bytes. Run as `grpc_server.py PORT`."""
 
 import asyncio
+import json
 import os
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 
@@ -78,6 +80,12 @@ async def flaky(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
     return str(count).encode()
 
 
+async def reflect(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+    """What it was asked, and the name of who was asked (its file's), in JSON."""
+    metadata = {name: str(value) for name, value in context.invocation_metadata() or ()}
+    return json.dumps({"by": Path(sys.argv[0]).stem, "metadata": metadata, "message": request.decode()}).encode()
+
+
 async def main(port: str) -> None:
     """Serves until it is ended."""
     server = grpc.aio.server(options=[("grpc.max_concurrent_streams", 5000)])
@@ -92,6 +100,7 @@ async def main(port: str) -> None:
         "Fail": grpc.unary_unary_rpc_method_handler(fail),
         "Late": grpc.unary_unary_rpc_method_handler(late),
         "Flaky": grpc.unary_unary_rpc_method_handler(flaky),
+        "Told": grpc.unary_unary_rpc_method_handler(reflect),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("lab.Echo", handlers),))
     server.add_insecure_port(f"0.0.0.0:{port}")

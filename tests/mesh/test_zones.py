@@ -32,7 +32,7 @@ def near(hostmesh_wheels: Path) -> Iterator[Twins]:
     """All four endpoints."""
     with Lab(tuple(ZONES), layers=[hostmesh_wheels]) as lab:
         w = World(lab)
-        enrol(lab, dict.fromkeys(ZONES, [CALLER]), lambda _: None)
+        enrol(lab, {name: [CALLER] for name in ZONES}, lambda _: None)
         for name, zone in ZONES.items():
             put_in_zone(lab[name], zone)
             w.write_policy(lab[name], CALLER, w.policy(CALLER))
@@ -99,7 +99,7 @@ def test_without_the_word_all_are_the_same(near: Twins) -> None:
 
 
 def test_the_capacity_that_is_left(near: Twins) -> None:
-    """Whoever answers one request with an error is ejected: a host has one endpoint to lose, the zone's others are two."""
+    """Who answers one request with an error is ejected: a host has one endpoint to lose, its zone two more."""
     h1, h2, h3, _ = near.hosts
     near.treat(NEAR + ONCE)
     try:
@@ -130,7 +130,7 @@ def lose(near: Twins, host: Host) -> None:
 
 
 def test_a_host_that_moves_is_near_to_others(near: Twins) -> None:
-    h1, h2, h3, h4 = near.hosts
+    h1, _, h3, h4 = near.hosts
     put_in_zone(h3, "hall-b")
     try:
         wait_zones(near, {**ZONES, "h3": "hall-b"})

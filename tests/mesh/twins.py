@@ -79,7 +79,9 @@ class Twins:
         twin = self.w.services(host).get("twin")
         return bool(twin and len(twin["endpoints"]) == endpoints and _said(twin["traffic"]) == wanted)
 
-    def ask(self, requests: int, *, pace: float = 1000, connections: int = 4, keys: int = 0, host: Host | None = None) -> Asked:
+    def ask(
+        self, requests: int, *, pace: float = 1000, connections: int = 4, keys: int = 0, host: Host | None = None
+    ) -> Asked:
         """Requests of guest, a unit of h1 (or of another host)."""
         self._asked.append((time.monotonic(), requests))
         argv = ["python3", "-c", PACER, "twin", str(requests), str(pace), str(connections), str(keys)]

@@ -129,7 +129,7 @@ impl Fault {
             Self::Limited(_) => 8,
             Self::NoToken | Self::BadToken(_) => 16,
             Self::NoEndpoint | Self::Ejected | Self::BreakerOpen | Self::Connect | Self::Reset => 14,
-            Self::NoVerdict | Self::Shed | Self::Internal => 14,
+            Self::NoRoute | Self::NoVerdict | Self::Shed | Self::Internal => 14,
             _ => 13,
         }
     }
@@ -224,6 +224,7 @@ mod tests {
             let by_caller = matches!(fault.blame(), Blame::Downstream | Blame::Policy);
             assert_eq!(by_caller, fault.status() < 500, "{fault}");
             assert!(!(by_caller && fault.failure().is_some()), "{fault}");
+            assert!(fault.status() != 503 || fault.grpc_status() == 14, "{fault}: not to be had now, in both");
         }
     }
 }
