@@ -159,8 +159,12 @@ class ControllerClient:
 
     async def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
-        self._drop_link(grace=0.0)
-        await asyncio.gather(*self._closing)
+        link, self._link = self._link, None
+        for task in (*self._closing, *filter(None, [link])):
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        if link and link.done() and not link.cancelled() and not link.exception():
+            await link.result().close()
 
     async def _say(self, word: PublishRequest) -> PublishReply:
         async with self._saying:  # a heartbeat must not overtake a newer word
@@ -249,12 +253,12 @@ class ControllerClient:
             self._current = (self._current + 1) % len(self._controllers)
             self._drop_link()
 
-    def _drop_link(self, grace: float = CALL_TIMEOUT) -> None:
+    def _drop_link(self) -> None:
         """The next call opens a new connection; calls under way end on the old one, watches move."""
         link, self._link = self._link, None
         self._generation += 1
         if link:
-            closing = asyncio.create_task(_retire(link, grace))
+            closing = asyncio.create_task(_retire(link))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
@@ -262,8 +266,8 @@ class ControllerClient:
         return min(BACKOFF_LAST, BACKOFF_FIRST * 2.0 ** min(failures, 10)) * (0.5 + 0.5 * self._draw())
 
 
-async def _retire(link: asyncio.Task[GrpcLink], grace: float) -> None:
+async def _retire(link: asyncio.Task[GrpcLink]) -> None:
     try:
-        await (await link).retire(grace)
+        await (await link).retire(CALL_TIMEOUT)
     except CallFailed as error:  # it was never there; whoever waited for it has heard the same
         log.debug("a connection that nobody waits for any more: %s", error)

@@ -61,14 +61,20 @@ class CallFailed(HostmeshError):
 
 
 def client_context(roots: bytes, key: bytes = b"", chain: bytes = b"") -> ssl.SSLContext:
-    """TLS 1.3 to a server that ``roots`` vouch for, as whoever ``key`` and ``chain`` (leaf first) say; all PEM."""
+    """TLS 1.3 to a server that ``roots`` vouch for, as whoever ``key`` and ``chain`` (leaf first) say; all PEM.
+
+    Raises `CallFailed` for what OpenSSL does not take, and where there is no descriptor left.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
-    context.load_verify_locations(cadata=roots.decode())
-    if key:
-        with _readable(key + chain) as path:
-            context.load_cert_chain(path)
+    try:
+        context.load_verify_locations(cadata=roots.decode())
+        if key:
+            with _readable(key + chain) as path:
+                context.load_cert_chain(path)
+    except (OSError, ValueError) as error:
+        raise CallFailed(Status.UNAVAILABLE, f"TLS cannot be set up: {error}") from error
     return context
 
 
@@ -143,10 +149,13 @@ class GrpcLink(asyncio.Protocol):
         for call in self._calls.values():
             if call.is_stream:
                 call.fail(CallFailed(Status.CANCELLED, "another connection takes over"))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await self._idle.wait()
-        await self.close()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._idle.wait()
+        finally:
+            self._hang_up(Status.CANCELLED, "closed here")
+        await self._lost.wait()
 
     async def close(self) -> None:
         """Calls under way end with CANCELLED. Returns when the connection is no more."""

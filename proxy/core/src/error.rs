@@ -224,7 +224,10 @@ mod tests {
             let by_caller = matches!(fault.blame(), Blame::Downstream | Blame::Policy);
             assert_eq!(by_caller, fault.status() < 500, "{fault}");
             assert!(!(by_caller && fault.failure().is_some()), "{fault}");
-            assert!(fault.status() != 503 || fault.grpc_status() == 14, "{fault}: not to be had now, in both");
+            assert!(
+                fault.status() != 503 || fault.grpc_status() == 14,
+                "{fault}: not to be had now, in both"
+            );
         }
     }
 }

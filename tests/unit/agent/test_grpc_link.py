@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -247,6 +248,20 @@ def test_only_the_server_that_was_meant_is_talked_to(server: Server) -> None:
         await nobody.close()
 
     asyncio.run(scenario())
+
+
+def test_what_tls_cannot_be_made_of() -> None:
+    key, made = certificate()
+    for parts in ((b"",), (b"nonsense",), (made, b"nonsense", made), (made, key, certificate()[1])):
+        with pytest.raises(CallFailed, match="TLS cannot be set up"):
+            client_context(*parts)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(CallFailed, match="Too many open files"):
+            client_context(made, key, made)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize(

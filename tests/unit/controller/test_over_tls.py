@@ -334,3 +334,21 @@ def test_a_watch_survives_the_renewal(mesh: Mesh) -> None:
         await h1.close()
 
     asyncio.run(scenario())
+
+
+def test_a_client_is_closed_at_once_whatever_it_waits_for(mesh: Mesh) -> None:
+    """A controller that takes connections and says nothing: who is asked to stop does not wait for it."""
+    mesh.join("h1", "web")
+
+    async def scenario(silent: str) -> None:
+        client = ControllerClient((silent,), mesh.state("h1"))
+        waiting = asyncio.create_task(client.publish(word(("web", 80))))
+        done, _ = await asyncio.wait({waiting}, timeout=0.2)
+        assert not done
+        began = time.monotonic()
+        await client.close()
+        assert time.monotonic() - began < 1.0
+        assert isinstance((await asyncio.gather(waiting, return_exceptions=True))[0], asyncio.CancelledError)
+
+    with socket.create_server((own_address(), 0)) as silent:
+        asyncio.run(scenario(f"{own_address()}:{silent.getsockname()[1]}"))
