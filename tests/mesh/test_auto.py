@@ -18,7 +18,7 @@ from tests.mesh.world import POLICIES, TRUST_DOMAIN, World
 pytestmark = pytest.mark.lab
 A_CALL = 0.02
 DOOR = Door("door", 2222, "auto")
-ECHO = Extra("echo", 50051, "auto", "grpc_server.py", python=OURS)
+ECHO = Extra("echo", 8051, "auto", "grpc_server.py", python=OURS)
 SHY = Extra("shy", 8104, "auto", "shy_server.py")
 GATE = gate("gate", 8443, "auto")
 STOCK = {"nginx.service": "http", "redis-server.service": "tcp", "postgresql@15-main.service": "tcp"}
@@ -92,7 +92,7 @@ def test_requests_are_read(auto: Auto) -> None:
 
 def test_grpc_is_http2(auto: Auto) -> None:
     w, cursor = auto.world, auto.world.h1.journal_cursor()
-    called = json.loads(Served(w, ECHO).client("grpc_client.py", "echo:50051", "unary").must().stdout)
+    called = json.loads(Served(w, ECHO).client("grpc_client.py", "echo:8051", "unary").must().stdout)
     assert called == {"body": "hello", "peer": f"spiffe://{TRUST_DOMAIN}/unit/shop", "length": "5", "large": True}
     assert {line["HOSTMESH_PROTOCOL"] for line in auto.told(cursor, HOSTMESH_KIND="request")} == {"http2"}
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.lab
 DENY = '[[inbound.deny]]\nfrom = ["*"]\npaths = ["/lab.Echo/Secret"]\n'
 RETRIES = '[traffic]\nretries = { attempts = 3, on = ["unavailable"], non_idempotent = true }\n'
 LIMIT = '[[inbound.limit]]\nmethods = ["POST"]\npaths = ["/lab.Echo/Unary"]\nrate = "3/h"\nburst = 3\n'
-ECHO = Extra("echo", 50051, "grpc", "grpc_server.py", python=OURS, policy=DENY)
+ECHO = Extra("echo", 8051, "grpc", "grpc_server.py", python=OURS, policy=DENY)
 
 
 @pytest.fixture(scope="module")

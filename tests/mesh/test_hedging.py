@@ -144,7 +144,7 @@ def test_who_never_answers_is_no_loss(pair: Twins) -> None:
 
 LATE = Extra(
     "late",
-    50053,
+    8053,
     "grpc",
     "grpc_server.py",
     python=OURS,

@@ -319,13 +319,13 @@ fault = { abort = 401 }
 
 def test_calls_of_grpc(mesh: World) -> None:
     """What a route answers in HTTP's words is a status to grpcio (grpc/doc/http-grpc-status-mapping.md)."""
-    ports = {"herald": 50054, "herald-v2": 50055}
+    ports = {"herald": 8054, "herald-v2": 8055}
     extras = {name: Extra(name, port, "grpc", "grpc_server.py", python=OURS) for name, port in ports.items()}
     extras["herald"] = replace(extras["herald"], policy=CALLS)
     with called_by_shop(mesh, extras, dict.fromkeys(extras, "grpc_server.py")):
         before = reached(mesh, *extras)
         said = json.loads(
-            Served(mesh, extras["herald"]).client("grpc_client.py", "herald:50054", "routed").must().stdout
+            Served(mesh, extras["herald"]).client("grpc_client.py", "herald:8054", "routed").must().stdout
         )
         split = said["split"]
         wait_reached(mesh, before, {"herald": split["herald"], "herald-v2": split["herald-v2"] + 2})
