@@ -78,7 +78,7 @@ class ControllerClient:
         self._word: PublishRequest | None = None
         self._said = False
         self._nudge, self._saying = asyncio.Event(), asyncio.Lock()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], GrpcLink] = {}
         self.connected = False  # whether a watch is being answered
         self.error = ""  # why not
         self.trouble = ""  # why the host's identity could not be renewed, or its word not be said again
@@ -127,11 +127,11 @@ class ControllerClient:
         """Events for ever, from after ``revision``; resumes by itself on another connection or controller."""
         failures = 0
         while True:
-            generation = self._generation
             request = msgspec.json.encode(WatchRequest(revision=revision))
+            link = await self._linked()
+            generation = self._generation
             try:
-                link = await self._linked()
-                async with aclosing(link.stream(f"/{SERVICE}/Watch", request)) as bodies:
+                async with aclosing(link.result().stream(f"/{SERVICE}/Watch", request)) as bodies:
                     async for body in bodies:
                         event = decode(body, WatchEvent)
                         self._take_bundle(event)
@@ -154,17 +154,14 @@ class ControllerClient:
                     self._lost()
             if generation == self._generation:
                 failures += 1
-                self._next_controller()
+                self._next_controller(generation)
                 await asyncio.sleep(self._backoff(failures))
 
     async def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
-        link, self._link = self._link, None
-        for task in (*self._closing, *filter(None, [link])):
-            task.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
-        if link and link.done() and not link.cancelled() and not link.exception():
-            await link.result().close()
+        if not (self._link and self._link.cancel()):  # else it is being made, and who waits for it is cancelled too
+            self._drop_link()
+        await asyncio.gather(*(link.close() for link in self._closing.values()), *self._closing)
 
     async def _say(self, word: PublishRequest) -> PublishReply:
         async with self._saying:  # a heartbeat must not overtake a newer word
@@ -223,24 +220,30 @@ class ControllerClient:
         """One call; each controller is tried once."""
         body, error = msgspec.json.encode(request), None
         for _ in self._controllers:
+            link = await self._linked()
+            generation = self._generation
             try:
-                link = await self._linked()
-                return decode(await link.unary(f"/{SERVICE}/{name}", body, CALL_TIMEOUT), kind)
+                return decode(await link.result().unary(f"/{SERVICE}/{name}", body, CALL_TIMEOUT), kind)
             except CallFailed as problem:
                 if problem.status not in _AWAY:
                     raise ControllerError(f"{name}: {problem.details}") from problem
                 error = problem
-                self._next_controller()
+                self._next_controller(generation)
             except msgspec.MsgspecError as problem:
                 raise ControllerError(f"{name}: the controller speaks another version: {problem}") from problem
         reason = error.details if error else "none is known"
         raise ControllerAway(f"no controller can do it now: {reason}", "traffic goes on with what is in force")
 
-    async def _linked(self) -> GrpcLink:
-        """The connection to the current controller; whoever asks while it is made waits for the same one."""
-        if self._link is None or (self._link.done() and (self._link.exception() or self._link.result().ended)):
-            self._link = asyncio.create_task(self._dial(), name="controller connection")
-        return await asyncio.shield(self._link)
+    async def _linked(self) -> asyncio.Task[GrpcLink]:
+        """The connection to the current controller, made or failed (`CallFailed`). All wait for the same one."""
+        while True:
+            if self._link is None or (self._link.done() and (self._link.exception() or self._link.result().ended)):
+                self._link = asyncio.create_task(self._dial(), name="controller connection")
+            link = self._link
+            if not link.done():
+                await asyncio.wait((link,))
+            if link is self._link:
+                return link
 
     async def _dial(self) -> GrpcLink:
         mine = self._identity
@@ -248,8 +251,9 @@ class ControllerClient:
         name = controller_name(mine.trust_domain)
         return await GrpcLink.dial(self._controllers[self._current], context, name, _DIAL_TIMEOUT)
 
-    def _next_controller(self) -> None:
-        if len(self._controllers) > 1:
+    def _next_controller(self, generation: int) -> None:
+        """Of all who failed at one connection (``generation``: when they had it) the first moves on for all."""
+        if len(self._controllers) > 1 and generation == self._generation:
             self._current = (self._current + 1) % len(self._controllers)
             self._drop_link()
 
@@ -257,17 +261,11 @@ class ControllerClient:
         """The next call opens a new connection; calls under way end on the old one, watches move."""
         link, self._link = self._link, None
         self._generation += 1
-        if link:
-            closing = asyncio.create_task(_retire(link))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+        if link is None or link.cancel() or link.cancelled() or link.exception():  # who waits for it begins again
+            return
+        closing = asyncio.create_task(link.result().retire(CALL_TIMEOUT))
+        self._closing[closing] = link.result()
+        closing.add_done_callback(self._closing.pop)
 
     def _backoff(self, failures: int) -> float:
         return min(BACKOFF_LAST, BACKOFF_FIRST * 2.0 ** min(failures, 10)) * (0.5 + 0.5 * self._draw())
-
-
-async def _retire(link: asyncio.Task[GrpcLink]) -> None:
-    try:
-        await (await link).retire(CALL_TIMEOUT)
-    except CallFailed as error:  # it was never there; whoever waited for it has heard the same
-        log.debug("a connection that nobody waits for any more: %s", error)

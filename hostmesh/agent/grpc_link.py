@@ -190,7 +190,7 @@ class GrpcLink(asyncio.Protocol):
         finally:
             del self._calls[number]
             unsent = self._unsent.pop(number, None)
-            if not self._over and (unsent or not call.done):
+            if not self._over and (unsent or not call.closed):
                 with suppress(ProtocolError):  # the server has reset it
                     self._h2.reset_stream(number, ErrorCodes.CANCEL)
                 self._flush()
@@ -234,7 +234,12 @@ class GrpcLink(asyncio.Protocol):
             self._h2.close_connection()
             self._flush()
             self._end(status, why)
-            self._transport.close()
+            self._close_transport()
+
+    def _close_transport(self) -> None:
+        """What is written may leave. asyncio waits for ever for a server that has ended its side and reads no more."""
+        self._transport.close()
+        self._wait(_SHUTDOWN, self._transport.abort)
 
     def _end(self, status: Status, why: str) -> None:
         if self._over:
@@ -258,7 +263,10 @@ class GrpcLink(asyncio.Protocol):
         self._wait(PING_EVERY, self._ping)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of the server."""
+        """Bytes of the server: it lives, though its answer to a ping may be behind megabytes on a slow line."""
+        if self._over:
+            return
+        self._wait(PING_EVERY, self._ping)
         self._got += data
         try:
             for frame in self._frames():
@@ -274,11 +282,13 @@ class GrpcLink(asyncio.Protocol):
         except ProtocolError as error:
             self._flush()  # h2 tells the server
             self._end(Status.UNAVAILABLE, f"HTTP/2 is broken: {error}")
-            self._transport.close()
+            self._close_transport()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed, by whomever."""
         self._end(Status.UNAVAILABLE, f"the connection ended: {exc}" if exc else "the connection ended")
+        if self._timer:
+            self._timer.cancel()
         self._lost.set()
 
     def _frames(self) -> Iterator[bytes]:
@@ -306,8 +316,6 @@ class GrpcLink(asyncio.Protocol):
 
     def _take(self, event: events.Event) -> None:
         match event:
-            case events.PingAckReceived():
-                self._wait(PING_EVERY, self._ping)
             case events.DataReceived(stream_id=number, flow_controlled_length=length) if length:
                 self._h2.acknowledge_received_data(length, number)
             case events.StreamReset(stream_id=number):
@@ -318,10 +326,10 @@ class GrpcLink(asyncio.Protocol):
 
 
 class _Call:
-    """What has come of one stream so far."""
+    """What has come of one stream so far. ``done``: whoever waits has been told the end; ``closed``: by the server."""
 
     def __init__(self, *, is_stream: bool) -> None:
-        self.is_stream, self.done = is_stream, False
+        self.is_stream, self.done, self.closed = is_stream, False, False
         self._answers: asyncio.Queue[bytes | CallFailed | None] = asyncio.Queue()
         self._body, self._fields = bytearray(), dict[bytes, bytes]()
 
@@ -334,6 +342,7 @@ class _Call:
 
     def take(self, event: events.Event) -> None:
         """What the server sent on this stream."""
+        self.closed |= isinstance(event, events.StreamEnded | events.StreamReset)
         match event:
             case events.ResponseReceived(headers=fields) | events.TrailersReceived(headers=fields):
                 self._fields.update(fields)

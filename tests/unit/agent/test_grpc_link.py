@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -167,6 +168,7 @@ def test_a_retired_link_ends_its_streams_and_waits_for_its_calls(server: Server)
         await link.unary("/test/Waiting", b"1", WITHIN)
         retired = asyncio.create_task(link.retire(WITHIN))
         assert (await failure(anext(ticks))).status is Status.CANCELLED
+        assert await asyncio.to_thread(server.heard) == "stream cancelled"  # at once: it has no end of its own
         assert not retired.done()
         async with linked(server) as other:
             await other.unary("/test/Release", b"1", WITHIN)
@@ -291,6 +293,22 @@ def test_who_takes_the_connection_and_says_nothing() -> None:
     assert "no connection within 0.3 s" in refused.details
 
 
+def acting_server(folder: Path, protocols: list[str]) -> tuple[ssl.SSLContext, bytes]:
+    """TLS for a server that a test plays itself, and the certificate (PEM) that vouches for it."""
+    key, made = certificate()
+    (folder / "pair.pem").write_bytes(key + made)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "pair.pem")
+    if protocols:
+        context.set_alpn_protocols(protocols)
+    return context, made
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """RFC 9113, section 4.1."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
 @pytest.mark.parametrize(
     ("answer", "protocols", "said"),
     [
@@ -301,12 +319,7 @@ def test_who_takes_the_connection_and_says_nothing() -> None:
     ],
 )
 def test_what_is_no_grpc(answer: bytes, protocols: list[str], said: str, tmp_path: Path) -> None:
-    key, made = certificate()
-    (tmp_path / "pair.pem").write_bytes(key + made)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "pair.pem")
-    if protocols:
-        context.set_alpn_protocols(protocols)
+    context, made = acting_server(tmp_path, protocols)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -326,3 +339,63 @@ def test_what_is_no_grpc(answer: bytes, protocols: list[str], said: str, tmp_pat
         assert said in refused.details
 
     asyncio.run(scenario())
+
+
+def test_a_slow_line_is_no_dead_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to a ping is behind the answer to a call, and that takes longer than a ping may."""
+    monkeypatch.setattr(grpc_link, "PING_EVERY", 0.2)
+    monkeypatch.setattr(grpc_link, "PING_ANSWER", 0.5)
+    context, made = acting_server(tmp_path, ["h2"])
+    body = os.urandom(20)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(frame(4, 0, 0))
+        await reader.read(1)
+        writer.write(frame(1, 4, 1, b"\x88"))  # :status 200
+        for byte in b"\0" + len(body).to_bytes(4, "big") + body:
+            writer.write(frame(0, 0, 1, bytes((byte,))))
+            await asyncio.sleep(0.1)  # what the line takes
+        await reader.read()
+        writer.close()
+
+    async def scenario() -> None:
+        async with asyncio.timeout(60), await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listening:
+            where = "127.0.0.1:%d" % listening.sockets[0].getsockname()[1]  # noqa: UP031
+            link = await GrpcLink.dial(where, client_context(made), NAME, WITHIN)
+            async with aclosing(link.stream("/test/Slow", b"")) as answers:
+                assert await anext(answers) == body
+            await link.close()
+
+    asyncio.run(scenario())
+
+
+def test_close_does_not_wait_for_who_ended_its_side_and_reads_nothing(tmp_path: Path) -> None:
+    context, made = acting_server(tmp_path, ["h2"])
+    most = 2**31 - 1
+    room = frame(4, 0, 0, b"\0\x04" + most.to_bytes(4, "big")) + frame(8, 0, 0, (most - 65535).to_bytes(4, "big"))
+    call_begins = threading.Event()
+
+    def serve(listening: socket.socket) -> socket.socket:
+        """Give every room, read the first bytes of the call, end this side. The socket is for the test to close."""
+        with context.wrap_socket(listening.accept()[0], server_side=True) as connection:
+            connection.sendall(room)
+            assert call_begins.wait(WITHIN)
+            silent = socket.socket(fileno=os.dup(connection.fileno()))
+            silent.shutdown(socket.SHUT_WR)
+            return silent
+
+    async def scenario(listening: socket.socket) -> None:
+        serving = asyncio.create_task(asyncio.to_thread(serve, listening))
+        where = f"127.0.0.1:{listening.getsockname()[1]}"
+        link = await GrpcLink.dial(where, client_context(made), NAME, WITHIN)
+        await until(lambda: link._h2.outbound_flow_control_window > 2**30, "the room is there")
+        call = asyncio.create_task(link.unary("/test/Echo", os.urandom(30_000_000), WITHIN))
+        await until(lambda: bool(link._calls), "the call has begun")
+        call_begins.set()
+        with await serving:
+            async with asyncio.timeout(WITHIN):
+                await link.close()
+        assert (await failure(call)).status in (Status.CANCELLED, Status.UNAVAILABLE)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        asyncio.run(scenario(listening))
