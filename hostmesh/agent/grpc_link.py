@@ -148,7 +148,7 @@ class GrpcLink(asyncio.Protocol):
         """Streams end now (CANCELLED), other calls within ``grace`` seconds, then the connection."""
         for call in self._calls.values():
             if call.is_stream:
-                call.fail(CallFailed(Status.CANCELLED, "another connection takes over"))
+                call.finish(CallFailed(Status.CANCELLED, "another connection takes over"))
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace):
@@ -249,7 +249,7 @@ class GrpcLink(asyncio.Protocol):
             self._timer.cancel()
         self._unsent.clear()
         for call in self._calls.values():
-            call.fail(CallFailed(status, f"{self._where}: {why}"))
+            call.finish(CallFailed(status, f"{self._where}: {why}"))
 
     # What asyncio calls.
 
@@ -312,7 +312,7 @@ class GrpcLink(asyncio.Protocol):
         self.ended = f"{self._where}: {why}"
         for number, call in self._calls.items():
             if number > last:
-                call.fail(CallFailed(Status.UNAVAILABLE, self.ended))
+                call.finish(CallFailed(Status.UNAVAILABLE, self.ended))
 
     def _take(self, event: events.Event) -> None:
         match event:
@@ -352,14 +352,14 @@ class _Call:
                 self._end()
             case events.StreamReset(error_code=code):
                 status = Status.CANCELLED if code == ErrorCodes.CANCEL else Status.UNAVAILABLE
-                self.fail(CallFailed(status, f"the server reset the call, code {code}"))
+                self.finish(CallFailed(status, f"the server reset the call, code {code}"))
 
     def _take_data(self, data: bytes) -> None:
         self._body += data
         while len(self._body) >= _HEAD:
             end = _HEAD + int.from_bytes(self._body[1:_HEAD], "big")
             if self._body[0]:
-                self.fail(CallFailed(Status.INTERNAL, "a compressed answer, which nobody asked for"))
+                self.finish(CallFailed(Status.INTERNAL, "a compressed answer, which nobody asked for"))
             if self.done or len(self._body) < end:
                 return
             self._answers.put_nowait(bytes(self._body[_HEAD:end]))
@@ -370,19 +370,17 @@ class _Call:
         try:
             status = Status(int(word))
         except ValueError:
-            self.fail(CallFailed(Status.UNKNOWN, f"it ended with HTTP status {code!r}, status of gRPC {word!r}"))
+            self.finish(CallFailed(Status.UNKNOWN, f"it ended with HTTP status {code!r}, status of gRPC {word!r}"))
             return
         if status is not Status.OK:
-            self.fail(CallFailed(status, unquote(self._fields.get(b"grpc-message", b"").decode("latin-1"))))
+            self.finish(CallFailed(status, unquote(self._fields.get(b"grpc-message", b"").decode("latin-1"))))
         elif self._body:
-            self.fail(CallFailed(Status.INTERNAL, "it ended within an answer"))
+            self.finish(CallFailed(Status.INTERNAL, "it ended within an answer"))
         else:
-            self._finish(None)
+            self.finish(None)
 
-    def fail(self, error: CallFailed) -> None:
-        self._finish(error)
-
-    def _finish(self, how: CallFailed | None) -> None:
+    def finish(self, how: CallFailed | None) -> None:
+        """What was told first counts. ``how``: None for a call that went well."""
         if not self.done:
             self.done = True
             self._answers.put_nowait(how)

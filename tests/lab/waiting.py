@@ -1,5 +1,6 @@
 """Turns "not yet" into "now" or a failure that says what was waited for: conditions with a deadline."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -34,3 +35,12 @@ def wait_until(condition: Callable[[], T | None], what: str, timeout: float = 10
         if late:
             raise NotInTimeError(f"not within {timeout:g} s: {what} (last seen: {seen!r})")
         time.sleep(interval)
+
+
+async def until(condition: Callable[[], bool], what: str, within: float = 15.0) -> None:
+    """`wait_until` for a condition that comes true in this event loop."""
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() >= deadline:
+            raise NotInTimeError(f"not within {within:g} s: {what}")
+        await asyncio.sleep(0.01)

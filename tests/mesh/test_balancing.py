@@ -2,6 +2,7 @@
 
 import pytest
 
+from hostmesh.policy.hostfile import PLACE
 from tests.lab.waiting import wait_until
 from tests.mesh.twins import Twins
 
@@ -94,14 +95,14 @@ def test_near_first(pair: Twins) -> None:
 
 
 def test_a_zone_is_told_to_the_mesh(pair: Twins) -> None:
-    h2, settings = pair.w.h2, "/etc/hostmesh/hostmesh.toml"
-    before = h2.read(settings)
+    h2 = pair.w.h2
+    before = h2.read(PLACE)
     try:
-        h2.write(settings, f'zone = "rack-7"\n{before}')
+        h2.write(PLACE, f'zone = "rack-7"\n{before}')
         h2.systemctl("restart", "hostmeshd")
         wait_until(lambda: zones(pair) == {"h1": "", "h2": "rack-7"}, "h1 knows the zone of h2", 15.0, 0.1)
     finally:
-        h2.write(settings, before)
+        h2.write(PLACE, before)
         h2.systemctl("restart", "hostmeshd")
     wait_until(lambda: zones(pair) == {"h1": "", "h2": ""}, "h1 knows that there is none", 15.0, 0.1)
 

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.samples import Sample
 
+from hostmesh.policy.hostfile import PLACE
 from tests.lab.host import Host
 from tests.lab.prometheus import Prometheus
 from tests.lab.promql import metrics
@@ -36,7 +37,6 @@ name  = "broken"
 match = { path = "/broken" }
 fault = { abort = 418 }
 """
-SETTINGS = "/etc/hostmesh/hostmesh.toml"
 SHOP = "spiffe://mesh.test/unit/shop"
 PLAIN, CANARY, CLOSED, BROKEN, MOVED = 30, 20, 7, 5, 3
 
@@ -138,7 +138,7 @@ def test_the_duration_of_a_request_leads_to_its_trace_in_a_real_prometheus(versi
 def limits(mesh: World) -> Iterator[Callable[[int, str], None]]:
     """Gives h1 another ``[metrics]``; its settings come back."""
     h1 = mesh.h1
-    before = h1.read(SETTINGS)
+    before = h1.read(PLACE)
 
     def known(wanted: dict[str, int]) -> None:
         def is_in_force() -> bool:
@@ -148,11 +148,11 @@ def limits(mesh: World) -> Iterator[Callable[[int, str], None]]:
         wait_until(is_in_force, f"h1's proxy goes by {wanted}", 15.0, 0.1)
 
     def put(max_series: int, expire: str) -> None:
-        h1.write(SETTINGS, f'{before}\n[metrics]\nmax_series = {max_series}\nexpire = "{expire}"\n')
+        h1.write(PLACE, f'{before}\n[metrics]\nmax_series = {max_series}\nexpire = "{expire}"\n')
         known({"max_series": max_series, "expire_ms": {"1h": 3_600_000, "1s": 1_000}[expire]})
 
     yield put
-    h1.write(SETTINGS, before)
+    h1.write(PLACE, before)
     known({"max_series": 4000, "expire_ms": 3_600_000})
 
 

@@ -4,55 +4,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.mesh.routes import routes_of
 from tests.mesh.shelf import Shelf, shelf
 from tests.mesh.world import World
 
 pytestmark = pytest.mark.lab
 
-ROUTES = """
-[[traffic.route]]
-name  = "canary"
-match = { path = "/products/*", methods = ["GET"], headers = { x-canary = "1" } }
-to    = "shelf-v2"
-
-[[traffic.route]]
-name    = "rewritten"
-match   = { path = "/products/{id}", query = { v = "2" } }
-to      = "shelf-v2"
-rewrite = { path = "/v2/items/{id}", host = "shelf-v2.example" }
-request_headers  = { set = { x-set = "new" }, add = { x-add = "2" }, remove = ["x-gone"] }
-response_headers = { set = { server = "mesh" }, remove = ["x-served-by"] }
-
-[[traffic.route]]
-name    = "prefix"
-match   = { path = "/static/*" }
-rewrite = { path = "/files/*" }
-
-[[traffic.route]]
-name     = "moved"
-match    = { path = "/p/{id}" }
-redirect = { to = "https://shop.example.org/products/{id}", status = 308 }
-
-[[traffic.route]]
-name    = "closed"
-match   = { path = "/closed" }
-respond = { status = 503, body = "closed for today", headers = { retry-after = "60" } }
-
-[[traffic.route]]
-name  = "nowhere"
-match = { path = "/nowhere" }
-to    = "no-such-shelf"
-
-[[traffic.route]]
-name  = "forbidden"
-match = { path = "/forbidden" }
-to    = "inventory"
-"""
-
 
 @pytest.fixture(scope="module")
 def versions(mesh: World) -> Iterator[Shelf]:
-    with shelf(mesh) as made, made.routes(ROUTES):
+    with shelf(mesh) as made, made.routes(routes_of("shelf", removed="x-served-by")):
         yield made
 
 

@@ -11,31 +11,16 @@ from tests.lab.host import Result
 from tests.lab.waiting import wait_until
 from tests.mesh import in_force
 from tests.mesh.extra import OURS, Extra, Served, added
+from tests.mesh.routes import routes_of
 from tests.mesh.shelf import Answer
 from tests.mesh.told import total, wait_metric
 from tests.mesh.world import TRUST_DOMAIN, World
 
 pytestmark = pytest.mark.lab
 
-ROUTES = """
-[[traffic.route]]
-name  = "canary"
-match = { path = "/products/*", methods = ["GET"], headers = { x-canary = "1" } }
-to    = "leaf-v2"
-
-[[traffic.route]]
-name    = "rewritten"
-match   = { path = "/products/{id}", query = { v = "2" } }
-to      = "leaf-v2"
-rewrite = { path = "/v2/items/{id}", host = "leaf-v2.example" }
-request_headers  = { set = { x-set = "new" }, add = { x-add = "2" }, remove = ["x-gone"] }
-response_headers = { set = { server = "mesh" }, remove = ["last-modified"] }
-
-[[traffic.route]]
-name    = "prefix"
-match   = { path = "/static/*" }
-rewrite = { path = "/files/*" }
-
+ROUTES = (
+    routes_of("leaf", removed="last-modified")
+    + """
 [[traffic.route]]
 name   = "copied"
 match  = { path = "/copied" }
@@ -53,16 +38,6 @@ to     = { leaf-v2 = 50, leaf = 50 }
 sticky = "cookie:session"
 
 [[traffic.route]]
-name     = "moved"
-match    = { path = "/p/{id}" }
-redirect = { to = "https://shop.example.org/products/{id}", status = 308 }
-
-[[traffic.route]]
-name    = "closed"
-match   = { path = "/closed" }
-respond = { status = 503, body = "closed for today", headers = { retry-after = "60" } }
-
-[[traffic.route]]
 name  = "faulty"
 match = { path = "/faulty" }
 fault = { abort = 500 }
@@ -72,17 +47,8 @@ name    = "too-late"
 match   = { path = "/too-late" }
 timeout = "300ms"
 fault   = { delay = "30s" }
-
-[[traffic.route]]
-name  = "nowhere"
-match = { path = "/nowhere" }
-to    = "no-such-leaf"
-
-[[traffic.route]]
-name  = "forbidden"
-match = { path = "/forbidden" }
-to    = "inventory"
 """
+)
 LEAVES = {"leaf": 8094, "leaf-v2": 8095, "leaf-v3": 8096}
 PAGES = (
     "/products/7",

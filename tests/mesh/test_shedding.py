@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from hostmesh.policy.hostfile import PLACE
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
 from tests.mesh import in_force
@@ -13,7 +14,6 @@ from tests.mesh.told import total
 from tests.mesh.twins import Twins
 
 pytestmark = pytest.mark.lab
-SETTINGS = "/etc/hostmesh/hostmesh.toml"
 # Gives the proxy so little time again and again that its workers come late to everything, for seconds.
 CHOKE = """
 import os, signal, sys, time
@@ -30,10 +30,10 @@ for _ in range(rounds):
 def overload(pair: Twins, text: str) -> Iterator[None]:
     """These words of `[overload]`, in force on the caller's host for the length of a ``with``."""
     h1 = pair.w.h1
-    before = h1.read(SETTINGS)
+    before = h1.read(PLACE)
 
     def put(settings: str, is_there: bool) -> None:
-        h1.write(SETTINGS, settings)
+        h1.write(PLACE, settings)
 
         def is_known() -> bool:
             said = in_force.snapshot(h1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hostmesh.policy.hostfile import PLACE
 from tests.lab.host import Host
 from tests.lab.lab import Lab
 from tests.lab.waiting import wait_until
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.lab
 
 ZONES = {"h1": "hall-a", "h2": "hall-a", "h3": "hall-a", "h4": "hall-b"}
 CALLER = "guest.service"
-SETTINGS = "/etc/hostmesh/hostmesh.toml"
 NEAR = 'balance = "round-robin"\nprefer = "near"\n'
 # Who fails once gets nothing for longer than any test takes.
 ONCE = 'breaker = { consecutive_errors = 1, eject = "10m", max_ejected = 0.5 }\n'
@@ -44,8 +44,8 @@ def near(hostmesh_wheels: Path) -> Iterator[Twins]:
 
 def put_in_zone(host: Host, zone: str) -> None:
     """As an administrator does."""
-    lines = host.read(SETTINGS).splitlines(keepends=True)
-    host.write(SETTINGS, f'zone = "{zone}"\n{"".join(line for line in lines if not line.startswith("zone"))}')
+    lines = host.read(PLACE).splitlines(keepends=True)
+    host.write(PLACE, f'zone = "{zone}"\n{"".join(line for line in lines if not line.startswith("zone"))}')
     host.systemctl("restart", "hostmeshd.service")
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hostmesh.policy.hostfile import PLACE
 from tests.lab.collector import GRPC, HTTP, Collector, Span
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
@@ -21,7 +22,6 @@ from tests.mesh import in_force
 from tests.mesh.told import in_status, metric, not_in_status, total
 from tests.mesh.world import SCRAPER, World
 
-SETTINGS = "/etc/hostmesh/hostmesh.toml"
 PASSES_ON = Path(__file__).with_name("passes_on.py")
 CLIENT, SERVER, INTERNAL = 3, 2, 1
 QUEUE = 256
@@ -48,7 +48,7 @@ class Traced:
     def configure(self, text: str) -> None:
         """Give both hosts this ``[traces]``; returns when their proxies have it."""
         for host in (self.world.h1, self.world.h2):
-            host.write(SETTINGS, self.settings[host.name] + text)
+            host.write(PLACE, self.settings[host.name] + text)
         wanted = json.dumps(re.findall(r"propagate = (\[.*\])", text)[:1] or ['["w3c"]'])
         for host in (self.world.h1, self.world.h2):
             wait_until(lambda host=host: self._has(host, text, json.loads(wanted)[0]), f"{host.name} has {text}")  # type: ignore[misc]
@@ -86,7 +86,7 @@ def traced(world: World) -> Iterator[Traced]:
     collector.install()
     hosts = (world.h1, world.h2)
     with contextlib.ExitStack() as stack:
-        of = Traced(world, collector, {host.name: host.read(SETTINGS) for host in hosts})
+        of = Traced(world, collector, {host.name: host.read(PLACE) for host in hosts})
         stack.callback(of.configure, "")
         for host, unit, port, to in (
             (world.h1, "orders", 8081, "http://inventory"),

@@ -23,6 +23,9 @@ from cryptography.x509.oid import NameOID
 
 from hostmesh.agent import grpc_link
 from hostmesh.agent.grpc_link import CallFailed, GrpcLink, Status, client_context
+from tests.lab.waiting import until
+
+Serving = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 NAME = "server.test"
 WITHIN = 10.0
@@ -31,7 +34,7 @@ SERVER = Path(__file__).with_name("grpc_server.py")
 
 @dataclass(frozen=True)
 class Server:
-    """A server process; ``where`` it listens, ``roots`` that vouch for it, ``pair``: key and certificate (PEM)."""
+    """A server process; ``where`` it listens, ``pair``: key and certificate (PEM)."""
 
     process: "subprocess.Popen[str]"
     where: str
@@ -95,11 +98,11 @@ def during(server: Server, scenario: Callable[[GrpcLink], Awaitable[None]]) -> N
     asyncio.run(run())
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
-    end = asyncio.get_running_loop().time() + WITHIN
-    while not condition():
-        assert asyncio.get_running_loop().time() < end, what
-        await asyncio.sleep(0.01)
+async def held(link: GrpcLink, name: bytes, within: float = WITHIN) -> "asyncio.Task[bytes]":
+    """A call that the server has begun, and answers when it is released."""
+    call = asyncio.create_task(link.unary("/test/Wait", name, within))
+    assert await link.unary("/test/Waiting", name, WITHIN) == name
+    return call
 
 
 async def failure(call: Awaitable[object]) -> CallFailed:
@@ -144,12 +147,10 @@ def test_refusals_are_told_in_the_servers_words(server: Server) -> None:
 
 def test_who_stops_waiting_tells_the_server(server: Server) -> None:
     async def scenario(link: GrpcLink) -> None:
-        late = asyncio.create_task(link.unary("/test/Wait", b"late", 1.5))
-        await link.unary("/test/Waiting", b"late", WITHIN)
+        late = await held(link, b"late", 1.5)
         assert (await failure(late)).status is Status.DEADLINE_EXCEEDED
         assert await asyncio.to_thread(server.heard) == "late cancelled"
-        task = asyncio.create_task(link.unary("/test/Wait", b"unary", WITHIN))
-        assert await link.unary("/test/Waiting", b"unary", WITHIN) == b"unary"
+        task = await held(link, b"unary")
         task.cancel()
         assert await asyncio.to_thread(server.heard) == "unary cancelled"
         async with aclosing(link.stream("/test/Tick", b"stream")) as ticks:
@@ -164,8 +165,7 @@ def test_a_retired_link_ends_its_streams_and_waits_for_its_calls(server: Server)
     async def scenario(link: GrpcLink) -> None:
         ticks = link.stream("/test/Tick", b"stream")
         await anext(ticks)
-        call = asyncio.create_task(link.unary("/test/Wait", b"1", WITHIN))
-        await link.unary("/test/Waiting", b"1", WITHIN)
+        call = await held(link, b"1")
         retired = asyncio.create_task(link.retire(WITHIN))
         assert (await failure(anext(ticks))).status is Status.CANCELLED
         assert await asyncio.to_thread(server.heard) == "stream cancelled"  # at once: it has no end of its own
@@ -182,8 +182,7 @@ def test_a_retired_link_ends_its_streams_and_waits_for_its_calls(server: Server)
 
 def test_who_does_not_end_in_time_is_cut_off(server: Server) -> None:
     async def scenario(link: GrpcLink) -> None:
-        call = asyncio.create_task(link.unary("/test/Wait", b"1", WITHIN))
-        await link.unary("/test/Waiting", b"1", WITHIN)
+        call = await held(link, b"1")
         await link.retire(0.1)
         assert (await failure(call)).status is Status.CANCELLED
 
@@ -194,8 +193,7 @@ def test_a_server_that_dies_ends_every_call(server: Server) -> None:
     async def scenario(link: GrpcLink) -> None:
         ticks = link.stream("/test/Tick", b"stream")
         await anext(ticks)
-        waiting = asyncio.create_task(link.unary("/test/Wait", b"x", WITHIN))
-        await link.unary("/test/Waiting", b"x", WITHIN)
+        waiting = await held(link, b"x")
         server.process.kill()
         for call in (waiting, anext(ticks)):
             gone = await failure(call)
@@ -208,11 +206,10 @@ def test_a_server_that_dies_ends_every_call(server: Server) -> None:
 
 def test_a_server_that_says_goodbye_ends_what_it_has_begun(server: Server) -> None:
     async def scenario(link: GrpcLink) -> None:
-        waiting = asyncio.create_task(link.unary("/test/Wait", b"x", WITHIN))
-        await link.unary("/test/Waiting", b"x", WITHIN)
+        waiting = await held(link, b"x")
         server.process.terminate()
         assert await asyncio.to_thread(server.heard) == "stopping"
-        await until(lambda: bool(link.ended), "the goodbye is there")
+        await until(lambda: bool(link.ended), "the goodbye is there", WITHIN)
         assert "the server closes the connection" in (await failure(link.unary("/test/Echo", b"", WITHIN))).details
         server.process.send_signal(signal.SIGUSR1)
         assert await waiting == b"x"
@@ -225,8 +222,7 @@ def test_a_frozen_server_is_noticed(server: Server, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(grpc_link, "PING_ANSWER", 0.5)
 
     async def scenario(link: GrpcLink) -> None:
-        call = asyncio.create_task(link.unary("/test/Wait", b"x", 30.0))
-        await link.unary("/test/Waiting", b"x", WITHIN)
+        call = await held(link, b"x", 30.0)
         done, _ = await asyncio.wait({call}, timeout=2.0)  # ten pings that are answered
         assert not done
         server.process.send_signal(signal.SIGSTOP)
@@ -304,6 +300,13 @@ def acting_server(folder: Path, protocols: list[str]) -> tuple[ssl.SSLContext, b
     return context, made
 
 
+@asynccontextmanager
+async def acted(serve: Serving, context: ssl.SSLContext) -> AsyncIterator[str]:
+    """Where the test's own server listens."""
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listening:
+        yield f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+
+
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """RFC 9113, section 4.1."""
     return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
@@ -327,8 +330,7 @@ def test_what_is_no_grpc(answer: bytes, protocols: list[str], said: str, tmp_pat
         writer.close()
 
     async def scenario() -> None:
-        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listening:
-            where = "127.0.0.1:%d" % listening.sockets[0].getsockname()[1]  # noqa: UP031
+        async with acted(serve, context) as where:
             try:
                 link = await GrpcLink.dial(where, client_context(made), NAME, WITHIN)
                 refused = await failure(link.unary("/test/Echo", b"", WITHIN))
@@ -359,8 +361,7 @@ def test_a_slow_line_is_no_dead_server(tmp_path: Path, monkeypatch: pytest.Monke
         writer.close()
 
     async def scenario() -> None:
-        async with asyncio.timeout(60), await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listening:
-            where = "127.0.0.1:%d" % listening.sockets[0].getsockname()[1]  # noqa: UP031
+        async with asyncio.timeout(60), acted(serve, context) as where:
             link = await GrpcLink.dial(where, client_context(made), NAME, WITHIN)
             async with aclosing(link.stream("/test/Slow", b"")) as answers:
                 assert await anext(answers) == body
@@ -388,9 +389,9 @@ def test_close_does_not_wait_for_who_ended_its_side_and_reads_nothing(tmp_path: 
         serving = asyncio.create_task(asyncio.to_thread(serve, listening))
         where = f"127.0.0.1:{listening.getsockname()[1]}"
         link = await GrpcLink.dial(where, client_context(made), NAME, WITHIN)
-        await until(lambda: link._h2.outbound_flow_control_window > 2**30, "the room is there")
+        await until(lambda: link._h2.outbound_flow_control_window > 2**30, "the room is there", WITHIN)
         call = asyncio.create_task(link.unary("/test/Echo", os.urandom(30_000_000), WITHIN))
-        await until(lambda: bool(link._calls), "the call has begun")
+        await until(lambda: bool(link._calls), "the call has begun", WITHIN)
         call_begins.set()
         with await serving:
             async with asyncio.timeout(WITHIN):

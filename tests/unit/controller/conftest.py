@@ -173,14 +173,6 @@ def mesh(meshes: Callable[..., Mesh]) -> Mesh:
     return meshes()
 
 
-async def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for a condition, with a deadline."""
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"not within {DEADLINE} s: {what}"
-        await asyncio.sleep(0.01)
-
-
 @asynccontextmanager
 async def beside(coroutine: Coroutine[object, object, None]) -> AsyncIterator[None]:
     """A task that lives as long as the block; when it fails, the test fails."""

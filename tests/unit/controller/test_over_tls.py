@@ -23,7 +23,8 @@ from hostmesh.controller import admin
 from hostmesh.identity.authority import check_chain
 from hostmesh.wire.controller import SERVICE, PublishRequest, SignRequest, Workload, read_token, write_token
 from hostmesh.wire.snapshot import Traffic
-from tests.unit.controller.conftest import Mesh, beside, next_event, own_address, until, word
+from tests.lab.waiting import until
+from tests.unit.controller.conftest import Mesh, beside, next_event, own_address, word
 
 
 def test_enrol_sign_publish_watch(mesh: Mesh) -> None:

@@ -13,7 +13,8 @@ from hostmesh.agent.controller_client import ControllerAway
 from hostmesh.agent.enrol import JoinError, join
 from hostmesh.agent.host_identity import new_request
 from hostmesh.controller import admin, signer
-from tests.unit.controller.conftest import DEADLINE, Mesh, beside, until
+from tests.lab.waiting import until
+from tests.unit.controller.conftest import DEADLINE, Mesh, beside
 
 # The real program, but for one step of the signer, after which it kills itself.
 KILLED = """
