@@ -18,6 +18,7 @@ pub mod fdstore;
 pub mod frames;
 pub mod generations;
 mod grpc;
+pub mod helper;
 pub mod http;
 pub mod identity;
 pub mod in_flight;

@@ -37,13 +37,15 @@ use tokio::task::{LocalSet, spawn_local};
 
 use process::{Process, tell};
 
-const USAGE: &str = "usage: hostmesh-proxy [--control PATH] [--state FOLDER] [--workers N] [--drain SECONDS] \
-                     [--retire-after SECONDS] [--reload]";
+const USAGE: &str = "usage: hostmesh-proxy [--control PATH] [--state FOLDER] [--workers N] [--helpers N] \
+                     [--drain SECONDS] [--retire-after SECONDS] [--reload]";
 
 struct Options {
     control: PathBuf,
     state: PathBuf,
     workers: usize,
+    /// Threads that take a part of a worker's load; none: as many as there are cores left, one for each worker at most.
+    helpers: Option<usize>,
     drain: Duration,
     /// What is left of the connections so long after a reload is drained; none: they are served to their end.
     retire_after: Option<Duration>,
@@ -56,7 +58,10 @@ impl Options {
         let mut options = Self {
             control: "/run/hostmesh-proxy/control.sock".into(),
             state: "/var/lib/hostmesh-proxy".into(),
-            workers: half_of_the_cores(),
+            // Fewer workers do more at each wake-up, and leave the other half to those who call and serve
+            // (docs/decisions/0006-half-the-cores.md).
+            workers: cores().div_ceil(2),
+            helpers: None,
             drain: Duration::from_secs(5),
             retire_after: None,
             reload: false,
@@ -76,6 +81,7 @@ impl Options {
                 "--control" => options.control = value.into(),
                 "--state" => options.state = value.into(),
                 "--workers" => options.workers = number()?.clamp(1, listener::MOST_SLOTS as u64) as usize,
+                "--helpers" => options.helpers = Some(number()?.min(listener::MOST_SLOTS as u64) as usize),
                 "--drain" => options.drain = Duration::from_secs(number()?),
                 "--retire-after" => options.retire_after = Some(Duration::from_secs(number()?)),
                 _ => return Err(format!("{name} is not known")),
@@ -83,12 +89,17 @@ impl Options {
         }
         Ok(options)
     }
+
+    /// Each is one worker's.
+    fn helpers(&self) -> usize {
+        let left = || cores().saturating_sub(self.workers);
+        self.helpers.unwrap_or_else(left).min(self.workers)
+    }
 }
 
-/// Fewer workers do more at each wake-up, and leave the other half to those who call and serve
-/// (docs/decisions/0006-half-the-cores.md).
-fn half_of_the_cores() -> usize {
-    thread::available_parallelism().map_or(1, usize::from).div_ceil(2)
+/// As many as this process may use.
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn main() -> ExitCode {
@@ -121,7 +132,12 @@ fn main() -> ExitCode {
 fn run(options: &Options, inherited: Inherited, launched: Option<Launched>) -> io::Result<()> {
     let (sink, source) = events::queue();
     let (spans, finished) = traces::queue();
-    let shared = Arc::new(Shared::new(sink, spans, Stats::new(), options.workers));
+    let shared = Arc::new(Shared::new(
+        sink,
+        spans,
+        Stats::new(),
+        options.workers + options.helpers(),
+    ));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = LocalSet::new().block_on(&runtime, async {
         let (end, ended) = oneshot::channel();

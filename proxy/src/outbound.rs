@@ -23,6 +23,7 @@ use crate::dns;
 use crate::events::Event;
 use crate::http::{self, inbound::Who};
 use crate::in_flight::InFlight;
+use crate::listener::Kind;
 use crate::rejudge::{Asked, Opened};
 use crate::sockopt;
 use crate::stream::Stream;
@@ -60,6 +61,14 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
     if called.ip().is_loopback() && called.port() == config.listeners.outbound || sockopt::relayed(&tcp).is_err() {
         return sockopt::abort(tcp);
     }
+    // HTTP/1.1 may move between any two requests; anything else stays where it is served first.
+    let is_http1 = config.destination(called.ip(), called.port()).is_http1();
+    let kept = if is_http1 {
+        Some(tcp)
+    } else {
+        worker.pass(Kind::Outbound, tcp, client)
+    };
+    let Some(tcp) = kept else { return };
     let connector = Connector {
         worker,
         config,

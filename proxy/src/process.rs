@@ -14,7 +14,7 @@ use hostmesh_proxy::generations::handover::{Estate, PATIENCE, Successor};
 use hostmesh_proxy::listener;
 use hostmesh_proxy::shared::Shared;
 use hostmesh_proxy::told::{self, Level};
-use hostmesh_proxy::{descriptors, dns, dns_socket, memory, worker};
+use hostmesh_proxy::{descriptors, dns, dns_socket, helper, memory, worker};
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -247,17 +247,34 @@ impl Threads {
         let names = dns::start(for_names, shared.clone())?;
         let listening = listener::open(ports, options.workers, inherited)?;
         sockets.extend(listening.named);
-        let started = listening.sets.into_iter().enumerate();
-        let workers = started
-            .map(|(index, set)| worker::start(shared.clone(), index, set, options.drain))
-            .collect::<Result<_, _>>()?;
+        let (mut workers, mut helpers) = (Vec::new(), Vec::new());
+        for (index, set) in listening.sets.into_iter().enumerate() {
+            let sides = (index < options.helpers()).then(helper::pair);
+            let [side, its_helper] = sides.map_or([None, None], |sides| sides.map(Some));
+            workers.push(worker::start(shared.clone(), index, set, side, options.drain)?);
+            if its_helper.is_some() {
+                let index = options.workers + index;
+                helpers.push(worker::start(
+                    shared.clone(),
+                    index,
+                    listener::Set::new(),
+                    its_helper,
+                    options.drain,
+                )?);
+            }
+        }
         shared.told.say(
             Level::Info,
             format_args!(
-                "{} workers listen on ports {} (outbound), {} (plain text), {} (wire)",
-                options.workers, ports.outbound, ports.plaintext, ports.wire
+                "{} workers listen on ports {} (outbound), {} (plain text), {} (wire), {} help them",
+                options.workers,
+                ports.outbound,
+                ports.plaintext,
+                ports.wire,
+                helpers.len()
             ),
         );
+        workers.extend(helpers);
         Ok(Some(Self {
             workers,
             names,

@@ -52,9 +52,11 @@ pub enum Gauge {
     Mirrored,
     /// Copies left out since the start: too many under way, or nowhere to go.
     MirrorDropped,
+    /// Connections that left one worker for another since the start.
+    Moved,
 }
 
-const GAUGES: [&str; 11] = [
+const GAUGES: [&str; 12] = [
     "connections",
     "streams",
     "pooled",
@@ -66,6 +68,7 @@ const GAUGES: [&str; 11] = [
     "wire_violations",
     "mirrored",
     "mirror_dropped",
+    "moved",
 ];
 
 /// One worker's counters.

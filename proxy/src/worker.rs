@@ -20,6 +20,8 @@ use tokio::time::Instant;
 
 use crate::drain;
 use crate::events::Event;
+use crate::helper::{Side, What};
+use crate::http;
 use crate::http::ext_authz::Gatekeepers;
 use crate::http::token::Tokens;
 use crate::listener::{self, Kind};
@@ -55,6 +57,8 @@ pub struct Worker {
     pub tokens: RefCell<Tokens>,
     /// Who is asked about requests.
     pub gatekeepers: Gatekeepers,
+    /// Its side of the two that share their work; `None`: it is alone.
+    pub side: Option<Side>,
     /// TLS connections from other hosts.
     pub links: RefCell<Vec<Weak<ServerLink>>>,
     /// By which they were judged last.
@@ -68,8 +72,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker with empty pools.
+    /// A worker with empty pools, which shares its work with nobody.
     pub fn new(shared: Arc<Shared>, seed: u64) -> Rc<Self> {
+        Self::beside(shared, seed, None)
+    }
+
+    /// One of two.
+    pub fn beside(shared: Arc<Shared>, seed: u64, side: Option<Side>) -> Rc<Self> {
+        side.iter().for_each(Side::begin);
         let stats = shared.stats.worker();
         let loads = Rc::<RefCell<Loads>>::default();
         Rc::new(Self {
@@ -79,6 +89,7 @@ impl Worker {
             pressure: Pressure::default(),
             tokens: RefCell::default(),
             gatekeepers: Gatekeepers::default(),
+            side,
             links: RefCell::default(),
             trust: RefCell::new(shared.trust()),
             policies_changed: Notify::new(),
@@ -100,16 +111,33 @@ impl Worker {
         x
     }
 
-    /// Serves a connection in a task of its own, counted as long as it lasts.
+    /// Serves a connection that was accepted.
     fn serve(self: &Rc<Self>, kind: Kind, tcp: TcpStream, client: SocketAddr) {
+        let worker = self.clone();
+        match kind {
+            Kind::Outbound => self.count(outbound::serve(worker, tcp, client)),
+            Kind::Plaintext => self.count(plaintext::serve(worker, tcp, client)),
+            Kind::Wire => {
+                if let Some(tcp) = self.pass(kind, tcp, client) {
+                    self.count(server::serve(worker, tcp, client));
+                }
+            }
+        }
+    }
+
+    /// Serves a connection that comes from another worker.
+    pub fn serve_moved(self: &Rc<Self>, tcp: TcpStream, what: What) {
+        match what {
+            What::New(kind, client) => self.serve(kind, tcp, client),
+            What::Calling(calling) => self.count(http::outbound::serve_moved(self.clone(), calling, tcp)),
+        }
+    }
+
+    /// Serves a connection in a task of its own, counted as long as it lasts.
+    fn count(self: &Rc<Self>, serving: impl Future<Output = ()> + 'static) {
         let open = Open::new(self.clone());
         tokio::task::spawn_local(async move {
-            let worker = open.worker.clone();
-            match kind {
-                Kind::Outbound => outbound::serve(worker, tcp, client).await,
-                Kind::Plaintext => plaintext::serve(worker, tcp, client).await,
-                Kind::Wire => server::serve(worker, tcp, client).await,
-            }
+            serving.await;
             drop(open);
         });
     }
@@ -140,6 +168,7 @@ impl Worker {
                     self.loads.borrow_mut().sweep(Instant::now().into_std());
                     let now = UnixTime::now().as_secs();
                     self.each_link(|link| link.sweep(now).into_iter().for_each(|event| self.shared.events.emit(event)));
+                    self.share_links();
                 }
                 Ok(()) = changes.changed() => {
                     self.pool.refresh();
@@ -149,12 +178,18 @@ impl Worker {
                         self.policies_changed.notify_waiters();
                     }
                 }
-                Ok(()) = draining.changed() => self.each_link(|link| link.retire()),
-                Ok(()) = retired.changed() => self.each_link(|link| link.retire()),
+                Ok(()) = draining.changed() => self.end(),
+                Ok(()) = retired.changed() => self.end(),
             }
             self.idle.sweep();
             self.links.borrow_mut().retain(|link| link.strong_count() > 0);
         }
+    }
+
+    /// The process ends, or another has taken over.
+    fn end(&self) {
+        self.each_link(|link| link.retire());
+        self.side.iter().for_each(Side::close);
     }
 
     /// Ends the wire connections whose client is not trusted any more, and those of units of this host that are revoked.
@@ -215,24 +250,31 @@ impl Drop for Open {
     }
 }
 
-/// Starts a worker's thread with its listeners. It ends after [`Shared::drain`], `limit` later at most, and says how many
-/// connections it cut off; or after [`Shared::retire`], when its last connection has ended.
+/// Starts a worker's thread with its listeners; a helper has none. It ends after [`Shared::drain`], `limit` later at most, and
+/// says how many connections it cut off; or after [`Shared::retire`], when its last connection has ended.
 pub fn start(
     shared: Arc<Shared>,
     index: usize,
     set: listener::Set,
+    side: Option<Side>,
     limit: Duration,
 ) -> io::Result<thread::JoinHandle<io::Result<usize>>> {
     thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        LocalSet::new().block_on(&runtime, run(shared, index, set, limit))
+        LocalSet::new().block_on(&runtime, run(shared, index, set, side, limit))
     })
 }
 
-async fn run(shared: Arc<Shared>, index: usize, set: listener::Set, limit: Duration) -> io::Result<usize> {
+async fn run(
+    shared: Arc<Shared>,
+    index: usize,
+    set: listener::Set,
+    side: Option<Side>,
+    limit: Duration,
+) -> io::Result<usize> {
     let mut draining = shared.draining();
     let seed = shared.started.elapsed().unwrap_or_default().subsec_nanos();
-    let worker = Worker::new(shared, (u64::from(seed) << 16) + index as u64);
+    let worker = Worker::beside(shared, (u64::from(seed) << 16) + index as u64, side);
     let mut accepting = Vec::new();
     for (kind, socket) in set {
         socket.set_nonblocking(true)?;
@@ -244,10 +286,11 @@ async fn run(shared: Arc<Shared>, index: usize, set: listener::Set, limit: Durat
             move |tcp, client| worker.serve(kind, tcp, client),
         )));
     }
+    accepting.push(tokio::task::spawn_local(worker.clone().take_over()));
     tokio::task::spawn_local(worker.clone().tend(index));
     let all_over = async {
-        for listener in accepting {
-            listener.await.map_err(io::Error::other)?;
+        for task in accepting {
+            task.await.map_err(io::Error::other)?;
         }
         worker.all_ended().await;
         Ok(0)

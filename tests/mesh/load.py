@@ -1,10 +1,10 @@
 """A load without client retries: run on a host, prints one JSON line at the end.
 
-    python3 - HOST PORT PATH CONNECTIONS AT_LEAST STOP_FILE
+    python3 - HOST PORT PATH CONNECTIONS AT_LEAST STOP_FILE SECONDS_BETWEEN
 
-Keep-alive connections, each asking one request after the other until STOP_FILE is there and AT_LEAST requests were
-made in all. Every answer but 200 and every error counts as failed; `slowest` and `longest_gap` in seconds, times since
-the epoch.
+Keep-alive connections, each asking one request after the other, with a pause between them, until STOP_FILE is there and
+AT_LEAST requests were made in all. Every answer but 200 and every error counts as failed; `slowest` and `longest_gap`
+in seconds, times since the epoch.
 """
 
 import collections
@@ -46,7 +46,7 @@ class Load:
         """Enough asked, and told to stop?"""
         return self.requests >= self.least and self.stop.exists()
 
-    def connection(self) -> None:
+    def connection(self, pause: float) -> None:
         """One connection's life; a failed one is made anew, its request not repeated."""
         client = http.client.HTTPConnection(self.host, self.port, timeout=20)
         while not self.ended():
@@ -61,15 +61,16 @@ class Load:
                 failure = type(error).__name__
                 client.close()
             self.count(time.monotonic() - started, failure)
+            time.sleep(pause)
         client.close()
 
 
 def main() -> None:
     """Run all connections, then tell."""
-    host, port, path, connections, least, stop = sys.argv[1:]
+    host, port, path, connections, least, stop, pause = sys.argv[1:]
     load = Load(host, int(port), path, int(least), Path(stop))
     begun = time.time()
-    threads = [threading.Thread(target=load.connection) for _ in range(int(connections))]
+    threads = [threading.Thread(target=load.connection, args=(float(pause),)) for _ in range(int(connections))]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -30,9 +30,19 @@ class Load:
 
 @contextlib.contextmanager
 def load(
-    w: World, *, least: int = 10_000, path: str = "/", host: str = "web", connections: int = 8, unit: str = "shop"
+    w: World,
+    *,
+    least: int = 10_000,
+    path: str = "/",
+    host: str = "web",
+    connections: int = 8,
+    unit: str = "shop",
+    pause: float = 0.0,
 ) -> Iterator[Load]:
-    """Requests of a meshed unit of h1 to a service (nginx) while the ``with`` body runs, at least so many in all."""
+    """Requests of a meshed unit of h1 to a service (nginx) while the ``with`` body runs, at least so many in all.
+
+    ``pause``: seconds from an answer to the connection's next request.
+    """
     stop = f"/run/load-{time.monotonic_ns()}"
     command = [
         "hostmesh",
@@ -49,6 +59,7 @@ def load(
         str(connections),
         str(least),
         stop,
+        str(pause),
     ]
     with w.h1.popen(command) as process:
         running = Load(process)

@@ -85,6 +85,17 @@ pub enum Destination<'a> {
     Passthrough,
 }
 
+impl Destination<'_> {
+    /// Does what is called there speak HTTP/1.1, so that requests follow each other one by one?
+    pub fn is_http1(&self) -> bool {
+        match self {
+            Self::Service { port, .. } | Self::Endpoint { port, .. } => port.protocol == Protocol::Http,
+            Self::LocalUnit { port, .. } => port.protocol == Protocol::Http,
+            Self::UndeclaredPort(_) | Self::Passthrough => false,
+        }
+    }
+}
+
 /// The configuration in force.
 #[derive(Debug)]
 #[allow(missing_docs)]

@@ -12,6 +12,7 @@ pub mod ext_authz;
 pub mod fields;
 pub mod flag;
 pub mod glob;
+pub mod helper;
 pub mod http1;
 pub mod http2;
 pub mod limit;

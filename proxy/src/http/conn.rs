@@ -148,6 +148,11 @@ impl Conn {
         (self.stream, self.buffer)
     }
 
+    /// Is it a socket, of which nothing was read that is not used yet?
+    pub fn is_bare(&self) -> bool {
+        self.buffer.is_empty() && matches!(self.stream, Stream::Tcp(_))
+    }
+
     /// Ends the connection so that the other side still reads what was sent last: a socket that is closed with unread
     /// bytes is reset, and the reset overtakes (RFC 9112, section 9.6).
     pub async fn linger(mut self) {

@@ -99,7 +99,7 @@ pub async fn serve_told(worker: Rc<Worker>, config: Arc<Config>, about: About, w
         links: Links::default(),
         tunnel: RefCell::default(),
     };
-    session::serve(client, draining, Rc::new(serving)).await;
+    session::serve(client, draining, Rc::new(serving), false).await;
 }
 
 /// A connection to a unit, and what its requests share.
@@ -133,6 +133,11 @@ impl Handler for Serving {
 
     fn retired(&self) -> watch::Receiver<bool> {
         self.worker.shared.retired()
+    }
+
+    fn keep(&self, client: Conn, now: Instant) -> Option<Conn> {
+        self.worker.side.iter().for_each(|side| side.look(now));
+        Some(client)
     }
 
     async fn request(&self, down: &mut impl Downstream, arrived: Arrived<'_>) -> Next {

@@ -12,7 +12,7 @@ mod mirror;
 mod race;
 mod routed;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -24,6 +24,7 @@ use hostmesh_proxy_core::balance::circuit::Resource;
 use hostmesh_proxy_core::config::{Protocol, Timeouts, Unit};
 use hostmesh_proxy_core::error::Fault;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -38,6 +39,7 @@ use super::route::Route;
 use super::session::{self, Handler, Next};
 use super::traced::Traced;
 use crate::breaker::Room;
+use crate::helper::{self, What};
 use crate::in_flight::InFlight;
 use crate::overload;
 use crate::rejudge::{self, Audited, Denial};
@@ -60,8 +62,18 @@ pub async fn serve_told(
     told: Option<Protocol>,
 ) {
     let draining = worker.shared.draining();
-    match Calling::find(worker, &unit, called, client, told) {
-        Some(calling) => session::serve(conn, draining, Rc::new(calling)).await,
+    match Calling::find(worker, unit.number, called, client, told) {
+        Some(calling) => session::serve(conn, draining, Rc::new(calling), false).await,
+        None => conn.abort(),
+    }
+}
+
+/// Serves a connection that another worker has served before.
+pub async fn serve_moved(worker: Rc<Worker>, moved: helper::Calling, socket: TcpStream) {
+    let conn = Conn::new(Stream::Tcp(socket));
+    let draining = worker.shared.draining();
+    match Calling::find(worker, moved.unit, moved.called, moved.client, moved.told) {
+        Some(calling) => session::serve(conn, draining, Rc::new(calling), true).await,
         None => conn.abort(),
     }
 }
@@ -75,7 +87,7 @@ pub async fn serve_own(
     client: IpAddr,
     io: impl AsyncRead + AsyncWrite + Unpin,
 ) {
-    if let Some(calling) = Calling::find(worker, &unit, called, client, Some(Protocol::Http2)) {
+    if let Some(calling) = Calling::find(worker, unit.number, called, client, Some(Protocol::Http2)) {
         http2::serve_over(io, None, pending(), Rc::new(calling)).await;
     }
 }
@@ -96,6 +108,8 @@ struct Calling {
     links: Links<Place>,
     /// Where the request that became a tunnel went by.
     tunnel: RefCell<Option<Tunnel>>,
+    /// When it was counted last among those that have requests.
+    looked: Cell<u32>,
 }
 
 /// A request that became a tunnel: its route, what that makes of it, the unit of this host to which it leads, and the room
@@ -109,6 +123,26 @@ impl Handler for Calling {
 
     fn retired(&self) -> watch::Receiver<bool> {
         self.worker.shared.retired()
+    }
+
+    fn keep(&self, client: Conn, now: Instant) -> Option<Conn> {
+        let Some(side) = &self.worker.side else {
+            return Some(client);
+        };
+        side.look(now);
+        if !(client.is_bare() && side.is_to_leave(&self.looked)) {
+            return Some(client);
+        }
+        let calling = helper::Calling {
+            unit: self.number,
+            called: self.called,
+            client: self.client,
+            told: self.told,
+        };
+        if let (Stream::Tcp(socket), _) = client.into_parts() {
+            self.worker.send_on(socket, What::Calling(calling));
+        }
+        None
     }
 
     async fn request(&self, down: &mut impl Downstream, arrived: Arrived<'_>) -> Next {
@@ -223,15 +257,15 @@ impl Calling {
     /// `None`: there is no HTTP at what is `called`.
     fn find(
         worker: Rc<Worker>,
-        unit: &Unit,
+        number: u32,
         called: SocketAddr,
         client: IpAddr,
         told: Option<Protocol>,
     ) -> Option<Self> {
-        let route = Route::find(&worker, unit.number, called, client, told)?;
+        let route = Route::find(&worker, number, called, client, told)?;
         Some(Self {
             worker,
-            number: unit.number,
+            number,
             called,
             client,
             told,
@@ -240,6 +274,7 @@ impl Calling {
             kept: RefCell::default(),
             links: Links::default(),
             tunnel: RefCell::default(),
+            looked: Cell::default(),
         })
     }
 

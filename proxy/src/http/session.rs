@@ -56,20 +56,29 @@ pub trait Handler {
         None
     }
 
+    /// A request was answered, and the client may send another. `None`: to another worker.
+    fn keep(&self, client: Conn, now: Instant) -> Option<Conn>;
+
     /// A tunnel has ended that began then.
     fn tunnelled(&self, begun: Instant, relayed: &Relayed);
 }
 
-/// Serves the connection to its end, or, when the process drains, to the end of its request.
-pub async fn serve<H: Handler + 'static>(client: Conn, draining: watch::Receiver<bool>, handler: Rc<H>) {
+/// Serves the connection to its end, or, when the process drains, to the end of its request. `is_known`: it has had requests
+/// of HTTP/1.1 before.
+pub async fn serve<H: Handler + 'static>(
+    client: Conn,
+    draining: watch::Receiver<bool>,
+    handler: Rc<H>,
+    mut is_known: bool,
+) {
     let mut down = client.of_client(handler.timeouts().stall);
     let mut quiet = pin!(sleep(handler.timeouts().idle));
     // One wait for the whole connection: to begin and end one for each request takes a lock that workers share.
     let mut told = draining.clone();
     let mut told = pin!(told.wait_for(|draining| *draining));
-    let mut is_known = false;
+    let mut now = Instant::now();
     loop {
-        quiet.as_mut().reset(Instant::now() + handler.timeouts().idle);
+        quiet.as_mut().reset(now + handler.timeouts().idle);
         let waited = tokio::select! {
             biased;
             waited = down.wait() => waited,
@@ -103,7 +112,13 @@ pub async fn serve<H: Handler + 'static>(client: Conn, draining: watch::Receiver
         let carried = Box::write(Box::new_uninit(), carry(&*handler, &mut down, request, begun, last));
         let (request, next) = Box::into_pin(carried).await;
         match next {
-            Next::Keep => {}
+            Next::Keep => {
+                now = Instant::now();
+                match handler.keep(down, now) {
+                    Some(kept) => down = kept,
+                    None => return,
+                }
+            }
             Next::Close => return down.linger().await,
             Next::Abort => return down.abort(),
             Next::Deny => return down.deny(),

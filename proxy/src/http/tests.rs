@@ -25,6 +25,7 @@ use crate::worker::{About, Worker};
 
 mod auto;
 mod judged;
+mod moved;
 mod rejudged;
 mod relayed;
 mod retried;
@@ -192,7 +193,9 @@ async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((LOCALHOST, 0)).await.expect("a port");
     let address = listener.local_addr().expect("its address");
     let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-    (client.expect("a client"), accepted.expect("a server").0)
+    let (client, server) = (client.expect("a client"), accepted.expect("a server").0);
+    server.set_nodelay(true).expect("as all sockets of the relay");
+    (client, server)
 }
 
 /// One side of a conversation.

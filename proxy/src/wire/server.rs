@@ -63,9 +63,14 @@ impl ServerLink {
         self.link.retire();
     }
 
+    /// Was that said?
+    pub fn is_retired(&self) -> bool {
+        self.link.is_retired()
+    }
+
     /// Says GOAWAY when the client's certificate is over: it has another by now, or shall open nothing more. What to tell.
     pub fn sweep(&self, now: u64) -> Option<Event> {
-        if now < self.peer.not_after || self.link.is_retired() {
+        if now < self.peer.not_after || self.is_retired() {
             return None;
         }
         self.retire();
