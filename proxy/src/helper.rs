@@ -173,8 +173,8 @@ impl Side {
         leaving > 0 && self.to_other.borrow().is_some()
     }
 
-    /// Shall a new connection be the helper's? One of another host's proxy where the worker has enough to do, since it may bring
-    /// much; of others every second one where it has too much. The helper keeps what it has been given.
+    /// Shall a new connection be the helper's, since the worker has too much to do? Of another host's proxy each one, which may
+    /// bring much; of others every second one. The helper keeps what it has been given.
     fn is_to_pass(&self, kind: Kind) -> bool {
         if self.is_helper || self.to_other.borrow().is_none() {
             return false;
@@ -183,10 +183,7 @@ impl Side {
         let work = Some(self.work(now))
             .filter(|work| work.within >= GLANCE)
             .unwrap_or(seen);
-        match kind {
-            Kind::Wire => work.is_enough(),
-            _ => work.is_too_much() && self.passes.replace(!self.passes.get()),
-        }
+        work.is_too_much() && (kind == Kind::Wire || self.passes.replace(!self.passes.get()))
     }
 
     /// So many of as many connections of other hosts' proxies are to be made anew, so that the other worker has them: all of a

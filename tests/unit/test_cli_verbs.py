@@ -334,13 +334,18 @@ def test_what_is_not_understood(folder: Path) -> None:
     assert hostmesh(folder, "--version").stdout.strip()
 
 
-def test_it_answers_at_once(folder: Path) -> None:
-    """CPU time of the fastest of five, so that a busy machine does not count; the promise is 150 ms."""
+def cpu_seconds(*arguments: str) -> float:
+    """What Python takes for this; the fastest of five, so that a busy machine does not count."""
     script = (
         "import resource, subprocess, sys\n"
-        "subprocess.run([sys.executable, '-m', 'hostmesh.cli.main', 'check', sys.argv[1]], stdout=-3, check=True)\n"
+        "subprocess.run([sys.executable, *sys.argv[1:]], stdout=-3, check=True)\n"
         "used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_utime + used.ru_stime)"
     )
-    policies = str(folder / "policies")
-    runs = [subprocess.check_output([sys.executable, "-c", script, policies], text=True, timeout=30) for _ in range(5)]
-    assert min(map(float, runs)) < 0.150, runs
+    command = [sys.executable, "-c", script, *arguments]
+    return min(float(subprocess.check_output(command, text=True, timeout=30)) for _ in range(5))
+
+
+def test_it_answers_at_once(folder: Path) -> None:
+    """The promise is 150 ms, of a machine on which Python by itself starts in 12."""
+    took = cpu_seconds("-m", "hostmesh.cli.main", "check", str(folder / "policies"))
+    assert took < max(0.150, 12.5 * cpu_seconds("-c", "pass")), took

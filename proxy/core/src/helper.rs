@@ -7,9 +7,7 @@ use std::time::Duration;
 
 /// A worker that is busy for more of the time than this gives away a part of its work, in thousandths.
 const BUSY: u64 = 450;
-/// And who is busy for more than this takes no more of what may be much.
-const HALF_BUSY: u64 = BUSY / 2;
-/// Both together busy for less than this: one does it all.
+/// Both together busy for less than this: one does it all. Enough below the other mark that this one alone is not busy then.
 const QUIET: u64 = 380;
 /// Nothing moves for a difference that is smaller than this part of the busier one's work: it would be back at once.
 const LEAST_DIFFERENCE: u64 = 3;
@@ -35,17 +33,8 @@ impl Work {
 
     /// Is this one busy, and the other one not as much?
     pub fn is_too_much(&self) -> bool {
-        self.is_more_than(BUSY)
-    }
-
-    /// Has this one enough to do, and the other one less?
-    pub fn is_enough(&self) -> bool {
-        self.is_more_than(HALF_BUSY)
-    }
-
-    fn is_more_than(&self, busy: u64) -> bool {
         let (own, other) = (self.thousandths(self.own), self.thousandths(self.other));
-        own > busy && own - own / LEAST_DIFFERENCE > other
+        own > BUSY && own - own / LEAST_DIFFERENCE > other
     }
 
     /// Could one of them do it all? Not known where nothing was seen yet.
@@ -115,19 +104,12 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_much_goes_to_the_other_before_there_is_too_much() {
-        let enough = |own, other| work(own, other, 0).is_enough();
-        assert!(enough(226, 0) && enough(600, 399));
-        assert!(!enough(225, 0) && !enough(600, 400));
-    }
-
-    #[test]
     fn where_nothing_was_seen_nothing_is_known() {
         let work = Work {
             active: 1,
             ..Work::default()
         };
-        assert!(!work.is_too_much() && !work.is_enough() && !work.is_little());
+        assert!(!work.is_too_much() && !work.is_little());
         assert_eq!((work.leaving(false), work.leaving(true)), (0, 0));
     }
 }
