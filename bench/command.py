@@ -28,4 +28,12 @@ def about(module: str) -> dict[str, object]:
         "begun": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "kernel": platform.release(),
         "cores": os.cpu_count(),
+        "processor": _processor(),
     }
+
+
+def _processor() -> dict[str, str]:
+    """Which one it is: ratios of programs differ between them (proc_cpuinfo(5); the first one's lines)."""
+    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
+    wanted = {"model name", "cpu family", "model", "stepping", "bugs"}
+    return {name.strip(): value.strip() for name, _, value in lines if name.strip() in wanted}
