@@ -26,6 +26,9 @@ use crate::worker::Worker;
 const LOOK: Duration = Duration::from_millis(250);
 /// In less time than this nothing is seen.
 const GLANCE: Duration = Duration::from_millis(25);
+/// Where answers are few, a look goes on until this many connections had one, or until it is so long.
+const FEW: usize = 4;
+const LONG_LOOK: Duration = Duration::from_secs(2);
 
 /// A connection on its way.
 pub struct Moving {
@@ -135,11 +138,15 @@ impl Side {
 
     /// Sees how busy both are. Called at every request, and does that from time to time.
     pub fn look(&self, now: Instant) {
-        if now.duration_since(self.looked.get().at) >= LOOK {
-            let work = self.work(now);
-            self.leaving.set(work.leaving(self.is_helper));
-            self.begin_look(now, work);
+        if now.duration_since(self.looked.get().at) < LOOK {
+            return;
         }
+        let work = self.work(now);
+        if work.is_too_much() && work.active < FEW && work.within < LONG_LOOK {
+            return;
+        }
+        self.leaving.set(work.leaving(self.is_helper));
+        self.begin_look(now, work);
     }
 
     fn begin_look(&self, now: Instant, work: Work) {
@@ -187,15 +194,16 @@ impl Side {
     }
 
     /// So many of as many connections of other hosts' proxies are to be made anew, so that the other worker has them: all of a
-    /// helper's that is not needed; one where there is too much, if that leaves one.
+    /// helper's that is not needed; one where there is too much, if that helps.
     pub fn links_to_end(&self, links: usize) -> usize {
         self.look(Instant::now());
         let work = self.looked.get().work;
-        match (self.is_helper && work.is_little(), work.is_too_much()) {
-            _ if self.to_other.borrow().is_none() => 0,
-            (true, _) => links,
-            (false, true) => usize::from(links > 1),
-            (false, false) => 0,
+        if self.to_other.borrow().is_none() {
+            0
+        } else if self.is_helper && work.is_little() {
+            links
+        } else {
+            usize::from(work.is_better_without_one_of(links))
         }
     }
 
@@ -241,7 +249,7 @@ impl Worker {
         let open: Vec<_> = links
             .iter()
             .filter_map(Weak::upgrade)
-            .filter(|link| !link.is_retired())
+            .filter(|link| !link.is_retired() && link.is_used())
             .collect();
         let ending = side.links_to_end(open.len());
         open.iter().rev().take(ending).for_each(|link| link.retire());

@@ -44,8 +44,8 @@ struct Options {
     control: PathBuf,
     state: PathBuf,
     workers: usize,
-    /// Threads that take a part of a worker's load; none: as many as there are cores left, one for each worker at most.
-    helpers: Option<usize>,
+    /// Threads that take a part of a worker's load, one for each worker at most.
+    helpers: usize,
     drain: Duration,
     /// What is left of the connections so long after a reload is drained; none: they are served to their end.
     retire_after: Option<Duration>,
@@ -61,11 +61,12 @@ impl Options {
             // Fewer workers do more at each wake-up, and leave the other half to those who call and serve
             // (docs/decisions/0006-half-the-cores.md).
             workers: cores().div_ceil(2),
-            helpers: None,
+            helpers: 0,
             drain: Duration::from_secs(5),
             retire_after: None,
             reload: false,
         };
+        let mut helpers = None;
         while let Some(name) = arguments.next() {
             if name == "--reload" {
                 options.reload = true;
@@ -81,19 +82,15 @@ impl Options {
                 "--control" => options.control = value.into(),
                 "--state" => options.state = value.into(),
                 "--workers" => options.workers = number()?.clamp(1, listener::MOST_SLOTS as u64) as usize,
-                "--helpers" => options.helpers = Some(number()?.min(listener::MOST_SLOTS as u64) as usize),
+                "--helpers" => helpers = Some(number()?.min(listener::MOST_SLOTS as u64) as usize),
                 "--drain" => options.drain = Duration::from_secs(number()?),
                 "--retire-after" => options.retire_after = Some(Duration::from_secs(number()?)),
                 _ => return Err(format!("{name} is not known")),
             }
         }
+        let left = cores().saturating_sub(options.workers);
+        options.helpers = helpers.unwrap_or(left).min(options.workers);
         Ok(options)
-    }
-
-    /// Each is one worker's.
-    fn helpers(&self) -> usize {
-        let left = || cores().saturating_sub(self.workers);
-        self.helpers.unwrap_or_else(left).min(self.workers)
     }
 }
 
@@ -136,7 +133,7 @@ fn run(options: &Options, inherited: Inherited, launched: Option<Launched>) -> i
         sink,
         spans,
         Stats::new(),
-        options.workers + options.helpers(),
+        options.workers + options.helpers,
     ));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = LocalSet::new().block_on(&runtime, async {

@@ -249,7 +249,7 @@ impl Threads {
         sockets.extend(listening.named);
         let (mut workers, mut helpers) = (Vec::new(), Vec::new());
         for (index, set) in listening.sets.into_iter().enumerate() {
-            let sides = (index < options.helpers()).then(helper::pair);
+            let sides = (index < options.helpers).then(helper::pair);
             let [side, its_helper] = sides.map_or([None, None], |sides| sides.map(Some));
             workers.push(worker::start(shared.clone(), index, set, side, options.drain)?);
             if its_helper.is_some() {

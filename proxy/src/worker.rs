@@ -114,14 +114,17 @@ impl Worker {
     /// Serves a connection that was accepted.
     fn serve(self: &Rc<Self>, kind: Kind, tcp: TcpStream, client: SocketAddr) {
         let worker = self.clone();
-        match kind {
-            Kind::Outbound => self.count(outbound::serve(worker, tcp, client)),
-            Kind::Plaintext => self.count(plaintext::serve(worker, tcp, client)),
-            Kind::Wire => {
-                if let Some(tcp) = self.pass(kind, tcp, client) {
-                    self.count(server::serve(worker, tcp, client));
-                }
-            }
+        if kind == Kind::Outbound {
+            // What is called says whether it may move later, or is to be given away now.
+            return self.count(outbound::serve(worker, tcp, client));
+        }
+        let Some(tcp) = self.pass(kind, tcp, client) else {
+            return;
+        };
+        if kind == Kind::Wire {
+            self.count(server::serve(worker, tcp, client));
+        } else {
+            self.count(plaintext::serve(worker, tcp, client));
         }
     }
 
@@ -160,6 +163,9 @@ impl Worker {
         let (mut draining, mut retired) = (self.shared.draining(), self.shared.retired());
         let mut beats = tokio::time::interval(SWEEP);
         let mut judged = 0;
+        if self.shared.is_draining() || self.shared.is_retired() {
+            self.end(); // before this one was there to be told
+        }
         loop {
             tokio::select! {
                 _ = beats.tick() => {

@@ -51,9 +51,21 @@ impl Work {
         if !self.is_too_much() {
             return 0;
         }
-        // Half of the difference, so both have the same. Of one connection nothing.
-        let half = (self.own - self.other).as_micros() * self.active as u128 / (2 * self.own.as_micros());
-        usize::try_from(half).unwrap_or(usize::MAX)
+        // Half of the difference, so both have the same; of one connection nothing. A tenth of a connection counts for nothing:
+        // of two the other one's first little work would hold back the second.
+        let (own, other) = (self.own.as_micros(), self.other.as_micros());
+        let half = ((own - other) * self.active as u128 + own / 5) / (2 * own);
+        if self.active < 2 {
+            0
+        } else {
+            usize::try_from(half).unwrap_or(usize::MAX)
+        }
+    }
+
+    /// Would both have more alike to do, if one of as many equal parts of this one's work were the other's?
+    pub fn is_better_without_one_of(&self, parts: usize) -> bool {
+        let (own, other) = (self.own.as_micros(), self.other.as_micros());
+        self.is_too_much() && own.saturating_sub(other) * parts as u128 > own
     }
 }
 
@@ -94,6 +106,23 @@ mod tests {
     fn one_connection_stays_where_it_is() {
         assert_eq!(leaving(1000, 0, 1, false), 0);
         assert_eq!(leaving(1000, 0, 2, false), 1);
+    }
+
+    #[test]
+    fn two_connections_are_shared_and_three_do_not_go_to_and_fro() {
+        assert_eq!(leaving(900, 50, 2, false), 1);
+        assert_eq!(leaving(900, 0, 3, false), 1);
+        assert_eq!(leaving(600, 300, 2, false), 0);
+        assert_eq!(leaving(600, 300, 2, true), 0);
+    }
+
+    #[test]
+    fn a_part_goes_where_that_makes_both_more_alike() {
+        let better = |own, other, parts| work(own, other, 0).is_better_without_one_of(parts);
+        assert!(better(900, 0, 2) && better(900, 0, 3) && better(900, 300, 3));
+        assert!(!better(900, 0, 1), "all of it would only be elsewhere");
+        assert!(!better(900, 450, 2), "two and one would be one and two");
+        assert!(!better(400, 0, 2), "one does it");
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub async fn serve_moved(worker: Rc<Worker>, moved: helper::Calling, socket: Tcp
     let draining = worker.shared.draining();
     match Calling::find(worker, moved.unit, moved.called, moved.client, moved.told) {
         Some(calling) => session::serve(conn, draining, Rc::new(calling), true).await,
-        None => conn.abort(),
+        None => conn.linger().await, // between two requests, nothing is cut off
     }
 }
 
@@ -130,7 +130,9 @@ impl Handler for Calling {
             return Some(client);
         };
         side.look(now);
-        if !(client.is_bare() && side.is_to_leave(&self.looked)) {
+        let shared = &self.worker.shared;
+        let leaves = client.is_bare() && side.is_to_leave(&self.looked);
+        if !leaves || shared.is_draining() || shared.is_retired() {
             return Some(client);
         }
         let calling = helper::Calling {

@@ -63,6 +63,11 @@ impl ServerLink {
         self.link.retire();
     }
 
+    /// Has it streams?
+    pub fn is_used(&self) -> bool {
+        self.link.streams() > 0
+    }
+
     /// Was that said?
     pub fn is_retired(&self) -> bool {
         self.link.is_retired()
