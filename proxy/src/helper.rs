@@ -41,12 +41,12 @@ pub enum What {
     /// It was accepted just now, from there.
     New(Kind, SocketAddr),
     /// A unit's, between two requests of HTTP/1.1.
-    Calling(Calling),
+    Moved(Moved),
 }
 
 /// A unit's connection to an HTTP port.
 #[derive(Clone, Copy)]
-pub struct Calling {
+pub struct Moved {
     /// The unit's number.
     pub unit: u32,
     /// What was called.

@@ -62,8 +62,8 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
         return sockopt::abort(tcp);
     }
     // HTTP/1.1 may move between any two requests; anything else stays where it is served first.
-    let is_http1 = config.destination(called.ip(), called.port()).is_http1();
-    let kept = if is_http1 {
+    let destination = config.destination(called.ip(), called.port());
+    let kept = if destination.is_http1() {
         Some(tcp)
     } else {
         worker.pass(Kind::Outbound, tcp, client)
@@ -71,22 +71,20 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, client: SocketAddr) {
     let Some(tcp) = kept else { return };
     let connector = Connector {
         worker,
-        config,
+        config: config.clone(),
         unit,
         client: client.ip().to_canonical(),
     };
-    carry(connector, called, tcp).await;
+    carry(connector, called, destination, tcp).await;
 }
 
-/// Carries a connection of a unit to its end.
-pub async fn carry(connector: Connector, called: SocketAddr, tcp: TcpStream) {
-    let config = connector.config.clone();
+/// Carries a connection of a unit to its end. `destination`: of what was `called`, in the connector's config.
+pub async fn carry(connector: Connector, called: SocketAddr, destination: Destination<'_>, tcp: TcpStream) {
     let call = Outgoing {
         connector,
         called,
         begun: Instant::now(),
     };
-    let destination = config.destination(called.ip(), called.port());
     match destination {
         Destination::Service { port, .. } | Destination::Endpoint { port, .. } if port.protocol.is_read() => {
             call.http(tcp).await;

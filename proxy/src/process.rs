@@ -247,34 +247,24 @@ impl Threads {
         let names = dns::start(for_names, shared.clone())?;
         let listening = listener::open(ports, options.workers, inherited)?;
         sockets.extend(listening.named);
-        let (mut workers, mut helpers) = (Vec::new(), Vec::new());
+        let start = |index, set, side| worker::start(shared.clone(), index, set, side, options.drain);
+        let mut workers = Vec::new();
         for (index, set) in listening.sets.into_iter().enumerate() {
-            let sides = (index < options.helpers).then(helper::pair);
-            let [side, its_helper] = sides.map_or([None, None], |sides| sides.map(Some));
-            workers.push(worker::start(shared.clone(), index, set, side, options.drain)?);
-            if its_helper.is_some() {
-                let index = options.workers + index;
-                helpers.push(worker::start(
-                    shared.clone(),
-                    index,
-                    listener::Set::new(),
-                    its_helper,
-                    options.drain,
-                )?);
+            if index < options.helpers {
+                let [side, its_helper] = helper::pair();
+                workers.push(start(index, set, Some(side))?);
+                workers.push(start(options.workers + index, listener::Set::new(), Some(its_helper))?);
+            } else {
+                workers.push(start(index, set, None)?);
             }
         }
         shared.told.say(
             Level::Info,
             format_args!(
                 "{} workers listen on ports {} (outbound), {} (plain text), {} (wire), {} help them",
-                options.workers,
-                ports.outbound,
-                ports.plaintext,
-                ports.wire,
-                helpers.len()
+                options.workers, ports.outbound, ports.plaintext, ports.wire, options.helpers
             ),
         );
-        workers.extend(helpers);
         Ok(Some(Self {
             workers,
             names,

@@ -268,6 +268,11 @@ impl Shared {
         self.retired.send_replace(true);
     }
 
+    /// Is nothing new to begin in this process?
+    pub fn is_ending(&self) -> bool {
+        self.is_draining() || self.is_retired()
+    }
+
     /// Has another process taken over?
     pub fn is_retired(&self) -> bool {
         *self.retired.borrow()

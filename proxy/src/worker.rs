@@ -132,7 +132,7 @@ impl Worker {
     pub fn serve_moved(self: &Rc<Self>, tcp: TcpStream, what: What) {
         match what {
             What::New(kind, client) => self.serve(kind, tcp, client),
-            What::Calling(calling) => self.count(http::outbound::serve_moved(self.clone(), calling, tcp)),
+            What::Moved(moved) => self.count(http::outbound::serve_moved(self.clone(), moved, tcp)),
         }
     }
 
@@ -163,7 +163,7 @@ impl Worker {
         let (mut draining, mut retired) = (self.shared.draining(), self.shared.retired());
         let mut beats = tokio::time::interval(SWEEP);
         let mut judged = 0;
-        if self.shared.is_draining() || self.shared.is_retired() {
+        if self.shared.is_ending() {
             self.end(); // before this one was there to be told
         }
         loop {
@@ -212,7 +212,7 @@ impl Worker {
         if !Arc::ptr_eq(trust, &self.shared.trust()) {
             self.judge(link);
         }
-        if self.shared.is_retired() || self.shared.is_draining() {
+        if self.shared.is_ending() {
             link.retire();
         }
     }

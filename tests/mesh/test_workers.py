@@ -1,7 +1,5 @@
 """A worker of the proxy that is busy has a helper: connections go there and come back, and no request notices."""
 
-import re
-
 import pytest
 
 from tests.lab.host import Host
@@ -10,6 +8,7 @@ from tests.mesh.survival import load
 from tests.mesh.told import metric, wait_above
 from tests.mesh.upgrade import PROXY, answered, reload
 from tests.mesh.world import World
+from tests.mesh.wrk import all_answered
 
 pytestmark = pytest.mark.lab
 MOVED = "hostmesh_proxy_moved_total"
@@ -26,19 +25,13 @@ def busy(host: Host) -> dict[str, float]:
     return {name: int(stat.split()[0]) / 1e9 for name, stat in zip(lines[::2], lines[1::2], strict=True)}
 
 
-def check(said: str) -> int:
-    """What wrk said: all were answered with 200; how many."""
-    assert "Non-2xx" not in said and "Socket errors" not in said, said
-    return int(re.findall(r"(\d+) requests in", said)[0])
-
-
 def test_a_busy_worker_has_a_helper_which_rests_when_there_is_little_to_do(mesh: World) -> None:
     hosts = (mesh.h1, mesh.h2)
     counted = answered(mesh.h1, **FLOW)
     with load(mesh, least=0, connections=16, pause=PAUSE) as held:
         before = {host.name: busy(host) for host in hosts}
         moved = metric(mesh.h1, MOVED)
-        requests = check(mesh.shop("wrk", "-t1", "-c32", "-d4s", "http://web/").must().stdout)
+        requests = all_answered(mesh.shop("wrk", "-t1", "-c32", "-d4s", "http://web/").must().stdout)
         helped = metric(mesh.h1, MOVED) - moved
         assert helped > 8, "of 48 connections about half"
         for host in hosts:
@@ -70,5 +63,5 @@ def test_a_reload_while_connections_move_costs_none(mesh: World) -> None:
                     reload(host)
                 said, errors = process.communicate(timeout=30)
             assert process.returncode == 0, errors
-            check(said)
+            all_answered(said)
     assert held.number("failed") == 0, held.told

@@ -39,7 +39,7 @@ use super::route::Route;
 use super::session::{self, Handler, Next};
 use super::traced::Traced;
 use crate::breaker::Room;
-use crate::helper::{self, What};
+use crate::helper::{Moved, What};
 use crate::in_flight::InFlight;
 use crate::overload;
 use crate::rejudge::{self, Audited, Denial};
@@ -69,7 +69,7 @@ pub async fn serve_told(
 }
 
 /// Serves a connection that another worker has served before.
-pub async fn serve_moved(worker: Rc<Worker>, moved: helper::Calling, socket: TcpStream) {
+pub async fn serve_moved(worker: Rc<Worker>, moved: Moved, socket: TcpStream) {
     let conn = Conn::new(Stream::Tcp(socket));
     let draining = worker.shared.draining();
     match Calling::find(worker, moved.unit, moved.called, moved.client, moved.told) {
@@ -130,19 +130,18 @@ impl Handler for Calling {
             return Some(client);
         };
         side.look(now);
-        let shared = &self.worker.shared;
         let leaves = client.is_bare() && side.is_to_leave(&self.looked);
-        if !leaves || shared.is_draining() || shared.is_retired() {
+        if !leaves || self.worker.shared.is_ending() {
             return Some(client);
         }
-        let calling = helper::Calling {
+        let moved = Moved {
             unit: self.number,
             called: self.called,
             client: self.client,
             told: self.told,
         };
         if let (Stream::Tcp(socket), _) = client.into_parts() {
-            self.worker.send_on(socket, What::Calling(calling));
+            self.worker.send_on(socket, What::Moved(moved));
         }
         None
     }

@@ -52,7 +52,11 @@ impl World {
             config,
             client: LOCALHOST,
         };
-        spawn_local(crate::outbound::carry(connector, called, server));
+        spawn_local(async move {
+            let config = connector.config.clone();
+            let destination = config.destination(called.ip(), called.port());
+            crate::outbound::carry(connector, called, destination, server).await;
+        });
         Peer(client, Vec::new())
     }
 

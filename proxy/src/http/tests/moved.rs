@@ -101,66 +101,59 @@ async fn ask_until(clients: &mut [Peer], pause: Duration, mut is_so: impl FnMut(
     asked
 }
 
+/// The test, with a fresh world.
+fn with_two(test: impl AsyncFnOnce(&Two, &mut [Peer])) {
+    run(async { Two::new().await.run(test).await });
+}
+
 #[test]
 fn connections_leave_a_busy_worker_and_come_back_when_it_is_quiet() {
-    run(async {
-        let two = Two::new().await;
-        two.run(async |two, clients| {
-            let mut asked = ask_until(clients, Duration::ZERO, || two.helped() > 1).await;
-            assert!(two.helped() < 8, "all have left");
-            let pace = Duration::from_millis(50);
-            asked += ask_until(clients, pace, || two.helped() == 0).await;
-            assert!(two.moved() >= 4 && two.moved() % 2 == 0, "{} moves", two.moved());
-            assert_eq!(two.answered.get(), asked);
-            let traffic = two.world.stats().traffic;
-            let outbound: Vec<_> = traffic.iter().filter(|row| row.direction == "outbound").collect();
-            assert_eq!(outbound.len(), 1, "two workers, one row");
-            assert_eq!((outbound[0].code_class, outbound[0].count), ("2xx", asked as u64));
-        })
-        .await;
+    with_two(async |two, clients| {
+        let mut asked = ask_until(clients, Duration::ZERO, || two.helped() > 1).await;
+        assert!(two.helped() < 8, "all have left");
+        let pace = Duration::from_millis(50);
+        asked += ask_until(clients, pace, || two.helped() == 0).await;
+        assert!(two.moved() >= 4 && two.moved() % 2 == 0, "{} moves", two.moved());
+        assert_eq!(two.answered.get(), asked);
+        let traffic = two.world.stats().traffic;
+        let outbound: Vec<_> = traffic.iter().filter(|row| row.direction == "outbound").collect();
+        assert_eq!(outbound.len(), 1, "two workers, one row");
+        assert_eq!((outbound[0].code_class, outbound[0].count), ("2xx", asked as u64));
     });
 }
 
 #[test]
 fn requests_that_were_read_already_are_answered_first() {
-    run(async {
-        let two = Two::new().await;
-        two.run(async |two, clients| {
-            let (mut asked, end) = (0, Instant::now() + LIMIT);
-            while two.helped() < 2 {
-                assert!(Instant::now() < end, "in time");
-                for client in clients.iter_mut() {
-                    client.send(&GET.repeat(3)).await;
-                    asked += 3;
-                }
-                for client in clients.iter_mut() {
-                    for _ in 0..3 {
-                        client.until("\r\n\r\nok").await;
-                    }
+    with_two(async |two, clients| {
+        let (mut asked, end) = (0, Instant::now() + LIMIT);
+        while two.helped() < 2 {
+            assert!(Instant::now() < end, "in time");
+            for client in clients.iter_mut() {
+                client.send(&GET.repeat(3)).await;
+                asked += 3;
+            }
+            for client in clients.iter_mut() {
+                for _ in 0..3 {
+                    client.until("\r\n\r\nok").await;
                 }
             }
-            assert_eq!(two.answered.get(), asked);
-        })
-        .await;
+        }
+        assert_eq!(two.answered.get(), asked);
     });
 }
 
 #[test]
 fn what_spoke_http_1_before_it_moved_does_so_after() {
-    run(async {
-        let two = Two::new().await;
-        two.run(async |two, clients| {
-            ask_until(clients, Duration::ZERO, || two.helped() > 1).await;
-            for client in clients {
-                client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-                let head = client.head().await;
-                assert!(
-                    head.starts_with("HTTP/1.1 4") || head.starts_with("HTTP/1.1 5"),
-                    "{head}"
-                );
-            }
-        })
-        .await;
+    with_two(async |two, clients| {
+        ask_until(clients, Duration::ZERO, || two.helped() > 1).await;
+        for client in clients {
+            client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+            let head = client.head().await;
+            assert!(
+                head.starts_with("HTTP/1.1 4") || head.starts_with("HTTP/1.1 5"),
+                "{head}"
+            );
+        }
     });
 }
 
@@ -180,15 +173,11 @@ fn nothing_moves_once_another_process_has_taken_over() {
 
 #[test]
 fn what_is_on_its_way_when_another_process_takes_over_arrives() {
-    run(async {
-        let two = Two::new().await;
-        two.run(async |two, clients| {
-            let asked = ask_until(clients, Duration::ZERO, || two.moved() > 0).await;
-            two.world.shared.retire();
-            let more = ask_until(clients, Duration::ZERO, || two.answered.get() >= asked + 80).await;
-            assert_eq!(two.answered.get(), asked + more);
-            assert_eq!(two.helped(), two.moved());
-        })
-        .await;
+    with_two(async |two, clients| {
+        let asked = ask_until(clients, Duration::ZERO, || two.moved() > 0).await;
+        two.world.shared.retire();
+        let more = ask_until(clients, Duration::ZERO, || two.answered.get() >= asked + 80).await;
+        assert_eq!(two.answered.get(), asked + more);
+        assert_eq!(two.helped(), two.moved());
     });
 }
