@@ -282,7 +282,9 @@ BREAKER = Table(
 
 RETRIES = Table(
     "traffic.retries",
-    "When a request is tried again. Only idempotent methods are (RFC 9110, 9.2.2), and connect failures of any.",
+    "When a request is tried again. Only idempotent methods are (RFC 9110, 9.2.2), and connect failures of any. Where `on` names no "
+    "failure to connect (`connect-failure`, `5xx` and `gateway-error` do), or there are no retries, a request for which there was no "
+    "connection goes to each other endpoint once.",
     (
         Key("attempts", "1..10", "2", "Tries in all, with the first.", "attempts = 3"),
         Key("per_try_timeout", "duration", "no limit", "For one try.", 'per_try_timeout = "2s"'),

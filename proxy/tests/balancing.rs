@@ -5,7 +5,7 @@ mod ends;
 
 use ends::twins::{OK, Peer, Twins, accepted, get};
 use ends::{run, soon};
-use hostmesh_proxy_core::snapshot::{Breaker, Hedge};
+use hostmesh_proxy_core::snapshot::{Breaker, Hedge, Service};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
@@ -151,5 +151,98 @@ fn who_does_not_connect_in_time_is_not_there() {
         let answer = client.until("\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         assert!(answer.contains("x-hostmesh-error: connect-failure\r\n"), "{answer}");
+    });
+}
+
+/// A port where nobody listens.
+async fn closed() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+const POST: &str = "POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbody";
+
+#[test]
+fn who_cannot_be_reached_is_passed_over_though_no_policy_says_so() {
+    run(async {
+        let port = closed().await;
+        let mut twins = Twins::new(|snapshot| {
+            let service = &mut snapshot.services[0];
+            service.endpoints[0].wire_port = port;
+            service.traffic.retries = None;
+        })
+        .await;
+        for _ in 0..2 {
+            let mut client = twins.client().await;
+            client.send(POST).await;
+            let mut near = accepted(&twins.near).await;
+            assert!(near.until("body").await.starts_with("POST / "));
+            near.send(OK).await;
+            assert!(client.until("ok").await.starts_with("HTTP/1.1 200 "));
+        }
+        let told = loop {
+            let event = twins.event_of("orders.service").await;
+            if event.kind == "retry" {
+                break event;
+            }
+        };
+        assert_eq!((&*told.endpoint, told.tries), ("web.service on h2", 1), "{told:?}");
+        assert!(told.message.starts_with("nothing reached the service"), "{}", told.message);
+    });
+}
+
+#[test]
+fn where_nobody_can_be_reached_each_is_tried_once() {
+    run(async {
+        let port = closed().await;
+        let mut twins = Twins::new(|snapshot| {
+            let service = &mut snapshot.services[0];
+            service.traffic.retries = None;
+            for (endpoint, host) in service.endpoints.iter_mut().zip(["h2", "h3"]) {
+                (endpoint.host, endpoint.wire_port) = (host.into(), port);
+            }
+        })
+        .await;
+        let mut client = twins.client().await;
+        client.send(&get("/")).await;
+        let answer = client.until("\r\n\r\n").await;
+        assert!(answer.contains("x-hostmesh-error: connect-failure\r\n"), "{answer}");
+        let told = [
+            twins.event_of("orders.service").await,
+            twins.event_of("orders.service").await,
+        ];
+        let told = told.map(|event| (event.kind, event.tries));
+        assert_eq!(told, [("retry", 1), ("error", 2)]);
+    });
+}
+
+#[test]
+fn a_policy_that_names_failures_to_connect_says_how_often() {
+    run(async {
+        let port = closed().await;
+        let twins = Twins::new(|snapshot| {
+            let Service { endpoints, traffic, .. } = &mut snapshot.services[0];
+            endpoints[0].wire_port = port;
+            let retries = traffic.retries.as_mut().expect("retries");
+            (retries.attempts, retries.on) = (1, vec!["connect-failure".into()]);
+        })
+        .await;
+        let mut refused = 0;
+        for _ in 0..2 {
+            let mut client = twins.client().await;
+            client.send(&get("/")).await;
+            tokio::select! {
+                mut near = accepted(&twins.near) => {
+                    near.until("\r\n\r\n").await;
+                    near.send(OK).await;
+                    assert!(client.until("ok").await.starts_with("HTTP/1.1 200 "));
+                }
+                answer = client.until("\r\n\r\n") => {
+                    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+                    refused += 1;
+                }
+            }
+        }
+        assert_eq!(refused, 1, "they are asked in turn");
     });
 }

@@ -21,7 +21,7 @@ pub enum Failure {
 
 impl RetryOn {
     /// Is this one of the failures that are named? `5xx` is whatever the caller would see as one.
-    fn names(&self, failure: Failure) -> bool {
+    pub fn names(&self, failure: Failure) -> bool {
         match failure {
             Failure::Status(502..=504) => self.server_error || self.gateway_error,
             Failure::Status(409 | 425 | 429) => self.retriable_4xx,

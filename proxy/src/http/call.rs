@@ -191,6 +191,22 @@ impl<'a> Call<'a> {
         is_paid
     }
 
+    /// Shall another endpoint have the request, though no policy says so? Nothing of it reached the one where it went, so
+    /// this is no more than the way to it: an opaque connection goes to the first endpoint that can be reached, too. Each is
+    /// tried once; a policy that names such failures says all there is to say.
+    pub fn has_elsewhere(&self, failure: Failure, at: Option<&Arc<Endpoint>>) -> bool {
+        let (Some(service), Some(at)) = (&self.service, at) else {
+            return false;
+        };
+        let is_said = self.retries.is_some_and(|policy| policy.on.names(failure));
+        if failure != Failure::Connect || is_said || !self.arrived.progress.is_replayable.get() || self.is_late() {
+            return false;
+        }
+        let was_tried = |endpoint: &Arc<Endpoint>| self.tried.contains(&endpoint.id);
+        let is_other = |endpoint: &&Arc<Endpoint>| endpoint.id != at.id && !was_tried(endpoint);
+        !was_tried(at) && service.endpoints.iter().any(|endpoint| is_other(&endpoint))
+    }
+
     /// By what another endpoint may be asked while this one is silent. No tunnel has two ends.
     pub fn may_hedge(&self) -> Option<Hedge> {
         let asked = self.arrived.asked;

@@ -356,6 +356,7 @@ impl Calling {
                 }
                 Tried::Again(failure) => failure,
                 Tried::Failed { failure, .. } if call.may_retry(&self.worker, failure) => failure,
+                Tried::Failed { failure, .. } if call.has_elsewhere(failure, hop.endpoint.as_ref()) => failure,
                 Tried::Failed { fault, message, .. } => {
                     return self.give_up(down, call, Some(&parties), fault, &message).await;
                 }
