@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.certificates import write_pair
 from bench.processes import Unit
-from bench.testbed import APP_PORT, CALLER, LOCAL_CALLER, MESHED_PORT, SERVICE, Testbed, peer_file
+from bench.testbed import APP_PORT, CALLER, LOCAL_CALLER, URL, Testbed, peer_file
 
 CA, CERTIFICATE = "/etc/bench-ca.pem", "/etc/bench.pem"
 ENVOY = "/opt/bench/envoy"
@@ -79,15 +79,14 @@ def _direct(bed: Testbed, app: Unit) -> Contender:
 
 def hostmesh(bed: Testbed, name: str = OURS) -> Contender:
     """The mesh of these hosts."""
-    url = f"http://{SERVICE}:{MESHED_PORT}"
     return Contender(
         name,
         bed,
-        url,
+        URL,
         tuple(Unit.of(host, "hostmesh-proxy.service") for host in bed.hosts()),
         Unit.of(bed.h2, "bench-meshed.service"),
         caller=CALLER,
-        local_url=url,
+        local_url=URL,
         local_caller=LOCAL_CALLER,
         beside=(
             *(Unit.of(host, "hostmeshd.service") for host in bed.hosts()),

@@ -22,6 +22,7 @@ APP_PORT, MESHED_PORT = 8000, 8001
 BODY = "x" * 100
 BULK_BYTES = 1 << 30
 CALLER, LOCAL_CALLER, SERVICE = "bench-load", "bench-local", "bench"
+URL = f"http://{SERVICE}:{MESHED_PORT}"
 MEMBERS = "member@*.service"  # the many units that only memory is measured with
 CONGESTION_CONTROL = "reno"
 POLICY = f"""
@@ -88,6 +89,12 @@ class Testbed:
             return self.world.as_unit(unit, argv, host=host, timeout=timeout).must().stdout
         return host.exec(argv, timeout=timeout).must().stdout
 
+    def wait_answered(self) -> None:
+        """Wait until the meshed application answers both callers."""
+        ask = ["curl", "-sS", "-o", "/dev/null", "--max-time", "5", "--fail", f"{URL}/"]
+        for host, unit in ((self.h1, CALLER), (self.h2, LOCAL_CALLER)):
+            wait_until(lambda h=host, u=unit: self.world.as_unit(u, ask, host=h).ok, f"{unit} is answered", 20.0, 0.1)
+
     def check_congestion_control(self) -> None:
         """NotComparableError where a connection on one of the hosts is paced by another algorithm."""
         for host in self.hosts():
@@ -136,9 +143,7 @@ def _mesh(bed: Testbed) -> None:
     bed.h2.systemctl("restart", "bench-meshed.service")
     world.write_policy(bed.h1, f"{CALLER}.service", "[observe]\ntrace = 0.01\n")
     world.write_policy(bed.h2, f"{LOCAL_CALLER}.service", "[observe]\ntrace = 0.01\n")
-    ask = ["curl", "-sS", "-o", "/dev/null", "--max-time", "5", "--fail", f"http://{SERVICE}:{MESHED_PORT}/"]
-    for host, unit in ((bed.h1, CALLER), (bed.h2, LOCAL_CALLER)):
-        wait_until(lambda h=host, u=unit: world.as_unit(u, ask, host=h).ok, f"{unit} is answered", 20.0, 0.1)
+    bed.wait_answered()
     for host in bed.hosts():
         host.write("/etc/systemd/system/bench-scraper.service", SCRAPER)
         host.systemctl("daemon-reload")
