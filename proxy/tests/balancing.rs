@@ -187,7 +187,11 @@ fn who_cannot_be_reached_is_passed_over_though_no_policy_says_so() {
             }
         };
         assert_eq!((&*told.endpoint, told.tries), ("web.service on h2", 1), "{told:?}");
-        assert!(told.message.starts_with("nothing reached the service"), "{}", told.message);
+        assert!(
+            told.message.starts_with("nothing reached the service"),
+            "{}",
+            told.message
+        );
     });
 }
 
