@@ -14,7 +14,7 @@ from bench.command import end_on_signals, tell
 from bench.contenders import hostmesh
 from bench.layer import bench_layer
 from bench.loads import CONNECTIONS, LOADS
-from bench.testbed import APP_PORT, CALLER, Testbed, two_hosts
+from bench.testbed import APP_PORT, CALLER, URL, Testbed, two_hosts
 from tests.lab.host import Host
 
 SECONDS = 4
@@ -47,7 +47,7 @@ def main() -> None:
         for load in LOADS.values():
             tell(f"{load.title}, {SECONDS} s")
             load.run(contender, SECONDS)
-        for title, command in _more(bed, contender.url):
+        for title, command in _more(bed):
             tell(title)
             bed.run(command, host=bed.h1, unit=CALLER, timeout=60)
         for host in bed.hosts():
@@ -55,7 +55,6 @@ def main() -> None:
 
 
 def _count_with(host: Host, program: Path) -> None:
-    host.exec(["mkdir", "-p", "/opt", "/etc/systemd/system/hostmesh-proxy.service.d"]).must()
     copy = host.root / COUNTING.lstrip("/")
     shutil.copy(program, copy)
     copy.chmod(0o755)
@@ -64,11 +63,11 @@ def _count_with(host: Host, program: Path) -> None:
     host.systemctl("restart", "hostmesh-proxy.service")
 
 
-def _more(bed: Testbed, url: str) -> list[tuple[str, list[str]]]:
+def _more(bed: Testbed) -> list[tuple[str, list[str]]]:
     """What the bench does not measure: HTTP/2, and connections of which the proxy reads nothing."""
     opaque = f"http://{bed.h2.ipv4}:{APP_PORT}/"  # no service: passed through
     return [
-        ("HTTP/2 from the caller", ["h2load", "-n", "40000", "-c", "8", "-m", "10", f"{url}/"]),
+        ("HTTP/2 from the caller", ["h2load", "-n", "40000", "-c", "8", "-m", "10", f"{URL}/"]),
         ("opaque connections", ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-H", "Connection: close", opaque]),
     ]
 

@@ -202,9 +202,9 @@ impl<'a> Call<'a> {
         if failure != Failure::Connect || is_said || !self.arrived.progress.is_replayable.get() || self.is_late() {
             return false;
         }
-        let was_tried = |endpoint: &Arc<Endpoint>| self.tried.contains(&endpoint.id);
-        let is_other = |endpoint: &&Arc<Endpoint>| endpoint.id != at.id && !was_tried(endpoint);
-        !was_tried(at) && service.endpoints.iter().any(|endpoint| is_other(&endpoint))
+        let is_untried = |endpoint: &Endpoint| !self.tried.contains(&endpoint.id);
+        let mut others = service.endpoints.iter().filter(|other| other.id != at.id);
+        is_untried(at) && others.any(|other| is_untried(other))
     }
 
     /// By what another endpoint may be asked while this one is silent. No tunnel has two ends.
