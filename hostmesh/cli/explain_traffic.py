@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from hostmesh.policy.route_choice import Asked, hash_value
 from hostmesh.wire.snapshot import Breaker, Endpoint, Retries, Route, Service, Snapshot, TokenIssuer, Traffic, Unit
 
+_SAID_OF_CONNECTING = {"connect-failure", "5xx", "gateway-error"}  # docs/policy.md, [traffic.retries]
 _NEAR = ("this host", "this zone", "elsewhere")
 
 
@@ -30,7 +31,12 @@ def choice(snapshot: Snapshot, service: Service, asked: Asked | None) -> Iterato
         yield "nobody serves it: 503, no-endpoint"
         return
     among = ", ".join(_named(one) for one in endpoints)
-    yield f"one of {len(endpoints)} by {_balance(traffic, asked)}: {among}" if len(endpoints) > 1 else f"by {among}"
+    if len(endpoints) == 1:
+        yield f"by {among}"
+    else:
+        yield f"one of {len(endpoints)} by {_balance(traffic, asked)}: {among}"
+        if not (traffic.retries and _SAID_OF_CONNECTING & set(traffic.retries.on)):
+            yield "one to which there is no connection is passed over: each other one is asked once (by default)"
     if traffic.prefer == "near":
         groups = zip(_NEAR, _by_distance(snapshot, endpoints), strict=True)
         counts = ", ".join(f"{name} {len(group)}" for name, group in groups)

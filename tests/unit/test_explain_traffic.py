@@ -40,6 +40,7 @@ def endpoint(host: str, zone: str = "") -> Endpoint:
     return Endpoint("web.service", host, "spiffe://m/unit/web", "web.unit", ["198.18.0.9"], 15008, zone)
 
 
+PASSED_OVER = "one to which there is no connection is passed over: each other one is asked once (by default)"
 SERVICE = Service("web", [], [], TRAFFIC, [endpoint("h1"), endpoint("h2", "a"), endpoint("h3", "b"), endpoint("h4")])
 
 
@@ -85,19 +86,26 @@ def test_the_choice_of_an_endpoint() -> None:
 @pytest.mark.parametrize(
     ("endpoints", "says"),
     [
-        ([], "nobody serves it: 503, no-endpoint"),
-        ([endpoint("h2")], "by web.service on h2"),
+        ([], ["nobody serves it: 503, no-endpoint"]),
+        ([endpoint("h2")], ["by web.service on h2"]),
         (
             [endpoint("h2"), endpoint("h3")],
-            "one of 2 by least-request (by default): web.service on h2, web.service on h3",
+            ["one of 2 by least-request (by default): web.service on h2, web.service on h3", PASSED_OVER],
         ),
     ],
 )
-def test_what_silence_means(endpoints: list[Endpoint], says: str) -> None:
+def test_what_silence_means(endpoints: list[Endpoint], says: list[str]) -> None:
     silent = traffic_of(load({"web.service.toml": POLICY.partition("[traffic]")[0]})[0])
     service = msgspec.structs.replace(SERVICE, traffic=silent, endpoints=endpoints)
-    assert list(choice(SNAPSHOT, service, None)) == [says]
+    assert list(choice(SNAPSHOT, service, None)) == says
     assert list(limits(silent, None)) == []
+
+
+@pytest.mark.parametrize(("on", "is_said"), [("reset", True), ("connect-failure", False), ("gateway-error", False)])
+def test_who_cannot_be_reached_is_passed_over_unless_retries_say_how_often(on: str, *, is_said: bool) -> None:
+    traffic = traffic_of(load({"web.service.toml": POLICY.replace('on = ["5xx"]', f'on = ["{on}"]')})[0])
+    told = list(choice(SNAPSHOT, msgspec.structs.replace(SERVICE, traffic=traffic), None))
+    assert (PASSED_OVER in told) == is_said, told
 
 
 def test_the_way_of_a_call() -> None:
