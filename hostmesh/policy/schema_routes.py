@@ -76,7 +76,8 @@ ROUTE_HEADERS = Table(
 ROUTE_MIRROR = Table(
     "traffic.route.mirror",
     "A copy goes to another service, and its answer is thrown away: nobody waits for it. Requests with bodies of more than "
-    "64 KiB, and those that ask for another protocol, have no copy; the other service's port must speak `http`.",
+    "64 KiB, and those that ask for another protocol, have no copy; the other service's port speaks `http`, `http2` or "
+    "`grpc`, whatever the caller does.",
     (
         Key("to", "service", "must be given", "Who gets the copies.", 'to = "inventory-v3"'),
         Key("percent", "0..100", "100", "Of how many requests.", "percent = 5"),

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 STREAMS = 1000
+COPIED = (0, 5, 50_000)  # bytes of messages that a mirror gets, too
 
 
 async def refusal(call: Any) -> list[object]:  # noqa: ANN401
@@ -130,12 +131,14 @@ async def routed(channel: grpc.aio.Channel) -> dict[str, object]:
         await both.write(str(index).encode())
         came.append((await both.read()).decode() == str(index))
     await both.done_writing()
+    copied = [await channel.unary_unary("/lab.Echo/Unary")(bytes(size)) == bytes(size) for size in COPIED]
     split = [json.loads(await channel.unary_unary("/lab.Echo/Told")(b""))["by"] for _ in range(400)]
     answered = ("Closed", "Moved", "Nowhere", "Forbidden", "Faulty")
     return {
         "led": led,
         "headers": dict(await call.initial_metadata()),
         "both": [all(came), (await both.code()).name, dict(await both.initial_metadata()).get("x-route")],
+        "copied": copied,
         "split": {name: split.count(name) for name in sorted(set(split))},
         "answered": {name: (await refusal(channel.unary_unary(f"/lab.Echo/{name}")(b"")))[0] for name in answered},
     }

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,11 @@ ROUTES = (
 name   = "copied"
 match  = { path = "/copied" }
 mirror = { to = "leaf-v3", percent = 100 }
+
+[[traffic.route]]
+name   = "copied-on"
+match  = { path = "/copied-on" }
+mirror = { to = "leaf-v2", percent = 100 }
 
 [[traffic.route]]
 name  = "split"
@@ -57,6 +63,7 @@ PAGES = (
     "/files/a/b.css",
     "/v2/items/7",
     "/copied",
+    "/copied-on",
     "/split",
     "/sticky",
 )
@@ -230,17 +237,28 @@ def test_ten_of_a_hundred_and_the_same_value_the_same_choice(leaves: Leaves) -> 
     assert set(chosen) == {"leaf /sticky\n", "leaf-v2 /sticky\n"}
 
 
-@pytest.mark.parametrize("sent", [(), ("-d", "x" * 2000)], ids=["GET", "POST"])
-def test_every_copy_arrives(leaves: Leaves, sent: tuple[str, ...]) -> None:
-    """At a mirror that speaks HTTP/1.1."""
-    h1, before = leaves.world.h1, reached(leaves.world, *LEAVES)
-    copies, cursor = total(h1, "hostmesh_proxy_mirrored_total"), h1.journal_cursor()
-    for _ in range(5):
-        assert leaves.curl(*sent, "http://leaf/copied").stdout == "leaf /copied\n"
-    wait_metric(h1, "hostmesh_proxy_mirrored_total", copies + 5)
-    wait_reached(leaves.world, before, {"leaf": 5, "leaf-v3": 5})
-    lines = leaves.told(cursor, HOSTMESH_FLAG="mirrored")
-    assert {(line["HOSTMESH_SERVICE"], line["HOSTMESH_STATUS"]) for line in lines} == {("leaf-v3", "200")}
+@pytest.mark.parametrize("version", ["--http2-prior-knowledge", "--http1.1"])
+@pytest.mark.parametrize(("route", "mirror"), [("copied", "leaf-v3"), ("copied-on", "leaf-v2")], ids=["http1", "http2"])
+def test_every_copy_arrives(leaves: Leaves, route: str, mirror: str, version: str) -> None:
+    """At a mirror that speaks HTTP/1.1, and at one that speaks HTTP/2; whatever the client does."""
+    h1, h2, before = leaves.world.h1, leaves.world.h2, reached(leaves.world, *LEAVES)
+    copies, cursors = total(h1, "hostmesh_proxy_mirrored_total"), (h1.journal_cursor(), h2.journal_cursor())
+    chunked = () if version != "--http1.1" else ("-H", "transfer-encoding: chunked")
+    for sent in [(), ("-d", "x" * 2000), ("-d", "x" * 60_000), (*chunked, "-d", "x" * 3000), ("-X", "POST")] * 2:
+        assert leaves.curl(version, *sent, f"http://leaf/{route}").stdout == f"leaf /{route}\n"
+    wait_metric(h1, "hostmesh_proxy_mirrored_total", copies + 10)
+    wait_reached(leaves.world, before, {"leaf": 10, mirror: 10})
+    lines = leaves.told(cursors[0], HOSTMESH_FLAG="mirrored")
+    assert {(line["HOSTMESH_SERVICE"], line["HOSTMESH_STATUS"]) for line in lines} == {(mirror, "200")}
+    if mirror == "leaf-v2":
+
+        def all_told() -> bool:
+            said = " ".join(entry["MESSAGE"] for entry in h2.journal(unit="leaf-v2.service", after=cursors[1]))
+            peers = said.count(f"x-hostmesh-peer: spiffe://{TRUST_DOMAIN}/unit/shop")
+            lengths = [int(length) for length in re.findall(r"recv DATA frame <length=(\d+)", said)]
+            return (peers, sum(lengths)) == (10, 2 * (2000 + 60_000 + 3000))
+
+        wait_until(all_told, "nghttpd has told all bodies, and who called", 10.0, 0.1)
 
 
 CALLS = """
@@ -260,6 +278,10 @@ response_headers = { set = { x-route = "both" } }
 [[traffic.route]]
 match = { path = "/lab.Echo/Told" }
 to    = { herald = 50, herald-v2 = 50 }
+
+[[traffic.route]]
+match  = { path = "/lab.Echo/Unary" }
+mirror = { to = "herald-v2" }
 
 [[traffic.route]]
 match   = { path = "/lab.Echo/Closed" }
@@ -289,12 +311,15 @@ def test_calls_of_grpc(mesh: World) -> None:
     extras = {name: Extra(name, port, "grpc", "grpc_server.py", python=OURS) for name, port in ports.items()}
     extras["herald"] = replace(extras["herald"], policy=CALLS)
     with called_by_shop(mesh, extras, dict.fromkeys(extras, "grpc_server.py")):
-        before = reached(mesh, *extras)
+        before, cursor = reached(mesh, *extras), mesh.h1.journal_cursor()
         said = json.loads(
             Served(mesh, extras["herald"]).client("grpc_client.py", "herald:8054", "routed").must().stdout
         )
         split = said["split"]
-        wait_reached(mesh, before, {"herald": split["herald"], "herald-v2": split["herald-v2"] + 2})
+        wait_reached(mesh, before, {"herald": split["herald"] + 3, "herald-v2": split["herald-v2"] + 2 + 3})
+        copies = mesh.denials(mesh.h1, after=cursor, HOSTMESH_UNIT="shop.service", HOSTMESH_FLAG="mirrored")
+    assert said["copied"] == [True] * 3
+    assert {(line["HOSTMESH_SERVICE"], line["HOSTMESH_GRPC_STATUS"]) for line in copies} == {("herald-v2", "0")}
     metadata = said["led"].pop("metadata")
     assert said["led"] == {"by": "herald-v2", "message": "led"}
     assert metadata["x-set"] == "new" and metadata["x-canary"] == "1" and "x-gone" not in metadata

@@ -6,7 +6,7 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hostmesh_proxy_core::authorize::{Decision, Request};
 use hostmesh_proxy_core::config::Timeouts;
 use hostmesh_proxy_core::error::Fault;
@@ -430,11 +430,12 @@ impl Downstream for Http1<'_> {
     }
 
     fn copy(&self, edits: &RequestEdits<'_>) -> Option<Bytes> {
-        let body = self.upload.whole().filter(|_| !self.request.upgrade)?;
-        let mut out = BytesMut::with_capacity(body.len() + 512);
-        self.request.write(edits, &mut out);
-        out.extend_from_slice(body);
-        Some(out.freeze())
+        let may_be = self.progress.is_replayable.get() && !self.request.upgrade;
+        match &self.framed {
+            _ if !may_be => None,
+            None => Some(self.request.with_body(edits, self.upload.whole()?)),
+            Some(framed) => Some(http2::framed(self.request, edits, framed.replay.whole()?)),
+        }
     }
 }
 

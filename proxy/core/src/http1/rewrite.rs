@@ -96,6 +96,14 @@ fn put_field(out: &mut BytesMut, name: &[u8], value: &[u8]) {
 }
 
 impl RequestHead {
+    /// The head for the next hop, and the body's bytes as they came.
+    pub fn with_body(&self, edits: &RequestEdits<'_>, body: &[u8]) -> Bytes {
+        let mut out = BytesMut::with_capacity(body.len() + 512);
+        self.write(edits, &mut out);
+        out.extend_from_slice(body);
+        out.freeze()
+    }
+
     /// Writes the head for the next hop. The body's bytes follow as they came.
     pub fn write(&self, edits: &RequestEdits<'_>, out: &mut BytesMut) {
         out.reserve(self.fields.bytes.len() + 192);

@@ -11,10 +11,15 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
+use http::Request;
+use tokio::join;
 use tokio::sync::Mutex;
 
+use super::body::{Frame, Lost, Sink, Source};
+use super::exchange::size;
 use super::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW, STREAMS};
-use crate::stream::Stream;
+use crate::http::down::{Progress, add};
+use crate::stream::{Stream, broken};
 use crate::wire;
 
 /// Streams before the other side's SETTINGS are known.
@@ -72,6 +77,39 @@ impl Link {
     fn has_room(&self) -> bool {
         Rc::strong_count(&self.held) <= self.requests.current_max_send_streams()
     }
+}
+
+/// Sends a request whose body is all here, on a connection of its own, and throws away what is answered: the status, once
+/// that has come to its end.
+pub async fn ask(stream: Stream, request: Request<()>, body: Bytes, progress: &Progress) -> io::Result<u16> {
+    let link = Link::begin(stream).await?;
+    let mut requests = link.requests.clone().ready().await.map_err(broken)?;
+    let (stall, ended) = (None, body.is_empty());
+    let (response, send) = requests.send_request(request, ended).map_err(broken)?;
+    let mut sink = Sink::Http2 { send, stall, ended };
+    let upload = async {
+        if !body.is_empty() {
+            sink.send(Frame::Data {
+                bytes: body,
+                is_last: true,
+            })
+            .await?;
+        }
+        io::Result::Ok(())
+    };
+    // Who answers early may take no more of it: the answer tells.
+    let (response, _uploaded) = join!(response, upload);
+    let (head, receive) = response.map_err(broken)?.into_parts();
+    progress.see_grpc(&head.headers);
+    add(&progress.received, size(&head.headers));
+    let mut source = Source::http2(receive);
+    while let Some(frame) = source.frame().await.map_err(Lost::into_io)? {
+        match frame {
+            Frame::Data { bytes, .. } => add(&progress.received, bytes.len()),
+            Frame::Trailers(fields) => progress.see_grpc(&fields),
+        }
+    }
+    Ok(head.status.as_u16())
 }
 
 /// The connections of one downstream connection, by where they lead.

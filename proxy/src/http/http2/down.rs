@@ -4,11 +4,11 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use hostmesh_proxy_core::error::Fault;
-use hostmesh_proxy_core::http1::{Framing, RequestEdits};
+use hostmesh_proxy_core::http1::{Framing, RequestEdits, RequestHead};
 use hostmesh_proxy_core::http2::Head;
 use hostmesh_proxy_core::retry::Failure;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -124,17 +124,23 @@ impl Downstream for Http2<'_> {
     fn copy(&self, edits: &RequestEdits<'_>) -> Option<Bytes> {
         let body = self.replay.whole().filter(|_| self.progress.is_replayable.get())?;
         let request = self.head.to_http1(body.is_empty()).ok()?;
-        let mut out = BytesMut::with_capacity(body.len() + 512);
-        request.write(edits, &mut out);
-        if request.framing == Framing::Chunked {
-            out.extend_from_slice(format!("{:x}\r\n", body.len()).as_bytes());
-            out.extend_from_slice(body);
-            out.extend_from_slice(b"\r\n0\r\n\r\n");
-        } else {
-            out.extend_from_slice(body);
-        }
-        Some(out.freeze())
+        Some(framed(&request, edits, body))
     }
+}
+
+/// A request of HTTP/1.1 with its whole body, which has lost its framing.
+pub fn framed(request: &RequestHead, edits: &RequestEdits<'_>, body: &[u8]) -> Bytes {
+    if request.framing != Framing::Chunked {
+        return request.with_body(edits, body);
+    }
+    let mut chunks = Vec::with_capacity(body.len() + 32);
+    if !body.is_empty() {
+        chunks.extend_from_slice(format!("{:x}\r\n", body.len()).as_bytes());
+        chunks.extend_from_slice(body);
+        chunks.extend_from_slice(b"\r\n");
+    }
+    chunks.extend_from_slice(b"0\r\n\r\n");
+    request.with_body(edits, &chunks)
 }
 
 /// Answers in place of the application: to gRPC by a status of its own, since its clients see no other

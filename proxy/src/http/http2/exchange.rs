@@ -408,7 +408,7 @@ impl Try<'_> {
 }
 
 /// Bytes of a head, about.
-fn size(fields: &HeaderMap) -> usize {
+pub(super) fn size(fields: &HeaderMap) -> usize {
     fields
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len() + 4)

@@ -12,7 +12,8 @@ mod server;
 mod upload;
 
 pub use body::Source;
-pub use client::{Link, Links};
+pub use client::{Link, Links, ask};
+pub use down::framed;
 pub use exchange::{Asked, Awaited, Try};
 pub use io::speaks;
 pub use respond::Client;

@@ -8,10 +8,11 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use hostmesh_proxy_core::authorize::{self, Caller, Request};
 use hostmesh_proxy_core::balance::circuit::Circuit;
-use hostmesh_proxy_core::config::{Endpoint, Protocol, Service};
+use hostmesh_proxy_core::config::{Endpoint, Service};
 use hostmesh_proxy_core::fields::{Changes, as_sent};
 use hostmesh_proxy_core::flag::Flag;
-use hostmesh_proxy_core::http1::{HeadScanner, RequestEdits, RequestHead, ResponseHead};
+use hostmesh_proxy_core::http1::{Body, HeadScanner, RequestEdits, RequestHead, ResponseHead};
+use hostmesh_proxy_core::http2::request_of;
 use hostmesh_proxy_core::limit::{self, Slot};
 use tokio::time::{Instant, timeout};
 
@@ -20,6 +21,7 @@ use crate::http::call::{Call, hash_key};
 use crate::http::conn::Conn;
 use crate::http::down::{Arrived, Downstream, Progress, add};
 use crate::http::ext_authz::{Permit, Question};
+use crate::http::http2;
 use crate::http::observe::{Account, Entry};
 use crate::http::route::{Route, To};
 use crate::http::session::asked;
@@ -65,8 +67,8 @@ impl Calling {
         let To::Service { service, port, .. } = &route.to else {
             return None;
         };
-        if port.protocol != Protocol::Http {
-            return None; // a copy is written in HTTP/1.1
+        if !port.protocol.is_read() {
+            return None;
         }
         let pending = Pending::begin(service, mirror.max_pending)?;
         let key = hash_key(Some(service), call.arrived, self.client);
@@ -91,6 +93,7 @@ impl Calling {
             account,
             endpoint,
             target: port.target,
+            is_http2: port.protocol.is_http2(),
             call: (traced, taken.route.name.clone()),
             route: route.clone(),
             question,
@@ -178,6 +181,7 @@ struct Copy {
     account: Rc<Account>,
     endpoint: Arc<Endpoint>,
     target: u16,
+    is_http2: bool,
     call: (Traced, Arc<str>),
     route: Rc<Route>,
     question: Option<Question>,
@@ -227,15 +231,38 @@ impl Copy {
             return bytes;
         };
         let edits = RequestEdits {
-            peer: Some(&self.route.connector.unit.spiffe_id),
+            peer: self.peer(),
             changes: Some(&changes),
             alone: true,
             ..RequestEdits::default()
         };
-        let mut out = BytesMut::with_capacity(bytes.len() + 512);
-        head.write(&edits, &mut out);
-        out.extend_from_slice(&bytes[end..]);
-        out.freeze()
+        head.with_body(&edits, &bytes[end..])
+    }
+
+    /// What an application of this host is told of the caller; another host's is told by its own proxy.
+    fn peer(&self) -> Option<&str> {
+        let id = &self.route.connector.unit.spiffe_id;
+        self.endpoint.local.as_ref().map(|_| &**id)
+    }
+
+    /// Head and body, for who speaks HTTP/2.
+    fn to_http2(&self, mut bytes: Bytes) -> Option<(http::Request<()>, Bytes)> {
+        let end = HeadScanner::default().find(&bytes).ok()??;
+        let head = RequestHead::parse(bytes.split_to(end)).ok()?;
+        let peer = self.peer();
+        let request = request_of(
+            &head,
+            &RequestEdits {
+                peer,
+                ..RequestEdits::default()
+            },
+        )
+        .ok()?;
+        let (mut body, mut data) = (Body::new(head.framing), BytesMut::new());
+        while let Some(more) = body.data(&mut bytes).ok()? {
+            data.extend_from_slice(&more);
+        }
+        Some((request, data.freeze()))
     }
 
     /// The status that came back; `None`: none did.
@@ -243,7 +270,12 @@ impl Copy {
         let connector = &self.route.connector;
         let opening = Opening::default();
         let connected = connector.connect(&self.endpoint, self.target, true, &opening).await;
-        let mut conn = Conn::new(connected.ok()?);
+        let stream = connected.ok()?;
+        if self.is_http2 {
+            let (request, body) = self.to_http2(bytes)?;
+            return http2::ask(stream, request, body, progress).await.ok();
+        }
+        let mut conn = Conn::new(stream);
         conn.send(bytes).await.ok()?;
         let (mut source, _sink) = conn.split();
         let limit = connector.config.timeouts.head;

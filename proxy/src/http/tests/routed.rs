@@ -1,6 +1,7 @@
 //! Routes of a service's policy, carried out: orders.service calls inventory, whose routes lead to nginx on this host.
 
 use hostmesh_proxy_core::snapshot::Route;
+use http::{Response, StatusCode};
 
 use super::*;
 
@@ -290,5 +291,52 @@ fn a_mirror_gets_a_copy_and_slows_nobody() {
                 break;
             }
         }
+    });
+}
+
+#[test]
+fn a_mirror_that_speaks_http2_gets_its_copy_in_that() {
+    run(async {
+        let routes = r#"[{"name": "copied", "rule": "f:1", "respond": null, "to": [{"service": "nginx", "weight": 1}],
+            "mirror": {"to": "nginx", "percent": 100, "max_pending": 1}}]"#;
+        let world = world(routes, |snapshot| {
+            snapshot.units[0].ports[0].protocol = "http2".into();
+            let nginx = snapshot.services.iter_mut().find(|service| service.name == "nginx");
+            nginx.expect("nginx").ports[0].protocol = "http2".into();
+        })
+        .await;
+        let mut client = Peer(world.client_of(INVENTORY).await, Vec::new());
+        let head = "POST /a?b=c HTTP/1.1\r\nHost: inventory\r\nTransfer-Encoding: chunked\r\n\r\n";
+        client.send(&format!("{head}4\r\nbody\r\n3\r\nend\r\n0\r\n\r\n")).await;
+        for status in [StatusCode::OK, StatusCode::MULTI_STATUS] {
+            let mut serving = h2::server::handshake(world.accept().await.0)
+                .await
+                .expect("a client of HTTP/2");
+            let (request, mut respond) = serving.accept().await.expect("a request").expect("of HTTP/2");
+            spawn_local(async move { while serving.accept().await.is_some() {} });
+            let (head, mut body) = request.into_parts();
+            let mut data = Vec::new();
+            while let Some(more) = body.data().await {
+                data.extend_from_slice(&more.expect("data"));
+            }
+            assert_eq!(
+                (head.method.as_str(), head.uri.to_string().as_str()),
+                ("POST", "http://inventory/a?b=c")
+            );
+            assert_eq!(data, b"bodyend");
+            assert_eq!(head.headers["x-hostmesh-peer"], ORDERS);
+            assert!(head.headers.contains_key("traceparent") && !head.headers.contains_key("connection"));
+            let mut response = Response::new(());
+            *response.status_mut() = status;
+            respond.send_response(response, true).expect("sent");
+        }
+        client.until("200").await;
+        let copied = loop {
+            let event = world.event_of("orders.service").await;
+            if event.flag == "mirrored" {
+                break event;
+            }
+        };
+        assert_eq!((copied.status, &*copied.route), (207, "copied"));
     });
 }
