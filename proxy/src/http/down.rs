@@ -347,7 +347,7 @@ impl Http1<'_> {
         let (source, sink) = self.conn.split();
         let mut source = http2::Source::Http1 {
             source,
-            body: framed.body.clone(),
+            body: &mut framed.body,
         };
         let upload = http2::Upload {
             source: &mut source,
@@ -365,11 +365,7 @@ impl Http1<'_> {
             manner,
             progress: self.progress,
         };
-        let ended = this.run(client, up, upload, again, denied).await;
-        if let http2::Source::Http1 { body, .. } = source {
-            framed.body = body;
-        }
-        ended
+        this.run(client, up, upload, again, denied).await
     }
 }
 
@@ -430,11 +426,10 @@ impl Downstream for Http1<'_> {
     }
 
     fn copy(&self, edits: &RequestEdits<'_>) -> Option<Bytes> {
-        let may_be = self.progress.is_replayable.get() && !self.request.upgrade;
         match &self.framed {
-            _ if !may_be => None,
-            None => Some(self.request.with_body(edits, self.upload.whole()?)),
-            Some(framed) => Some(http2::framed(self.request, edits, framed.replay.whole()?)),
+            _ if !self.is_whole() || self.request.upgrade => None,
+            None => Some(self.request.with_body(edits, self.upload.sent())),
+            Some(framed) => Some(http2::chunked(self.request, edits, framed.replay.sent())),
         }
     }
 }

@@ -56,9 +56,9 @@ impl<'a> Upload<'a> {
         self.body.is_done()
     }
 
-    /// The body, if all of it has come and is still here.
-    pub fn whole(&self) -> Option<&[u8]> {
-        (self.is_done() && self.progress.is_replayable.get()).then_some(&self.sent)
+    /// What has come of the body and is still here, as it came.
+    pub fn sent(&self) -> &[u8] {
+        &self.sent
     }
 
     fn is_untouched(&self) -> bool {

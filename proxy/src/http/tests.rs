@@ -6,11 +6,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::server::SendResponse;
 use hostmesh_proxy_core::config::Config;
 use hostmesh_proxy_core::snapshot::{InboundRule, Retries, Snapshot};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
@@ -147,6 +151,25 @@ impl World {
         client
     }
 
+    /// Nginx speaks HTTP/2.
+    fn speaks_http2(snapshot: &mut Snapshot) {
+        snapshot.units[0].ports[0].protocol = "http2".into();
+        let nginx = snapshot.services.iter_mut().find(|service| service.name == "nginx");
+        nginx.expect("nginx").ports[0].protocol = "http2".into();
+    }
+
+    /// The requests of the application's next connection, which is of HTTP/2.
+    async fn accept_http2(&self) -> UnboundedReceiver<(http::Request<RecvStream>, SendResponse<Bytes>)> {
+        let mut serving = h2::server::handshake(self.accept().await.0).await.expect("HTTP/2");
+        let (sender, requests) = unbounded_channel();
+        spawn_local(async move {
+            while let Some(request) = serving.accept().await {
+                sender.send(request.expect("a request")).expect("the test goes on");
+            }
+        });
+        requests
+    }
+
     /// The application's next connection.
     async fn accept(&self) -> Peer {
         Peer(
@@ -233,6 +256,24 @@ impl Peer {
             .expect("in time")?;
         Ok(String::from_utf8(self.1).expect("text"))
     }
+}
+
+/// All of a body.
+async fn data(body: &mut RecvStream) -> String {
+    let mut data = Vec::new();
+    while let Some(more) = body.data().await {
+        let more = more.expect("data");
+        body.flow_control().release_capacity(more.len()).expect("received");
+        data.extend_from_slice(&more);
+    }
+    String::from_utf8(data).expect("text")
+}
+
+/// Answers without a body.
+fn respond(to: &mut SendResponse<Bytes>, status: u16) {
+    let mut response = http::Response::new(());
+    *response.status_mut() = http::StatusCode::from_u16(status).expect("a status");
+    to.send_response(response, true).expect("sent");
 }
 
 fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {

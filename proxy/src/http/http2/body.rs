@@ -62,7 +62,8 @@ pub enum Source<'a> {
     },
     Http1 {
         source: conn::Source<'a>,
-        body: Body,
+        /// How far it has come; the caller's, who may ask for the rest another time.
+        body: &'a mut Body,
     },
 }
 
@@ -113,7 +114,7 @@ impl Source<'_> {
                     }
                 }
                 let trailers = body.trailers().map(trailers_of).transpose()?;
-                *body = Body::new(hostmesh_proxy_core::http1::Framing::Empty);
+                **body = Body::new(hostmesh_proxy_core::http1::Framing::Empty);
                 Ok(trailers.map(Frame::Trailers))
             }
         }

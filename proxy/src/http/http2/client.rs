@@ -6,13 +6,13 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::Request;
-use tokio::join;
 use tokio::sync::Mutex;
 
 use super::body::{Frame, Lost, Sink, Source};
@@ -97,19 +97,24 @@ pub async fn ask(stream: Stream, request: Request<()>, body: Bytes, progress: &P
         }
         io::Result::Ok(())
     };
-    // Who answers early may take no more of it: the answer tells.
-    let (response, _uploaded) = join!(response, upload);
-    let (head, receive) = response.map_err(broken)?.into_parts();
-    progress.see_grpc(&head.headers);
-    add(&progress.received, size(&head.headers));
-    let mut source = Source::http2(receive);
-    while let Some(frame) = source.frame().await.map_err(Lost::into_io)? {
-        match frame {
-            Frame::Data { bytes, .. } => add(&progress.received, bytes.len()),
-            Frame::Trailers(fields) => progress.see_grpc(&fields),
+    let mut answered = pin!(async {
+        let (head, receive) = response.await.map_err(broken)?.into_parts();
+        progress.see_grpc(&head.headers);
+        add(&progress.received, size(&head.headers));
+        let mut source = Source::http2(receive);
+        while let Some(frame) = source.frame().await.map_err(Lost::into_io)? {
+            match frame {
+                Frame::Data { bytes, .. } => add(&progress.received, bytes.len()),
+                Frame::Trailers(fields) => progress.see_grpc(&fields),
+            }
         }
+        Ok(head.status.as_u16())
+    });
+    tokio::select! {
+        status = &mut answered => status,
+        // However it went: who takes no more of it may have answered.
+        _ = upload => answered.await,
     }
-    Ok(head.status.as_u16())
 }
 
 /// The connections of one downstream connection, by where they lead.

@@ -112,7 +112,7 @@ impl Downstream for Http2<'_> {
     }
 
     fn is_whole(&self) -> bool {
-        (self.replay.whole().is_some() || self.source.is_over()) && self.progress.is_replayable.get()
+        (self.replay.is_whole() || self.source.is_over()) && self.progress.is_replayable.get()
     }
 
     async fn gone(&mut self) -> BrokenBy {
@@ -122,14 +122,14 @@ impl Downstream for Http2<'_> {
     }
 
     fn copy(&self, edits: &RequestEdits<'_>) -> Option<Bytes> {
-        let body = self.replay.whole().filter(|_| self.progress.is_replayable.get())?;
+        let body = self.is_whole().then_some(self.replay.sent())?;
         let request = self.head.to_http1(body.is_empty()).ok()?;
-        Some(framed(&request, edits, body))
+        Some(chunked(&request, edits, body))
     }
 }
 
-/// A request of HTTP/1.1 with its whole body, which has lost its framing.
-pub fn framed(request: &RequestHead, edits: &RequestEdits<'_>, body: &[u8]) -> Bytes {
+/// A request of HTTP/1.1 with its whole body, which came in frames.
+pub fn chunked(request: &RequestHead, edits: &RequestEdits<'_>, body: &[u8]) -> Bytes {
     if request.framing != Framing::Chunked {
         return request.with_body(edits, body);
     }

@@ -282,11 +282,12 @@ impl Try<'_> {
         if let Some(failure) = again(&response) {
             return Ended::Refused(failure);
         }
+        let mut come = Body::new(framing);
         let mut body = match (body, answering) {
             (Some(body), _) => body,
             (None, Answering::Http1 { source, .. }) => Source::Http1 {
                 source,
-                body: Body::new(framing),
+                body: &mut come,
             },
             (None, Answering::Http2(_)) => return Ended::Failed(Fault::Reset),
         };

@@ -13,7 +13,7 @@ mod upload;
 
 pub use body::Source;
 pub use client::{Link, Links, ask};
-pub use down::framed;
+pub use down::chunked;
 pub use exchange::{Asked, Awaited, Try};
 pub use io::speaks;
 pub use respond::Client;

@@ -42,9 +42,14 @@ pub enum Stopped {
 }
 
 impl Replay {
-    /// The whole body, once it has come and was little.
-    pub fn whole(&self) -> Option<&[u8]> {
-        self.is_whole.then_some(&self.sent[..])
+    /// What has come of the body and is still here.
+    pub fn sent(&self) -> &[u8] {
+        &self.sent
+    }
+
+    /// Has it come to its end?
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use hostmesh_proxy_core::authorize::{self, Caller, Request};
 use hostmesh_proxy_core::balance::circuit::Circuit;
 use hostmesh_proxy_core::config::{Endpoint, Service};
-use hostmesh_proxy_core::fields::{Changes, as_sent};
+use hostmesh_proxy_core::fields::{Changes, FieldEdits, as_sent};
 use hostmesh_proxy_core::flag::Flag;
 use hostmesh_proxy_core::http1::{Body, HeadScanner, RequestEdits, RequestHead, ResponseHead};
 use hostmesh_proxy_core::http2::request_of;
@@ -67,9 +67,6 @@ impl Calling {
         let To::Service { service, port, .. } = &route.to else {
             return None;
         };
-        if !port.protocol.is_read() {
-            return None;
-        }
         let pending = Pending::begin(service, mirror.max_pending)?;
         let key = hash_key(Some(service), call.arrived, self.client);
         let endpoint = route.connector.pick(service, &[], key).ok()?;
@@ -81,16 +78,17 @@ impl Calling {
             question,
         } = self.may_copy(call, &traced, &route, &endpoint, &account)?;
         let changes = taken.changes();
-        let bytes = down.copy(&RequestEdits {
+        let written = Written::read(down.copy(&RequestEdits {
             trace: Some(traced.to_application()),
             peer: endpoint.local.as_ref().map(|_| &*route.connector.unit.spiffe_id),
             withheld: endpoint.local.as_ref().map_or(&[], |unit| unit.withheld()),
             stated: brought.headers(),
             changes: changes.as_ref(),
             alone: true,
-        })?;
+        })?)?;
         let copy = Copy {
             account,
+            brought,
             endpoint,
             target: port.target,
             is_http2: port.protocol.is_http2(),
@@ -100,7 +98,7 @@ impl Calling {
             _pending: pending,
             _slots: slots,
         };
-        tokio::task::spawn_local(copy.run(bytes));
+        tokio::task::spawn_local(copy.run(written));
         Some(())
     }
 
@@ -177,8 +175,40 @@ struct May {
     question: Option<Question>,
 }
 
+/// A copy as it is written in HTTP/1.1.
+struct Written {
+    head: RequestHead,
+    body: Bytes,
+    /// Both.
+    whole: Bytes,
+}
+
+impl Written {
+    fn read(whole: Bytes) -> Option<Self> {
+        let end = HeadScanner::default().find(&whole).ok()??;
+        let (head, body) = (RequestHead::parse(whole.slice(..end)).ok()?, whole.slice(end..));
+        Some(Self { head, body, whole })
+    }
+
+    /// The same for who speaks HTTP/2. `peer`: what is told of the caller.
+    fn to_http2(&self, peer: Option<&str>) -> Option<(http::Request<()>, Bytes)> {
+        let edits = RequestEdits {
+            peer,
+            ..RequestEdits::default()
+        };
+        let request = request_of(&self.head, &edits).ok()?;
+        let (mut body, mut bytes, mut data) = (Body::new(self.head.framing), self.body.clone(), BytesMut::new());
+        while let Some(more) = body.data(&mut bytes).ok()? {
+            data.extend_from_slice(&more);
+        }
+        Some((request, data.freeze()))
+    }
+}
+
 struct Copy {
     account: Rc<Account>,
+    /// The token that it is sent with.
+    brought: Brought,
     endpoint: Arc<Endpoint>,
     target: u16,
     is_http2: bool,
@@ -190,20 +220,14 @@ struct Copy {
 }
 
 impl Copy {
-    async fn run(mut self, bytes: Bytes) {
+    async fn run(mut self, written: Written) {
         let worker = self.route.connector.worker.clone();
         let (begun, progress) = (Instant::now(), Progress::default());
-        let Ok(Some(end)) = HeadScanner::default().find(&bytes) else {
-            return;
-        };
-        let Ok(request) = RequestHead::parse(bytes.slice(..end)) else {
-            return;
-        };
-        add(&progress.sent, bytes.len());
+        add(&progress.sent, written.whole.len());
         let question = self.question.take();
         let arrived = Arrived {
-            asked: asked(&request),
-            query: request.query(),
+            asked: asked(&written.head),
+            query: written.head.query(),
             progress: &progress,
             begun,
         };
@@ -213,30 +237,39 @@ impl Copy {
             flag: Some(Flag::Mirrored),
             ..Entry::new(arrived, &self.route.decision.rule, self.call.0.whole(begun))
         };
-        let bytes = match question {
-            None => bytes,
+        let permit = match question {
+            None => None,
             Some(question) => match question.ask(&worker, &entry).await {
-                Ok(permit) => self.edited(&permit, &request, bytes, end),
+                Ok(permit) => Some(permit),
                 Err(_) => return,
             },
         };
-        let exchanged = timeout(LIMIT, self.exchange(bytes, &request, &progress)).await;
+        let edited = permit
+            .as_ref()
+            .and_then(Permit::request)
+            .map(|fields| self.edited(fields, &written));
+        let sent = match &edited {
+            None => &written,
+            Some(Some(edited)) => edited,
+            Some(None) => return self.account.copied(&worker, &entry),
+        };
+        let exchanged = timeout(LIMIT, self.exchange(sent, &progress)).await;
         let status = exchanged.ok().flatten().unwrap_or_default();
         self.account.copied(&worker, &Entry { status, ..entry });
     }
 
-    /// The copy, whose `head` ends there, as the gatekeeper wants it.
-    fn edited(&self, permit: &Permit, head: &RequestHead, bytes: Bytes, end: usize) -> Bytes {
-        let Some(changes) = permit.request().map(Changes::of_fields) else {
-            return bytes;
-        };
+    /// The copy with the gatekeeper's edits. `None`: it is no request any more.
+    fn edited(&self, fields: &FieldEdits, written: &Written) -> Option<Written> {
+        let changes = Changes::of_fields(fields);
         let edits = RequestEdits {
             peer: self.peer(),
+            withheld: self.endpoint.local.as_ref().map_or(&[], |unit| unit.withheld()),
+            stated: self.brought.headers(),
             changes: Some(&changes),
             alone: true,
             ..RequestEdits::default()
         };
-        head.with_body(&edits, &bytes[end..])
+        Written::read(written.head.with_body(&edits, &written.body))
     }
 
     /// What an application of this host is told of the caller; another host's is told by its own proxy.
@@ -245,44 +278,24 @@ impl Copy {
         self.endpoint.local.as_ref().map(|_| &**id)
     }
 
-    /// Head and body, for who speaks HTTP/2.
-    fn to_http2(&self, mut bytes: Bytes) -> Option<(http::Request<()>, Bytes)> {
-        let end = HeadScanner::default().find(&bytes).ok()??;
-        let head = RequestHead::parse(bytes.split_to(end)).ok()?;
-        let peer = self.peer();
-        let request = request_of(
-            &head,
-            &RequestEdits {
-                peer,
-                ..RequestEdits::default()
-            },
-        )
-        .ok()?;
-        let (mut body, mut data) = (Body::new(head.framing), BytesMut::new());
-        while let Some(more) = body.data(&mut bytes).ok()? {
-            data.extend_from_slice(&more);
-        }
-        Some((request, data.freeze()))
-    }
-
     /// The status that came back; `None`: none did.
-    async fn exchange(&self, bytes: Bytes, request: &RequestHead, progress: &Progress) -> Option<u16> {
+    async fn exchange(&self, sent: &Written, progress: &Progress) -> Option<u16> {
         let connector = &self.route.connector;
         let opening = Opening::default();
         let connected = connector.connect(&self.endpoint, self.target, true, &opening).await;
         let stream = connected.ok()?;
         if self.is_http2 {
-            let (request, body) = self.to_http2(bytes)?;
-            return http2::ask(stream, request, body, progress).await.ok();
+            let (request, body) = sent.to_http2(self.peer())?;
+            return Box::pin(http2::ask(stream, request, body, progress)).await.ok();
         }
         let mut conn = Conn::new(stream);
-        conn.send(bytes).await.ok()?;
+        conn.send(sent.whole.clone()).await.ok()?;
         let (mut source, _sink) = conn.split();
         let limit = connector.config.timeouts.head;
         let status = loop {
             let head = source.head(limit).await.ok()?;
             add(&progress.received, head.len());
-            let response = ResponseHead::parse(head, request).ok()?;
+            let response = ResponseHead::parse(head, &sent.head).ok()?;
             if !response.is_interim() {
                 break response.status;
             }

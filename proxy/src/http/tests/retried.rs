@@ -211,3 +211,29 @@ fn nobody_there_is_503() {
         drop(worker);
     });
 }
+
+#[test]
+fn a_try_in_http2_that_ends_amid_a_body_leaves_the_rest_to_the_next() {
+    run(async {
+        let world = World::new(|snapshot| {
+            retries(&["reset"], false, 0)(snapshot);
+            World::speaks_http2(snapshot);
+            let nginx = snapshot.services.iter_mut().find(|service| service.name == "nginx");
+            nginx.expect("nginx").traffic.idle_timeout_ms = 200;
+        })
+        .await;
+        let mut client = Peer(world.client().await, Vec::new());
+        let put = "PUT /a HTTP/1.1\r\nHost: nginx\r\nContent-Length: 8\r\n\r\n";
+        client.send(&format!("{put}body")).await;
+        let mut serving = world.accept_http2().await;
+        let _silent = serving.recv().await.expect("the first try");
+        let (again, mut answer) = serving.recv().await.expect("the second");
+        client.send(&format!("more{GET}")).await;
+        assert_eq!(data(&mut again.into_body()).await, "bodymore");
+        respond(&mut answer, 200);
+        let (next, mut answer) = serving.recv().await.expect("the next request");
+        assert_eq!((next.method().as_str(), next.uri().path()), ("GET", "/a"));
+        respond(&mut answer, 204);
+        client.until("204").await;
+    });
+}
