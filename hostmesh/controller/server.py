@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from collections.abc import Callable
 
 import grpc
 import grpc.aio
@@ -48,9 +49,7 @@ class Ports:
             (self.hosts, self._config.port, True),
             (self.enrolment, self._config.enrolment_port, False),
         ):
-            credentials = grpc.dynamic_ssl_server_credentials(
-                self._certificate(mutual=mutual), lambda mutual=mutual: self._certificate(mutual=mutual), mutual
-            )
+            credentials = grpc.dynamic_ssl_server_credentials(*self._certificates(mutual=mutual), mutual)
             ports.append(_listen(server, self._config.listen, port, credentials))
             await server.start()
         return ports[0], ports[1]
@@ -60,16 +59,34 @@ class Ports:
         await self.hosts.stop(grace)
         await self.enrolment.stop(grace)
 
-    def _certificate(self, *, mutual: bool) -> grpc.ServerCertificateConfiguration:
-        """What a handshake uses; called by gRPC for each, so that a renewed certificate needs no restart."""
-        if self._identity.is_due(ca.clock(), boottime()):
-            self._identity = ca.own_identity(self._authority, self._config)
+    def _certificates(
+        self, *, mutual: bool
+    ) -> tuple[grpc.ServerCertificateConfiguration, Callable[[], grpc.ServerCertificateConfiguration | None]]:
+        """What handshakes use, and what says at each whether they use another from now on: no renewal needs a restart.
+
+        "No change" is said as often as it is true: a change frees what handshakes beside it still
+        read (grpcio 1.85), and a hundred hosts that come at once would end the controller.
+        """
+        used = self._identity
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal used
+            if self._identity.is_due(ca.clock(), boottime()):
+                self._identity = ca.own_identity(self._authority, self._config)
+            if used is self._identity:
+                return None
+            used = self._identity
+            return self._certificate(used, mutual=mutual)
+
+        return self._certificate(used, mutual=mutual), renewed
+
+    def _certificate(self, identity: ca.ServerIdentity, *, mutual: bool) -> grpc.ServerCertificateConfiguration:
         roots = b"".join(root.public_bytes(Encoding.PEM) for root in self._authority.trust_bundle)
-        pair = [(self._identity.key, self._identity.chain)]
-        answer: grpc.ServerCertificateConfiguration = grpc.ssl_server_certificate_configuration(
+        pair = [(identity.key, identity.chain)]
+        made: grpc.ServerCertificateConfiguration = grpc.ssl_server_certificate_configuration(
             pair, roots if mutual else None
         )
-        return answer
+        return made
 
 
 def _is_here(address: str) -> bool:

@@ -1,7 +1,9 @@
 """The controller killed -9 in the middle, hosts fallen silent: what is durable stays, what is one-time stays so."""
 
 import asyncio
+import socket
 import sqlite3
+import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ import pytest
 from hostmesh.agent.controller_client import ControllerAway, ControllerClient
 from hostmesh.agent.enrol import JoinError, join
 from hostmesh.controller import admin
-from tests.unit.controller.conftest import Mesh, beside, next_event, word
+from tests.unit.controller.conftest import Mesh, beside, next_event, own_address, word
 
 
 def test_killed_under_load_no_token_opens_twice(mesh: Mesh) -> None:
@@ -63,6 +65,21 @@ def test_killed_under_load_no_token_opens_twice(mesh: Mesh) -> None:
     left = [reason for reason in reasons if reason.split("-")[0] not in enrolled]
     assert enrolled == set(hosts), "\n".join([*left, mesh.log()])
     assert len(hosts) - sum(opened.values()) <= 8
+
+
+def test_hosts_that_come_at_once_leave_it_alive(mesh: Mesh) -> None:
+    """Handshakes side by side, each with what it needs."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+
+    def spoken(_: int) -> str | None:
+        where = own_address(), mesh.config.enrolment_port
+        with socket.create_connection(where, 10) as plain, context.wrap_socket(plain) as wrapped:
+            return wrapped.selected_alpn_protocol()
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(spoken, range(8000))) == {"h2"}
 
 
 def test_killed_and_back_the_mesh_is_as_it_was(mesh: Mesh) -> None:
