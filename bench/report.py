@@ -8,7 +8,7 @@ from pathlib import Path
 from bench import targets
 from bench.loads import LOADS
 from bench.rounds import Figure, Samples
-from bench.targets import CHANGES, FLOORS, MEMORY_TARGETS, TARGETS
+from bench.targets import BY_TIME, CHANGES, FLOORS, MEMORY_TARGETS, TARGETS
 
 COLUMNS = {
     "rps": ("requests/s", "{:.0f}"),
@@ -69,6 +69,9 @@ def print_targets(measured: Mapping[str, Figure]) -> None:
             )
             print(f"{target.title:52}{_cell(figure, '{:.2f}'):>20}  {marks}")
     print("+ reached, - not reached; median (lowest-highest round)")
+    for key, title in BY_TIME.items():
+        if key in measured:
+            print(f"{title:52}{_cell(measured[key], '{:.2f}'):>20}")
 
 
 def print_changes(ratios: Mapping[str, Figure]) -> None:

@@ -43,6 +43,11 @@ MEMORY_TARGETS = (
     Target("proxy_1000_units", "MB of the proxy, 1,000 units", (60, 40, 25), higher=False),
     Target("agent_100_units", "MB of the agent, 100 units", (80, 70, 50), higher=False),
 )
+# what the same is by the proxies' own time: under hostmesh the application takes less, which "x app" counts against it
+BY_TIME = {
+    "cpu_us_vs_envoy_l7": "CPU a request (us) against Envoy L7, at the top",
+    "cpu_us_3200_vs_envoy_l7": "the same at 3,200 RPS",
+}
 FLOORS = (
     Target("rps_vs_haproxy_l7", "highest RPS against HAProxy L7", (1.0, 1.0, 1.0)),
     Target("cpu_vs_haproxy_l7", "CPU a request (x app) against HAProxy L7", (1.0, 1.0, 1.0), higher=False),
@@ -81,6 +86,8 @@ _RATIOS: dict[str, tuple[str, str, Callable[[Figures, Figures, Figures], float]]
     "cpu_vs_haproxy_l7": ("top", "haproxy", _over("x_app")),
     "cpu_3200_vs_envoy_l7": ("open3200", "envoy-l7", _over("x_app")),
     "cpu_3200_vs_haproxy_l7": ("open3200", "haproxy", _over("x_app")),
+    "cpu_us_vs_envoy_l7": ("top", "envoy-l7", _over("proxy_cpu_us")),
+    "cpu_us_3200_vs_envoy_l7": ("open3200", "envoy-l7", _over("proxy_cpu_us")),
     "added_p50_3200_vs_envoy_l7": ("open3200", "envoy-l7", _added),
     "p99_3200_vs_envoy_l7": ("open3200", "envoy-l7", _over("p99")),
     "newconn_vs_envoy_l7": ("newconn", "envoy-l7", _over("rps")),

@@ -127,7 +127,8 @@ class Host:
                 if unit:  # it has the pipes, and is no child of the process
                     self.exec(["systemctl", "kill", "--signal=SIGKILL", unit])
                 # nsenter forks to enter a pid namespace: the command is in its process group, not its pid.
-                os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.killpg(process.pid, signal.SIGKILL)
                 stdout, stderr = process.communicate()
                 if isinstance(error, subprocess.TimeoutExpired):
                     said = f"{self.name}: {' '.join(told)}: still running after {timeout:g} s\n{stdout}{stderr}"
