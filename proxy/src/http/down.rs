@@ -428,7 +428,7 @@ impl Downstream for Http1<'_> {
     fn copy(&self, edits: &RequestEdits<'_>) -> Option<Bytes> {
         match &self.framed {
             _ if !self.is_whole() || self.request.upgrade => None,
-            None => Some(self.request.with_body(edits, self.upload.sent())),
+            None => Some(self.request.with_body(edits, &[self.upload.sent()])),
             Some(framed) => Some(http2::chunked(self.request, edits, framed.replay.sent())),
         }
     }

@@ -18,6 +18,16 @@ use crate::rejudge::Denial;
 use crate::stream::DENIED_THERE;
 use crate::worker::Worker;
 
+/// What a unit of this host is told with a request: who calls, and of the token that was `brought` what its policy says.
+pub fn edits_for<'a>(callee: &'a Unit, brought: &'a Brought, caller: &'a Unit) -> RequestEdits<'a> {
+    RequestEdits {
+        peer: Some(&caller.spiffe_id),
+        withheld: callee.withheld(),
+        stated: brought.headers(),
+        ..RequestEdits::default()
+    }
+}
+
 /// Whose counters and journals a try concerns.
 pub struct Parties {
     pub caller: Rc<Account>,
@@ -48,19 +58,11 @@ impl Callee {
 impl Parties {
     /// What is set on a request that goes to a unit of this host; another host's proxy does that itself.
     pub fn edits<'a>(&'a self, trace: Outgoing, caller: &'a Unit) -> RequestEdits<'a> {
-        let trace = Some(trace);
-        match &self.callee {
-            None => RequestEdits {
-                trace,
-                ..RequestEdits::default()
-            },
-            Some(callee) => RequestEdits {
-                trace,
-                peer: Some(&caller.spiffe_id),
-                withheld: callee.account.about.unit.withheld(),
-                stated: callee.brought.headers(),
-                ..RequestEdits::default()
-            },
+        let callee = self.callee.as_ref();
+        let edits = callee.map(|callee| edits_for(&callee.account.about.unit, &callee.brought, caller));
+        RequestEdits {
+            trace: Some(trace),
+            ..edits.unwrap_or_default()
         }
     }
 

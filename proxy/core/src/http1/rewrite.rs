@@ -96,11 +96,11 @@ fn put_field(out: &mut BytesMut, name: &[u8], value: &[u8]) {
 }
 
 impl RequestHead {
-    /// The head for the next hop, and the body's bytes as they came.
-    pub fn with_body(&self, edits: &RequestEdits<'_>, body: &[u8]) -> Bytes {
-        let mut out = BytesMut::with_capacity(body.len() + 512);
+    /// The head for the next hop, and the body's bytes in these parts.
+    pub fn with_body(&self, edits: &RequestEdits<'_>, parts: &[&[u8]]) -> Bytes {
+        let mut out = BytesMut::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>() + 512);
         self.write(edits, &mut out);
-        out.extend_from_slice(body);
+        parts.iter().for_each(|part| out.extend_from_slice(part));
         out.freeze()
     }
 

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::client::{ResponseFuture, SendRequest};
 use http::Request;
 use tokio::sync::Mutex;
 
@@ -28,7 +28,7 @@ const FIRST_STREAMS: usize = 1024;
 /// A connection that takes requests. It ends once its last holder is gone and its streams have ended.
 #[derive(Clone)]
 pub struct Link {
-    pub(super) requests: SendRequest<Bytes>,
+    requests: SendRequest<Bytes>,
     /// The wire under it, if it goes to another host.
     wire: Option<Rc<wire::Link>>,
     /// Holders: this list's own, and one each request under way.
@@ -63,6 +63,18 @@ impl Link {
         })
     }
 
+    /// Sends a request's head, once there is room for one. `is_empty`: there is no body.
+    pub(super) async fn send(
+        &self,
+        request: Request<()>,
+        is_empty: bool,
+    ) -> Result<(ResponseFuture, Sink<'static>), h2::Error> {
+        let mut requests = self.requests.clone().ready().await?;
+        let (response, send) = requests.send_request(request, is_empty)?;
+        let (stall, ended) = (None, is_empty);
+        Ok((response, Sink::Http2 { send, stall, ended }))
+    }
+
     /// Does it take new requests?
     fn is_open(&self) -> bool {
         let is_retired = self.wire.as_ref().is_some_and(|wire| wire.is_retired());
@@ -83,19 +95,18 @@ impl Link {
 /// that has come to its end.
 pub async fn ask(stream: Stream, request: Request<()>, body: Bytes, progress: &Progress) -> io::Result<u16> {
     let link = Link::begin(stream).await?;
-    let mut requests = link.requests.clone().ready().await.map_err(broken)?;
-    let (stall, ended) = (None, body.is_empty());
-    let (response, send) = requests.send_request(request, ended).map_err(broken)?;
-    let mut sink = Sink::Http2 { send, stall, ended };
+    let (response, mut sink) = link.send(request, body.is_empty()).await.map_err(broken)?;
     let upload = async {
-        if !body.is_empty() {
-            sink.send(Frame::Data {
-                bytes: body,
-                is_last: true,
-            })
-            .await?;
+        match body.is_empty() {
+            true => Ok(()),
+            false => {
+                sink.send(Frame::Data {
+                    bytes: body,
+                    is_last: true,
+                })
+                .await
+            }
         }
-        io::Result::Ok(())
     };
     let mut answered = pin!(async {
         let (head, receive) = response.await.map_err(broken)?.into_parts();

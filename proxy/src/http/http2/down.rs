@@ -130,17 +130,12 @@ impl Downstream for Http2<'_> {
 
 /// A request of HTTP/1.1 with its whole body, which came in frames.
 pub fn chunked(request: &RequestHead, edits: &RequestEdits<'_>, body: &[u8]) -> Bytes {
-    if request.framing != Framing::Chunked {
-        return request.with_body(edits, body);
+    let size = format!("{:x}\r\n", body.len());
+    match body {
+        _ if request.framing != Framing::Chunked => request.with_body(edits, &[body]),
+        [] => request.with_body(edits, &[b"0\r\n\r\n"]),
+        _ => request.with_body(edits, &[size.as_bytes(), body, b"\r\n0\r\n\r\n"]),
     }
-    let mut chunks = Vec::with_capacity(body.len() + 32);
-    if !body.is_empty() {
-        chunks.extend_from_slice(format!("{:x}\r\n", body.len()).as_bytes());
-        chunks.extend_from_slice(body);
-        chunks.extend_from_slice(b"\r\n");
-    }
-    chunks.extend_from_slice(b"0\r\n\r\n");
-    request.with_body(edits, &chunks)
 }
 
 /// Answers in place of the application: to gRPC by a status of its own, since its clients see no other

@@ -350,10 +350,7 @@ impl Try<'_> {
                 };
                 let request = request.map_err(bad)?;
                 add(&self.progress.sent, size(request.headers()));
-                let mut requests = link.requests.clone().ready().await.map_err(|_| Lacking::Unseen)?;
-                let (response, send) = requests.send_request(request, is_empty).map_err(|_| Lacking::Unseen)?;
-                let (stall, ended) = (None, is_empty);
-                let sink = Sink::Http2 { send, stall, ended };
+                let (response, sink) = link.send(request, is_empty).await.map_err(|_| Lacking::Unseen)?;
                 let found = None;
                 Ok(Opened {
                     answering: Answering::Http2(Awaited { response, found }),

@@ -20,7 +20,8 @@ use super::Calling;
 use crate::http::call::{Call, hash_key};
 use crate::http::conn::Conn;
 use crate::http::down::{Arrived, Downstream, Progress, add};
-use crate::http::ext_authz::{Permit, Question};
+use crate::http::ext_authz::Question;
+use crate::http::hop::edits_for;
 use crate::http::http2;
 use crate::http::observe::{Account, Entry};
 use crate::http::route::{Route, To};
@@ -78,14 +79,6 @@ impl Calling {
             question,
         } = self.may_copy(call, &traced, &route, &endpoint, &account)?;
         let changes = taken.changes();
-        let written = Written::read(down.copy(&RequestEdits {
-            trace: Some(traced.to_application()),
-            peer: endpoint.local.as_ref().map(|_| &*route.connector.unit.spiffe_id),
-            withheld: endpoint.local.as_ref().map_or(&[], |unit| unit.withheld()),
-            stated: brought.headers(),
-            changes: changes.as_ref(),
-            alone: true,
-        })?)?;
         let copy = Copy {
             account,
             brought,
@@ -98,6 +91,11 @@ impl Calling {
             _pending: pending,
             _slots: slots,
         };
+        let written = Written::read(down.copy(&RequestEdits {
+            trace: Some(copy.call.0.to_application()),
+            changes: changes.as_ref(),
+            ..copy.edits()
+        })?)?;
         tokio::task::spawn_local(copy.run(written));
         Some(())
     }
@@ -190,13 +188,9 @@ impl Written {
         Some(Self { head, body, whole })
     }
 
-    /// The same for who speaks HTTP/2. `peer`: what is told of the caller.
-    fn to_http2(&self, peer: Option<&str>) -> Option<(http::Request<()>, Bytes)> {
-        let edits = RequestEdits {
-            peer,
-            ..RequestEdits::default()
-        };
-        let request = request_of(&self.head, &edits).ok()?;
+    /// The same for who speaks HTTP/2.
+    fn to_http2(&self, edits: &RequestEdits<'_>) -> Option<(http::Request<()>, Bytes)> {
+        let request = request_of(&self.head, edits).ok()?;
         let (mut body, mut bytes, mut data) = (Body::new(self.head.framing), self.body.clone(), BytesMut::new());
         while let Some(more) = body.data(&mut bytes).ok()? {
             data.extend_from_slice(&more);
@@ -237,17 +231,13 @@ impl Copy {
             flag: Some(Flag::Mirrored),
             ..Entry::new(arrived, &self.route.decision.rule, self.call.0.whole(begun))
         };
-        let permit = match question {
+        let edited = match question {
             None => None,
             Some(question) => match question.ask(&worker, &entry).await {
-                Ok(permit) => Some(permit),
+                Ok(permit) => permit.request().map(|fields| self.edited(fields, &written)),
                 Err(_) => return,
             },
         };
-        let edited = permit
-            .as_ref()
-            .and_then(Permit::request)
-            .map(|fields| self.edited(fields, &written));
         let sent = match &edited {
             None => &written,
             Some(Some(edited)) => edited,
@@ -262,20 +252,20 @@ impl Copy {
     fn edited(&self, fields: &FieldEdits, written: &Written) -> Option<Written> {
         let changes = Changes::of_fields(fields);
         let edits = RequestEdits {
-            peer: self.peer(),
-            withheld: self.endpoint.local.as_ref().map_or(&[], |unit| unit.withheld()),
-            stated: self.brought.headers(),
             changes: Some(&changes),
-            alone: true,
-            ..RequestEdits::default()
+            ..self.edits()
         };
-        Written::read(written.head.with_body(&edits, &written.body))
+        Written::read(written.head.with_body(&edits, &[&written.body]))
     }
 
-    /// What an application of this host is told of the caller; another host's is told by its own proxy.
-    fn peer(&self) -> Option<&str> {
-        let id = &self.route.connector.unit.spiffe_id;
-        self.endpoint.local.as_ref().map(|_| &**id)
+    /// What the mesh says with it.
+    fn edits(&self) -> RequestEdits<'_> {
+        let unit = self.endpoint.local.as_ref();
+        let edits = unit.map(|unit| edits_for(unit, &self.brought, &self.route.connector.unit));
+        RequestEdits {
+            alone: true,
+            ..edits.unwrap_or_default()
+        }
     }
 
     /// The status that came back; `None`: none did.
@@ -285,7 +275,7 @@ impl Copy {
         let connected = connector.connect(&self.endpoint, self.target, true, &opening).await;
         let stream = connected.ok()?;
         if self.is_http2 {
-            let (request, body) = sent.to_http2(self.peer())?;
+            let (request, body) = sent.to_http2(&self.edits())?;
             return Box::pin(http2::ask(stream, request, body, progress)).await.ok();
         }
         let mut conn = Conn::new(stream);
