@@ -3,7 +3,6 @@
 import contextlib
 import json
 import statistics
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from tests.lab.capture import Capture
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
+from tests.mesh.stoppable import stoppable
 from tests.mesh.survival import load
 from tests.mesh.world import World
 
@@ -95,16 +95,10 @@ def spoken(wire: Capture, *hosts: Host) -> list[Any]:
 @contextlib.contextmanager
 def knocking(host: Host, *targets: str) -> Iterator[dict[str, Counter[str]]]:
     """Connections in plain text, over and over, from a host; afterwards how they were answered, by target."""
-    stop, counts = f"/run/knock-{time.monotonic_ns()}", dict[str, Counter[str]]()
-    with host.popen(["python3", "-c", KNOCKER, stop, *targets]) as process:
-        try:
-            yield counts
-        finally:
-            host.exec(["touch", stop]).must()
-            stdout, stderr = process.communicate(timeout=30)
-            host.exec(["rm", stop]).must()
-    assert process.returncode == 0, stderr
-    counts.update({target: Counter(count) for target, count in json.loads(stdout).items()})
+    counts = dict[str, Counter[str]]()
+    with stoppable(host, lambda stop: ["python3", "-c", KNOCKER, stop, *targets], timeout=30) as running:
+        yield counts
+    counts.update({target: Counter(count) for target, count in json.loads(running.stdout).items()})
 
 
 def knocks(counts: dict[str, Counter[str]]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
 from tests.mesh import in_force, told
+from tests.mesh.stoppable import stoppable
 from tests.mesh.survival import load
 from tests.mesh.world import World
 
@@ -54,19 +55,14 @@ def cpu(host: Host, unit: str, seconds: float) -> float:
 @contextlib.contextmanager
 def held(w: World, connections: int, waiting: int) -> Iterator[dict[str, float]]:
     """Connections of `shop` to web that say nothing, and requests behind them; afterwards what came of those."""
-    stop, found = f"/run/hold-{time.monotonic_ns()}", {}
-    command = ["python3", "-c", HOLD, "web", "80", str(connections), str(waiting), stop]
-    with w.h1.popen(["hostmesh", "run", "--unit", "shop", "--", *command]) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        try:
-            yield found
-        finally:
-            w.h1.exec(["touch", stop]).must()
-            stdout, stderr = process.communicate(timeout=60)
-            w.h1.exec(["rm", stop]).must()
-    assert process.returncode == 0, stderr
-    found.update(json.loads(stdout))
+    found: dict[str, float] = {}
+    words = "web", "80", str(connections), str(waiting)
+    hold = ["hostmesh", "run", "--unit", "shop", "--", "python3", "-c", HOLD, *words]
+    with stoppable(w.h1, lambda stop: [*hold, stop]) as running:
+        assert running.process.stdout is not None
+        assert running.process.stdout.readline() == "held\n"
+        yield found
+    found.update(json.loads(running.stdout))
 
 
 def _may_call_orders(host: Host, unit: str) -> bool:

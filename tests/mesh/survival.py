@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
 from tests.mesh.shows import order
+from tests.mesh.stoppable import stoppable
 from tests.mesh.world import World
 
 LOAD = (Path(__file__).parent / "load.py").read_text()
@@ -19,8 +19,7 @@ DAEMONS = ("hostmeshd.service", "hostmesh-controller.service")
 class Load:
     """A load in flight, and afterwards what it told."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self.process = process
+    def __init__(self) -> None:
         self.told: dict[str, object] = {}
 
     def number(self, key: str) -> float:
@@ -43,35 +42,13 @@ def load(
 
     ``pause``: seconds from an answer to the connection's next request.
     """
-    stop = f"/run/load-{time.monotonic_ns()}"
-    command = [
-        "hostmesh",
-        "run",
-        "--unit",
-        unit,
-        "--",
-        "python3",
-        "-c",
-        LOAD,
-        host,
-        "80",
-        path,
-        str(connections),
-        str(least),
-        stop,
-        str(pause),
-    ]
-    with w.h1.popen(command) as process:
-        running = Load(process)
-        try:
-            wait_until(lambda: _connections(w.h1), "the load runs", 10.0, 0.05)
-            yield running
-        finally:
-            w.h1.exec(["touch", stop]).must()
-            stdout, stderr = process.communicate(timeout=120)
-            w.h1.exec(["rm", "-f", stop]).must()
-    assert process.returncode == 0, stderr
-    running.told = json.loads(stdout)
+    words = (host, "80", path, str(connections), str(least))
+    command = ["hostmesh", "run", "--unit", unit, "--", "python3", "-c", LOAD, *words]
+    with stoppable(w.h1, lambda stop: [*command, stop, str(pause)], timeout=120) as begun:
+        running = Load()
+        wait_until(lambda: _connections(w.h1), "the load runs", 10.0, 0.05)
+        yield running
+    running.told = json.loads(begun.stdout)
 
 
 def _connections(host: Host) -> list[str]:

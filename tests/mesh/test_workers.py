@@ -1,13 +1,13 @@
 """A worker of the proxy that is busy has a helper: connections go there and come back, and no request notices."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
+from tests.mesh.stoppable import stoppable
 from tests.mesh.survival import load
 from tests.mesh.told import metric, wait_above
 from tests.mesh.upgrade import PROXY, answered, reload
@@ -33,19 +33,16 @@ def busy(host: Host) -> dict[str, float]:
 def downloads(mesh: World) -> Iterator[list[int]]:
     """Two at a time, a GB each, while the ``with`` body runs: h2 is busy on any machine. Afterwards: how many."""
     mesh.h2.exec(["truncate", "--size=1G", "/var/www/html/gigabyte"]).must()
-    stop, done = f"/run/downloads-{time.monotonic_ns()}", answered(mesh.h1, **FLOW)
-    loop = f"until [ -e {stop} ]; do curl -sSf -o /dev/null http://web/gigabyte || exit 1; echo done; done"
-    counts: list[int] = []
-    with mesh.h1.popen(["hostmesh", "run", "--unit", "shop", "--", "sh", "-c", f"{loop} & {loop}; wait $!"]) as process:
-        try:
-            wait_until(lambda: answered(mesh.h1, **FLOW) > done + 2, "downloads", 30.0, 0.1)
-            yield counts
-        finally:
-            mesh.h1.exec(["touch", stop]).must()
-            stdout, stderr = process.communicate(timeout=60)
-            mesh.h1.exec(["rm", stop]).must()
-    assert process.returncode == 0, stderr
-    counts.append(stdout.count("done"))
+    done, counts = answered(mesh.h1, **FLOW), list[int]()
+
+    def argv(stop: str) -> list[str]:
+        loop = f"until [ -e {stop} ]; do curl -sSf -o /dev/null http://web/gigabyte || exit 1; echo done; done"
+        return ["hostmesh", "run", "--unit", "shop", "--", "sh", "-c", f"{loop} & {loop}; wait $!"]
+
+    with stoppable(mesh.h1, argv) as running:
+        wait_until(lambda: answered(mesh.h1, **FLOW) > done + 2, "downloads", 30.0, 0.1)
+        yield counts
+    counts.append(running.stdout.count("done"))
 
 
 def test_a_busy_worker_has_a_helper_which_rests_when_there_is_little_to_do(mesh: World) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.lab.host import Host
 from tests.lab.waiting import wait_until
+from tests.mesh.stoppable import stoppable
 from tests.mesh.told import total
 from tests.mesh.world import World
 
@@ -59,19 +60,13 @@ class Steady:
 @contextlib.contextmanager
 def steady(w: World, *, pause: float = 0.01) -> Iterator[Steady]:
     """HTTP, redis and PostgreSQL from shop on h1 to h2 while the ``with`` body runs."""
-    stop = f"/run/steady-{time.monotonic_ns()}"
-    command = ["hostmesh", "run", "--unit", "shop", "--", "python3", "-c", STEADY, str(pause), stop]
-    with w.h1.popen(command) as process:
-        running = Steady(w.h1, stop, process)
-        try:
-            running.wait_for(10)
-            yield running
-        finally:
-            w.h1.exec(["touch", stop]).must()
-            stdout, stderr = process.communicate(timeout=60)
-            w.h1.exec(["rm", "-f", stop, f"{stop}.counts"]).must()
-    assert process.returncode == 0, stderr
-    running.told = json.loads(stdout)
+    command = ["hostmesh", "run", "--unit", "shop", "--", "python3", "-c", STEADY, str(pause)]
+    with stoppable(w.h1, lambda stop: [*command, stop]) as begun:
+        running = Steady(w.h1, begun.stop, begun.process)
+        running.wait_for(10)
+        yield running
+    w.h1.exec(["rm", "-f", f"{begun.stop}.counts"]).must()
+    running.told = json.loads(begun.stdout)
 
 
 def generations(host: Host) -> list[int]:
