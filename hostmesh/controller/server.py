@@ -3,6 +3,7 @@
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 
 import grpc
 import grpc.aio
@@ -49,8 +50,7 @@ class Ports:
             (self.hosts, self._config.port, True),
             (self.enrolment, self._config.enrolment_port, False),
         ):
-            credentials = grpc.dynamic_ssl_server_credentials(*self._certificates(mutual=mutual), mutual)
-            ports.append(_listen(server, self._config.listen, port, credentials))
+            ports.append(_listen(server, self._config.listen, port, partial(self._credentials, mutual=mutual)))
             await server.start()
         return ports[0], ports[1]
 
@@ -59,13 +59,11 @@ class Ports:
         await self.hosts.stop(grace)
         await self.enrolment.stop(grace)
 
-    def _certificates(
-        self, *, mutual: bool
-    ) -> tuple[grpc.ServerCertificateConfiguration, Callable[[], grpc.ServerCertificateConfiguration | None]]:
-        """What handshakes use, and what says at each whether they use another from now on: no renewal needs a restart.
+    def _credentials(self, *, mutual: bool) -> grpc.ServerCredentials:
+        """Of one address: a certificate, and what says at each handshake whether another counts from now on.
 
-        "No change" is said as often as it is true: a change frees what handshakes beside it still
-        read (grpcio 1.85), and a hundred hosts that come at once would end the controller.
+        No renewal needs a restart. "No change" is said as often as it is true: a change frees what handshakes beside it
+        still read (grpcio 1.85), and a hundred hosts that come at once would end the controller.
         """
         used = self._identity
 
@@ -78,7 +76,9 @@ class Ports:
             used = self._identity
             return self._certificate(used, mutual=mutual)
 
-        return self._certificate(used, mutual=mutual), renewed
+        first = self._certificate(used, mutual=mutual)
+        credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(first, renewed, mutual)
+        return credentials
 
     def _certificate(self, identity: ca.ServerIdentity, *, mutual: bool) -> grpc.ServerCertificateConfiguration:
         roots = b"".join(root.public_bytes(Encoding.PEM) for root in self._authority.trust_bundle)
@@ -100,7 +100,9 @@ def _is_here(address: str) -> bool:
     return True
 
 
-def _listen(server: grpc.aio.Server, addresses: tuple[str, ...], port: int, credentials: grpc.ServerCredentials) -> int:
+def _listen(
+    server: grpc.aio.Server, addresses: tuple[str, ...], port: int, credentials: Callable[[], grpc.ServerCredentials]
+) -> int:
     everywhere = "::" in addresses  # takes IPv4 as well; and where there is no IPv6, gRPC takes IPv4 alone
     here = ["::"] if everywhere else [text for text in addresses if _is_here(text)]
     if not here:
@@ -108,7 +110,7 @@ def _listen(server: grpc.aio.Server, addresses: tuple[str, ...], port: int, cred
     for text in here:
         where = f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
         try:
-            port = server.add_secure_port(where, credentials)
+            port = server.add_secure_port(where, credentials())  # its own: the first certificate is given once
         except RuntimeError as error:
             hint = f"ss -ltnp 'sport = :{port}' shows who does"
             raise PortTaken(f"cannot listen on {where}: {error}", hint) from error

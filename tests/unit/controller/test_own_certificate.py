@@ -19,20 +19,22 @@ from hostmesh.controller.service import Controller
 from hostmesh.controller.store import Store
 from hostmesh.identity import svid
 
+HERE, ALSO_HERE = "127.0.0.1", "127.0.0.2"
 
-def shown(port: int) -> svid.Svid:
+
+def shown(port: int, address: str = HERE) -> svid.Svid:
     """What the enrolment port shows to whoever comes."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    with socket.create_connection(("127.0.0.1", port), 5) as plain, context.wrap_socket(plain) as wrapped:
+    with socket.create_connection((address, port), 5) as plain, context.wrap_socket(plain) as wrapped:
         der = wrapped.getpeercert(binary_form=True)
     assert der is not None
     return svid.read(x509.load_der_x509_certificate(der))
 
 
 def test_it_is_renewed_at_half_its_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config(trust_domain="mesh.test", name="c1", state=tmp_path / "s", listen=("127.0.0.1",), port=0)
+    config = Config(trust_domain="mesh.test", name="c1", state=tmp_path / "s", listen=(HERE, ALSO_HERE), port=0)
     config = load(_written(config, tmp_path / "c.toml"))
     real = ca.clock
 
@@ -50,6 +52,7 @@ def test_it_is_renewed_at_half_its_life(tmp_path: Path, monkeypatch: pytest.Monk
             second = await asyncio.to_thread(shown, enrolment)
             assert second.serial != first.serial
             assert second.not_after > first.not_after + timedelta(hours=11)
+            assert (await asyncio.to_thread(shown, enrolment, ALSO_HERE)).serial == second.serial
             await ports.stop(0)
 
     asyncio.run(scenario())
