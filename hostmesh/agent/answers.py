@@ -13,6 +13,7 @@ from hostmesh.observe.totals import open_breakers, unit_counts
 from hostmesh.observe.units import UnitState
 from hostmesh.plan import redirect
 from hostmesh.plan.diff import Change, ChangeRuleset, SendSnapshot, WriteFile
+from hostmesh.plan.redirect_sets import COUNTERS
 from hostmesh.policy.model import Mode, Policy
 from hostmesh.wire import agent_control as wire
 from hostmesh.wire.snapshot import Snapshot
@@ -139,8 +140,8 @@ class Answers:
 
     def _kernel(self) -> dict[tuple[str, str], int]:
         units, refused = self._loop.units_by_number(), {}
-        counters = self._loop.parts.firewall.counters(redirect.COUNTERS)
-        for counter, prefix in zip(redirect.COUNTERS, _PREFIXES, strict=True):
+        counters = self._loop.parts.firewall.counters(COUNTERS)
+        for counter, prefix in zip(COUNTERS, _PREFIXES, strict=True):
             for number, packets in counters.get(counter, {}).items():
                 unit, file = units.get(number, ("", ""))
                 refused[unit, rule_of(prefix, file)] = packets

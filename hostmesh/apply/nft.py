@@ -13,7 +13,8 @@ import nftables
 from hostmesh.apply.nft_sets import cgroup_elements
 from hostmesh.errors import HostmeshError
 from hostmesh.plan.elements import TableState, read_listing, read_sets
-from hostmesh.plan.redirect import FAMILY, REPLIES, TABLE
+from hostmesh.plan.redirect import FAMILY, TABLE
+from hostmesh.plan.redirect_sets import REPLIES
 from hostmesh.plan.ruleset import Element
 from hostmesh.plan.surroundings import Listing
 

@@ -14,7 +14,7 @@ from hostmesh.apply.netlink import Netlink
 from hostmesh.names import UnitName
 from hostmesh.plan.compile import empty_plan
 from hostmesh.plan.elements import read_listing
-from hostmesh.plan.redirect import COUNTERS
+from hostmesh.plan.redirect_sets import COUNTERS
 from hostmesh.plan.routing import PolicyRule, Route
 from tests.host.plans import NUMBER, OUTBOUND, SLICE, VIPS, Bench, plan, policy
 from tests.host.world import CGROUP, HERE4, HERE6, World, ask, in_world

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hostmesh.plan.redirect import COUNTERS
+from hostmesh.plan.redirect_sets import COUNTERS
 from tests.host.plans import INBOUND, NUMBER, SETTINGS, SLICE, Bench, plan, policy
 from tests.host.world import HERE4, HERE6, PEER4, PEER6, World, ask, in_world
 

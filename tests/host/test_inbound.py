@@ -10,7 +10,8 @@ from nftables import Nftables
 from pyroute2 import IPRoute
 
 from hostmesh.observe.nflog import NflogReader, Refusal
-from hostmesh.plan.redirect import COUNTERS, PREFIX_LISTENER, PREFIX_PLAINTEXT
+from hostmesh.plan.redirect import PREFIX_LISTENER, PREFIX_PLAINTEXT
+from hostmesh.plan.redirect_sets import COUNTERS
 from hostmesh.policy.model import Mode
 from tests.host.plans import INBOUND, NUMBER, OUTBOUND, SETTINGS, SLICE, UNIT, Bench, plan, policy
 from tests.host.world import HERE4, HERE6, PEER4, PEER6, World, ask, in_world

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.plans import OUTBOUND, SLICE, Bench, plan, policy
-from tests.host.world import HERE4, HERE6, PEER4, PEER6, World, ask, in_world
+from hostmesh.plan.redirect_sets import COUNTERS
+from tests.host.plans import INBOUND, NUMBER, OUTBOUND, SETTINGS, SLICE, Bench, plan, policy
+from tests.host.world import HERE4, HERE6, PEER4, PEER6, World, ask, ask_udp, in_world
 
 pytestmark = pytest.mark.kernel
 REMOTE = ("198.18.7.9", "2001:2:7::9", PEER4, PEER6, "240.240.0.5", "fd00:240::5")
@@ -88,3 +89,19 @@ def wait_for_drop() -> None:
     while not any(line.split()[3] == "02" for line in Path("/proc/net/tcp").read_text().splitlines()[1:]):
         assert time.monotonic() < deadline
         select.select([], [], [], 0.01)
+
+
+def test_a_mark_that_a_unit_gives_itself_frees_no_datagram(tmp_path: Path) -> None:
+    """With CAP_NET_RAW, as what goes from a unit to the proxy is marked: it is a unit's datagram, refused like any."""
+
+    def test(world: World) -> None:
+        bench = meshed(world, tmp_path, outbound=())
+        marks = (0, OUTBOUND, OUTBOUND + 1, INBOUND, INBOUND | SETTINGS.marks.delivered, SETTINGS.marks.proxy)
+        addresses = (HERE4, HERE6, "127.0.0.1", "::1")
+        for address in addresses:
+            for mark in marks:
+                seen = world.run(ask_udp, address, 9, 0.3, mark, cgroup=SLICE)
+                assert seen == errno.EPERM, (address, hex(mark), seen)
+        assert bench.nft.counters(COUNTERS)["refused_outbound"] == {NUMBER: len(addresses) * len(marks)}
+
+    in_world(test)

@@ -151,11 +151,13 @@ def ask(address: str, port: int, source: str = "", mark: int = 0, timeout: float
         return pickle.loads(data)
 
 
-def ask_udp(address: str, port: int, timeout: float = 2.0) -> Any:
+def ask_udp(address: str, port: int, timeout: float = 2.0, mark: int = 0) -> Any:
     """Send a datagram, and return the answer; else the error's number, or ``timeout``."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as client:
         client.settimeout(timeout)
+        if mark:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         try:
             client.connect((address, port))
             client.send(b"?")
