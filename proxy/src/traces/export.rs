@@ -44,8 +44,6 @@ pub struct Exporter {
     source: SpanSource,
     changes: watch::Receiver<u64>,
     collector: Option<Collector>,
-    /// Taken, to go together with what comes soon.
-    gathered: Vec<Finished>,
     /// Under way. Whoever stops waiting for it finds it here.
     batch: Option<Batch>,
 }
@@ -58,7 +56,6 @@ impl Exporter {
             shared,
             source,
             collector: None,
-            gathered: Vec::new(),
             batch: None,
         }
     }
@@ -71,38 +68,26 @@ impl Exporter {
         }
         let _late = timeout(FAREWELL, self.flush()).await;
         let under_way = self.batch.map_or(0, |batch| batch.spans);
-        let left = under_way + self.gathered.len() + self.source.queue.len();
+        let left = under_way + self.source.queue.len();
         self.source.ledger.leave(Dropped::Ended, left);
     }
 
     async fn export(&mut self) {
         loop {
-            self.gather().await;
-            self.begin();
+            let spans = self.source.batch(BATCH, PACE).await;
+            self.begin(spans);
             self.deliver().await;
-        }
-    }
-
-    async fn gather(&mut self) {
-        self.source.wait(&mut self.gathered, BATCH).await;
-        let whole = Instant::now() + PACE;
-        while self.gathered.len() < BATCH && Instant::now() < whole {
-            let room = BATCH - self.gathered.len();
-            let more = timeout(whole - Instant::now(), self.source.wait(&mut self.gathered, room)).await;
-            if more.is_err() {
-                break;
-            }
         }
     }
 
     async fn flush(&mut self) {
         loop {
             if self.batch.is_none() {
-                self.source.top_up(&mut self.gathered, BATCH);
-                if self.gathered.is_empty() {
+                let spans = self.source.take(BATCH);
+                if spans.is_empty() {
                     return;
                 }
-                self.begin();
+                self.begin(spans);
             }
             if self.attempt().await.is_err() {
                 return;
@@ -110,9 +95,8 @@ impl Exporter {
         }
     }
 
-    /// Encodes what was gathered as a batch, which is all that is kept of it.
-    fn begin(&mut self) {
-        let spans = std::mem::take(&mut self.gathered);
+    /// Encodes spans as a batch, which is all that is kept of them.
+    fn begin(&mut self, spans: Vec<Finished>) {
         let config = self.shared.config();
         let host = config.as_ref().map_or("", |config| &*config.host);
         self.batch = Some(Batch {

@@ -7,13 +7,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, fence};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hostmesh_proxy_core::config::Unit;
 use hostmesh_proxy_core::trace::Span;
-use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, timeout};
 
 mod collector;
 pub mod connection;
@@ -141,6 +142,8 @@ pub enum Dropped {
 
 const DROPPED: [&str; 5] = ["queue-full", "unreachable", "timeout", "rejected", "ended"];
 
+const NONE: usize = usize::MAX;
+
 /// The workers' end: cheap to clone, never waits.
 #[derive(Clone)]
 pub struct SpanSink {
@@ -161,6 +164,9 @@ struct Ledger {
     most: AtomicUsize,
     /// So many are kept: in the queue, and on their way to the collector.
     kept: AtomicUsize,
+    /// Who queues a span and sees that so many are kept wakes the exporter; [`NONE`]: it does not wait.
+    awaited: AtomicUsize,
+    wake: Notify,
     exported: AtomicU64,
     dropped: [AtomicU64; DROPPED.len()],
 }
@@ -204,6 +210,11 @@ impl SpanSink {
             ledger.lose(Dropped::QueueFull, 1);
         } else if self.queue.send(span).is_err() {
             ledger.leave(Dropped::Ended, 1);
+        } else {
+            fence(SeqCst); // either this sees what is awaited, or who awaits it sees the span
+            if ledger.kept.load(Relaxed) >= ledger.awaited.load(Relaxed) {
+                ledger.wake.notify_one();
+            }
         }
     }
 
@@ -223,18 +234,28 @@ impl SpanSink {
 }
 
 impl SpanSource {
-    /// Waits for at least one, then takes what is there, `limit` at most.
-    async fn wait(&mut self, spans: &mut Vec<Finished>, limit: usize) {
-        self.queue.recv_many(spans, limit).await;
+    /// Waits for a first one, then until `limit` of them go together, or half of all that may be kept, `pace` at most; takes
+    /// them. Who queues another meanwhile wakes nobody. Call when nothing is kept outside of the queue.
+    async fn batch(&mut self, limit: usize, pace: Duration) -> Vec<Finished> {
+        self.queued(1).await;
+        let half = self.ledger.most.load(Relaxed) / 2;
+        // Late: those that are there go.
+        let _late = timeout(pace, self.queued(limit.min(half).max(1))).await;
+        self.ledger.awaited.store(NONE, Relaxed);
+        self.take(limit)
     }
 
-    /// Takes what is there without waiting, until there are `limit` of them.
-    pub(crate) fn top_up(&mut self, spans: &mut Vec<Finished>, limit: usize) {
-        while spans.len() < limit
-            && let Ok(span) = self.queue.try_recv()
-        {
-            spans.push(span);
+    async fn queued(&self, count: usize) {
+        self.ledger.awaited.store(count, Relaxed);
+        fence(SeqCst);
+        while self.queue.len() < count {
+            self.ledger.wake.notified().await;
         }
+    }
+
+    /// Takes what is there, `limit` at most.
+    pub(crate) fn take(&mut self, limit: usize) -> Vec<Finished> {
+        std::iter::from_fn(|| self.queue.try_recv().ok()).take(limit).collect()
     }
 }
 

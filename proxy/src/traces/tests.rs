@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use hostmesh_proxy_core::config::{Config, Otlp, Traces};
@@ -21,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
+use tokio_test::task;
 
 use super::collector::{Collector, Refused};
 use super::export::Exporter;
@@ -56,9 +58,7 @@ fn what_finds_no_place_is_counted_and_nothing_is_kept_without_a_collector() {
     sink.keep(10);
     (1..=14).for_each(|id| sink.emit(finished(&config, id)));
     assert_eq!(sink.dropped(), BTreeMap::from([("queue-full".to_owned(), 4)]));
-    let mut spans = Vec::new();
-    source.top_up(&mut spans, 6);
-    assert_eq!(spans.len(), 6);
+    assert_eq!(source.take(6).len(), 6);
     sink.emit(finished(&config, 15));
     assert_eq!(
         sink.dropped()["queue-full"],
@@ -68,6 +68,41 @@ fn what_finds_no_place_is_counted_and_nothing_is_kept_without_a_collector() {
     source.ledger.arrive(6);
     sink.emit(finished(&config, 16));
     assert_eq!((sink.dropped()["queue-full"], sink.exported()), (5, 6));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_batch_is_woken_by_its_first_and_its_last_alone() {
+    let (config, (sink, mut source)) = (config(), queue());
+    sink.keep(1000);
+    let (pace, begun) = (Duration::from_secs(1), Instant::now());
+    let mut waiting = task::spawn(source.batch(100, pace));
+    assert!(waiting.poll().is_pending());
+    sink.emit(finished(&config, 1));
+    assert!(waiting.is_woken() && waiting.poll().is_pending());
+    for id in 2..=99 {
+        sink.emit(finished(&config, id));
+        assert!(!waiting.is_woken(), "by span {id}");
+    }
+    sink.emit(finished(&config, 100));
+    assert!(waiting.is_woken());
+    assert!(matches!(waiting.poll(), Poll::Ready(spans) if spans.len() == 100));
+    drop(waiting);
+    sink.emit(finished(&config, 101));
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    assert_eq!(source.batch(100, pace).await.len(), 1, "the pace is over");
+    assert_eq!(begun.elapsed(), pace);
+}
+
+#[tokio::test]
+async fn half_of_what_may_be_kept_goes_before_the_rest_finds_no_place() {
+    let (config, (sink, mut source)) = (config(), queue());
+    sink.keep(10);
+    let mut waiting = task::spawn(source.batch(100, Duration::from_secs(1)));
+    (1..=5).for_each(|id| sink.emit(finished(&config, id)));
+    let Poll::Ready(spans) = waiting.poll() else {
+        panic!("it waits for more than may be kept")
+    };
+    assert_eq!(spans.len(), 5);
 }
 
 #[test]
@@ -332,9 +367,7 @@ async fn until(is_so: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting)
-        .await
-        .expect("soon");
+    timeout(Duration::from_secs(10), waiting).await.expect("soon");
 }
 
 #[test]
@@ -346,7 +379,7 @@ fn what_waits_together_goes_together_and_makes_room() {
         for round in 1..=2 {
             (1..=most).for_each(|id| sink.emit(finished(&config, id)));
             let begun = Instant::now();
-            let seen = tokio::time::timeout(Duration::from_secs(10), seen.recv());
+            let seen = timeout(Duration::from_secs(10), seen.recv());
             let (_, body) = seen.await.expect("soon").expect("a request");
             assert!(begun.elapsed() < Duration::from_secs(5), "no batch waits to be full");
             let read = ExportTraceServiceRequest::decode(&body[..]).expect("OTLP");
