@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench import extras, report
+from bench import extras, prices, report
 from bench.command import RESULTS, about, end_on_signals, tell
 from bench.contenders import BEFORE, NEED_OWN_FILES, OURS, STARTS, Contender, hostmesh, start
 from bench.layer import bench_layer
@@ -25,7 +25,8 @@ from bench.testbed import Testbed, two_hosts
 from tests.lab.install import hostmesh_layer
 
 QUICK = {"rounds": 5, "seconds": 4, "only": ["top"], "contenders": ["direct", "haproxy", "hostmesh"]}
-ONCE = ("memory", "change", "units")
+ONCE = ("memory", "change", "prices", "units")
+PRICE_SECONDS = 2
 FULL = {"rounds": 5, "seconds": None, "only": [*LOADS, *ONCE], "contenders": list(STARTS)}
 
 
@@ -47,9 +48,10 @@ def main() -> int:
         samples = run(contenders, loads, options.rounds, seconds=options.seconds, tell=tell)
         ours = [contender for contender in contenders if contender.name == OURS]
         change = extras.change_to_effect(bed, ours[0]) if ours and "change" in options.only else None
+        paid = _prices(bed, ours, options) if "prices" in options.only else {}
         if "units" in options.only:  # the last one: the host is another after it
             memory |= extras.with_units(bed, tell)
-    seen = report.Seen(samples, ratios(samples), memory, change)
+    seen = report.Seen(samples, ratios(samples), memory, change, paid)
     kept = report.print_all(seen)
     report.write(options.output, seen, told)
     if samples and options.what == "full":  # matplotlib is there for that one only
@@ -62,6 +64,12 @@ def main() -> int:
 
 def _memory(bed: Testbed, contenders: tuple[Contender, ...]) -> extras.Memory:
     return extras.at_rest(contenders) | extras.with_connections(bed, contenders, tell)
+
+
+def _prices(bed: Testbed, ours: list[Contender], options: argparse.Namespace) -> prices.Prices:
+    if not ours:
+        return {}
+    return prices.measure(bed, ours[0], rounds=options.rounds, seconds=options.seconds or PRICE_SECONDS, tell=tell)
 
 
 def _options() -> argparse.Namespace:

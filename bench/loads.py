@@ -45,9 +45,9 @@ def check_answer(contender: Contender) -> None:
         raise WrongAnswerError(f"{contender.name}: curl {contender.url}/ said {said!r}, not {BODY} 200")
 
 
-def top(contender: Contender, seconds: int) -> Figures:
-    """As many requests as go through on keep-alive connections."""
-    return _wrk(contender, seconds, contender.url)
+def top(contender: Contender, seconds: int, *, says: tuple[str, ...] = ()) -> Figures:
+    """As many requests as go through on keep-alive connections. ``says``: more of wrk's options."""
+    return _wrk(contender, seconds, contender.url, *says)
 
 
 def new_connections(contender: Contender, seconds: int) -> Figures:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench import targets
 from bench.loads import LOADS
+from bench.prices import Prices
 from bench.rounds import Figure, Samples
 from bench.targets import BY_TIME, CHANGES, FLOORS, MEMORY_TARGETS, TARGETS
 
@@ -23,12 +24,14 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Seen:
-    """All that a run has measured. ``memory`` in MB by what it is of; ``change``: of a policy, to its effect, in ms."""
+    """All that a run has measured. ``memory`` in MB by what it is of; ``change``: of a policy, to its effect,
+    in ms. ``prices``: of features."""
 
     samples: Samples
     ratios: Mapping[str, Figure]
     memory: Mapping[str, Figure]
     change: Figure | None
+    prices: Prices
 
 
 def figures(samples: Samples) -> dict[str, dict[str, dict[str, Figure]]]:
@@ -99,6 +102,14 @@ def print_memory(memory: Mapping[str, Figure]) -> None:
         print(f"  {name:34}{_cell(figure, '{:.1f}'):>24}")
 
 
+def print_prices(prices: Prices) -> None:
+    """What a request costs with a feature, against the same without it."""
+    if prices:
+        print(f"\n{'with, as hard as it goes':40}{'CPU of both proxies':>26}{'requests/s':>26}")
+    for feature, of in prices.items():
+        print(f"  {feature:38}{_cell(of['cpu'], '{:.2f}'):>26}{_cell(of['rps'], '{:.2f}'):>26}")
+
+
 def print_all(seen: Seen) -> bool:
     """All tables; whether the floor was kept."""
     print_loads(seen.samples)
@@ -106,6 +117,7 @@ def print_all(seen: Seen) -> bool:
         print_memory(seen.memory)
     if seen.change:
         print(f"\na policy file's change to its effect, ms{_cell(seen.change, '{:.0f}'):>24}")
+    print_prices(seen.prices)
     print_targets({**seen.ratios, **targets.memory(seen.memory)})
     print_changes(seen.ratios)
     return print_floors(seen.ratios)
@@ -122,6 +134,9 @@ def write(path: Path, seen: Seen, about: Mapping[str, object]) -> None:
         "rss_mb_spread": {key: [figure.low, figure.high] for key, figure in promised.items()},
         "memory_mb": {name: asdict(figure) for name, figure in seen.memory.items()},
         "policy_change_ms": asdict(seen.change) if seen.change else None,
+        "prices": {
+            feature: {name: asdict(figure) for name, figure in of.items()} for feature, of in seen.prices.items()
+        },
         "figures": {
             load: {name: {key: asdict(figure) for key, figure in of.items()} for name, of in loads.items()}
             for load, loads in figures(seen.samples).items()

@@ -25,21 +25,6 @@ CALLER, LOCAL_CALLER, SERVICE = "bench-load", "bench-local", "bench"
 URL = f"http://{SERVICE}:{MESHED_PORT}"
 MEMBERS = "member@*.service"  # the many units that only memory is measured with
 CONGESTION_CONTROL = "reno"
-POLICY = f"""
-[service]
-name = "{SERVICE}"
-[service.ports]
-{MESHED_PORT} = "http"
-[[inbound.allow]]
-from = ["{CALLER}", "{LOCAL_CALLER}"]
-methods = ["GET"]
-paths = ["/*"]
-[traffic]
-timeout = "600s"
-retries = {{ attempts = 3, on = ["5xx", "connect-failure"] }}
-[observe]
-trace = 0.01
-"""
 SCRAPER = """
 [Unit]
 Description=asks for the metrics as a Prometheus would, three times as often
@@ -48,6 +33,34 @@ ExecStart=/bin/sh -c 'while curl -sSf -o /dev/null http://127.0.0.1:15020/metric
 """
 
 Tell = Callable[[str], None]
+
+
+def policy(inbound: str = "", traffic: str = 'timeout = "600s"\n', observe: str = "trace = 0.01\n") -> str:
+    """The service's, with what else is to stand in its tables."""
+    return f"""
+[service]
+name = "{SERVICE}"
+[service.ports]
+{MESHED_PORT} = "http"
+[[inbound.allow]]
+from = ["{CALLER}", "{LOCAL_CALLER}"]
+methods = ["GET"]
+paths = ["/*"]
+{inbound}
+[traffic]
+retries = {{ attempts = 3, on = ["5xx", "connect-failure"] }}
+{traffic}
+[observe]
+{observe}
+"""
+
+
+def caller_policy(observe: str = "trace = 0.01\n") -> str:
+    """Of both callers: they serve nothing."""
+    return f"[observe]\n{observe}"
+
+
+POLICY = policy()
 
 
 class NotComparableError(Exception):
@@ -141,8 +154,8 @@ def _mesh(bed: Testbed) -> None:
     bed.h2.exec(["hostmesh", "enable", "bench-meshed.service"]).must()
     world.write_policy(bed.h2, "bench-meshed.service", POLICY)
     bed.h2.systemctl("restart", "bench-meshed.service")
-    world.write_policy(bed.h1, f"{CALLER}.service", "[observe]\ntrace = 0.01\n")
-    world.write_policy(bed.h2, f"{LOCAL_CALLER}.service", "[observe]\ntrace = 0.01\n")
+    world.write_policy(bed.h1, f"{CALLER}.service", caller_policy())
+    world.write_policy(bed.h2, f"{LOCAL_CALLER}.service", caller_policy())
     bed.wait_answered()
     for host in bed.hosts():
         host.write("/etc/systemd/system/bench-scraper.service", SCRAPER)

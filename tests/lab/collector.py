@@ -77,6 +77,10 @@ class Collector:
         self.host.write(_CONFIG, _SETTINGS)
         self.host.exec(["mkdir", "-p", str(Path(_FILE).parent)]).must()
 
+    def forget(self) -> None:
+        """Throw away what it wrote."""
+        (self.host.root / _FILE.lstrip("/")).unlink(missing_ok=True)
+
     def spans(self, trace: str = "") -> list[Span]:
         """All that came so far; of one trace (32 digits), if given."""
         file = self.host.root / _FILE.lstrip("/")
