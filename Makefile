@@ -73,7 +73,7 @@ lock: ## renew requirements.lock
 	$(VENV)/bin/uv pip compile --group bench --constraints requirements.lock --generate-hashes --no-emit-index-url --no-header \
 		-o bench/requirements.lock
 
-bench: changes rootfs wheels ## direct, hostmesh, Envoy, HAProxy and nginx under every load, interleaved, about 15 minutes
+bench: changes rootfs collector wheels ## direct, hostmesh, Envoy, HAProxy and nginx under every load, and what features cost; 20 minutes
 	@bench/setup
 	@$(PY) -m bench full $(ARGS)
 
