@@ -57,8 +57,14 @@ def _has(bit: int) -> str:
     return f"meta mark & {bit:#010x} == {bit:#010x}"
 
 
-def _marked_by_us(settings: Settings) -> str:
-    return f"meta mark & {_flags(settings) | settings.marks.delivered:#010x} != 0x00000000"
+def _is(settings: Settings, *one_of: int) -> str:
+    """Of all our bits exactly these."""
+    bits = [f"{bits:#010x}" for bits in one_of]
+    return f"meta mark & {_bits(settings):#010x} == {bits[0] if len(bits) == 1 else '{ ' + ', '.join(bits) + ' }'}"
+
+
+def _bears_our_bits(settings: Settings) -> str:
+    return f"meta mark & {_bits(settings):#010x} != 0x00000000"
 
 
 # --- outgoing ---------------------------------------------------------------------------------------------------------
@@ -69,7 +75,7 @@ def _output(settings: Settings) -> Chain:
     return Chain(
         "output",
         (
-            Rule(f"{_marked_by_us(settings)} goto marked", "the proxy's, or marked by its sender"),
+            Rule(f"{_bears_our_bits(settings)} goto marked", "the proxy's, or marked by its sender"),
             Rule(f"{CGROUP} @meshed goto from_unit", "packets of meshed units"),
             Rule("goto from_others", "packets of all others"),
         ),
@@ -78,20 +84,25 @@ def _output(settings: Settings) -> Chain:
 
 
 def _marked(settings: Settings, proxy_uid: int) -> Chain:
-    marks, flags = settings.marks, _flags(settings)
-    ours = f"== {{ {marks.proxy:#010x}, {marks.inbound:#010x} }}"
-    clear = f"meta mark set meta mark & {0xFFFFFFFF ^ flags ^ marks.delivered ^ marks.unit:#010x}"
+    """Who is not known by more than a mark passes with exactly one that the guard lets nowhere but over loopback."""
+    marks = settings.marks
+    clear = f"meta mark set meta mark & {0xFFFFFFFF ^ _bits(settings) ^ marks.unit:#010x}"
     return Chain(
         "marked",
         (
-            Rule(f"{_has(marks.inbound | marks.delivered)} meta l4proto tcp goto answer", "from a unit to the proxy"),
             Rule(
-                f"meta mark & {flags:#010x} {ours} {NOT_FIRST} return",
+                f"{_is(settings, marks.inbound | marks.delivered)} {NOT_FIRST} goto answer", "from a unit to the proxy"
+            ),
+            Rule(
+                f"{_is(settings, marks.proxy, marks.inbound)} {NOT_FIRST} return",
                 "running connections of the proxy, and answers to it",
             ),
-            Rule(f"{_has(marks.outbound)} {NOT_FIRST} meta skuid {proxy_uid} return", "from the proxy to a unit"),
             Rule(
-                f"{_has(marks.inbound)} udp sport {settings.ports.dns} udp sport set 53 return",
+                f"{_is(settings, marks.outbound)} {NOT_FIRST} meta skuid {proxy_uid} return", "from the proxy to a unit"
+            ),
+            Rule(
+                f"{_is(settings, marks.inbound)} udp sport {settings.ports.dns} meta skuid {proxy_uid} "
+                "udp sport set 53 return",
                 "the resolver's answers come from the port that was asked",
             ),
             Rule(f"{CGROUP} @meshed goto from_unit", "packets of meshed units"),
@@ -176,8 +187,8 @@ def _passed(settings: Settings) -> Chain:
 
 def _prerouting(settings: Settings) -> Chain:
     marks, to_us = settings.marks, "fib daddr type local goto plaintext_in"
-    marked, to_unit = _marked_by_us(settings), f"{CGROUP} @meshed"
-    cleared = f"meta mark set meta mark & {0xFFFFFFFF ^ _flags(settings) ^ marks.delivered:#010x}"
+    marked, to_unit = _bears_our_bits(settings), f"{CGROUP} @meshed"
+    cleared = f"meta mark set meta mark & {0xFFFFFFFF ^ _bits(settings):#010x}"
     return Chain(
         "prerouting",
         (
@@ -346,6 +357,6 @@ def _refusals(settings: Settings) -> tuple[Chain, ...]:
     )
 
 
-def _flags(settings: Settings) -> int:
+def _bits(settings: Settings) -> int:
     marks = settings.marks
-    return marks.outbound | marks.proxy | marks.inbound | marks.allowed
+    return marks.outbound | marks.proxy | marks.inbound | marks.allowed | marks.delivered

@@ -1,16 +1,20 @@
 """Attacks on a real kernel: a thief in the unit's own port group, forged marks, forged addresses, source routes."""
 
+import contextlib
 import ctypes
+import itertools
 import os
+import re
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from nftables import Nftables
 
 from hostmesh.plan.redirect_sets import COUNTERS
-from tests.host.plans import INBOUND, NUMBER, SETTINGS, SLICE, Bench, plan, policy
+from tests.host.plans import INBOUND, NUMBER, OUTBOUND, SETTINGS, SLICE, Bench, plan, policy
 from tests.host.world import HERE4, HERE6, PEER4, PEER6, World, ask, in_world
 
 pytestmark = pytest.mark.kernel
@@ -145,6 +149,90 @@ def test_only_the_proxys_user_delivers(tmp_path: Path) -> None:
         assert bench.nft.counters(COUNTERS)["refused_plaintext"][NUMBER] >= 12
 
     in_world(test)
+
+
+def test_a_mark_makes_nobody_a_unit_and_no_unit_anybody_else(tmp_path: Path) -> None:
+    """With CAP_NET_RAW: what others mark as a unit's is not the proxy's, and what a unit marks is it as its own."""
+    marks = SETTINGS.marks
+    more = (0, marks.proxy, marks.inbound, marks.allowed, marks.delivered, marks.inbound | marks.delivered)
+
+    def test(world: World) -> None:
+        meshed(world, tmp_path, proxy_uid=PROXY_UID)
+        world.serve("127.0.0.1", 15001, transparent=True)
+        world.serve("127.0.0.1", 81, cgroup=world.cgroup("system.slice/other.service"))
+        for bits in more:
+            for cgroup in ("", "system.slice/other.service"):
+                assert not world.run(connects, "127.0.0.1", 82, OUTBOUND | bits, cgroup=cgroup), (cgroup, hex(bits))
+            for mark in (bits | NUMBER, OUTBOUND + 1 | bits):
+                seen = world.run(ask, "127.0.0.1", 81, "", mark, 0.3, cgroup=SLICE)
+                assert not isinstance(seen, dict) or seen["mark"] == OUTBOUND, (hex(mark), seen)
+        assert world.run(ask, "127.0.0.1", 81, cgroup=SLICE)["to"] == ("127.0.0.1", 81)
+
+    in_world(test)
+
+
+def connects(address: str, port: int, mark: int) -> bool:
+    """Is there one who answers, though he may say nothing?"""
+    with socket.socket() as client:
+        client.settimeout(0.3)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        return client.connect_ex((address, port)) == 0
+
+
+def test_no_mark_leads_a_unit_past_the_guard(tmp_path: Path) -> None:
+    """Whatever bits it gives its packets, of whatever kind, and were its user the proxy's: none leaves as allowed."""
+    spy = f"""
+    table inet spy {{
+        chain leaving {{
+            type filter hook postrouting priority 300
+            oifname "wire" meta mark & {SETTINGS.marks.allowed:#x} != 0 counter
+        }}
+    }}
+    """
+
+    def leaving(nft: Nftables) -> int:
+        _, listed, _ = nft.cmd("list table inet spy")
+        [packets] = re.findall(r"counter packets (\d+)", listed)
+        return int(packets)
+
+    def test(world: World) -> None:
+        meshed(world, tmp_path, proxy_uid=PROXY_UID, outbound=())
+        nft = Nftables()
+        code, _, error = nft.cmd(spy)
+        assert code == 0, error
+        packets = all_kinds()
+        sent = world.run(send_with_all_marks, packets, cgroup=world.cgroup("system.slice/other.service"))
+        assert leaving(nft) >= sent // 4, "it sees those of others"
+        before = leaving(nft)
+        for uid in (0, PROXY_UID):
+            assert world.run(as_user, uid, send_with_all_marks, packets, cgroup=SLICE) == sent
+        assert leaving(nft) == before
+
+    in_world(test)
+
+
+def all_kinds() -> list[bytes]:
+    """Packets for the peer that no unit may send it."""
+    from scapy.layers.inet import IP, TCP, UDP  # noqa: PLC0415 (takes a second to load)
+
+    to = IP(src=HERE4, dst=PEER4)
+    kinds = [to / TCP(sport=4711, dport=80, flags=flags) / b"secret" for flags in ("S", "SA", "A", "R", "RA", "F")]
+    kinds += [to / UDP(sport=port, dport=4711) / b"secret" for port in (4712, SETTINGS.ports.dns)]
+    return [bytes(kind) for kind in kinds]
+
+
+def send_with_all_marks(packets: Sequence[bytes]) -> int:
+    """Each with every mixture of our bits, by the link; how many."""
+    marks = SETTINGS.marks
+    bits = (marks.outbound, marks.proxy, marks.inbound, marks.allowed, marks.delivered)
+    mixtures = [sum(some) for count in range(len(bits) + 1) for some in itertools.combinations(bits, count)]
+    for mixture, packet in itertools.product(mixtures, packets):
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"wire")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mixture | NUMBER)
+            with contextlib.suppress(PermissionError):  # refused at once
+                raw.sendto(packet, (PEER4, 0))
+    return len(mixtures) * len(packets)
 
 
 def send(packet: bytes, to: str) -> None:
