@@ -14,12 +14,12 @@ use hostmesh_proxy_core::config::{Config, Endpoint, Port, Service, Unit};
 use hostmesh_proxy_core::error::Fault;
 use tokio::time::{Instant, timeout};
 
-use crate::deliver;
 use crate::stream::Stream;
 use crate::traces::connection::Opening;
 use crate::wire::client::OpenError;
 use crate::wire::idle::Key;
 use crate::worker::Worker;
+use crate::{deliver, descriptors};
 
 /// Why there is no stream.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub enum ConnectError {
     Denied,
     /// Nothing reached the application: another endpoint may do.
     Unreachable(String),
+    /// This process lacks what it takes to call anybody.
+    Lacking(String),
     /// There is no room for more: not to be tried again.
     BreakerOpen(Resource),
 }
@@ -39,7 +41,7 @@ impl fmt::Display for ConnectError {
         match self {
             Self::NotReady => f.write_str("the unit has no certificate yet"),
             Self::Denied => f.write_str("refused by the other side's policy"),
-            Self::Unreachable(why) => f.write_str(why),
+            Self::Unreachable(why) | Self::Lacking(why) => f.write_str(why),
             Self::BreakerOpen(resource) => write!(f, "the breaker is open: max_{}", resource.word()),
         }
     }
@@ -51,7 +53,7 @@ impl ConnectError {
     /// What a request is answered that cannot go on.
     pub fn fault(&self) -> Fault {
         match self {
-            Self::Unreachable(_) => Fault::Connect,
+            Self::Unreachable(_) | Self::Lacking(_) => Fault::Connect,
             Self::Denied => Fault::Denied,
             Self::NotReady => Fault::Internal,
             Self::BreakerOpen(_) => Fault::BreakerOpen,
@@ -61,7 +63,11 @@ impl ConnectError {
 
 impl From<io::Error> for ConnectError {
     fn from(error: io::Error) -> Self {
-        Self::Unreachable(error.to_string())
+        let why = error.to_string();
+        match descriptors::are_gone(&error) {
+            true => Self::Lacking(why),
+            false => Self::Unreachable(why),
+        }
     }
 }
 
@@ -70,6 +76,7 @@ impl From<OpenError> for ConnectError {
         match error {
             OpenError::NoIdentity => Self::NotReady,
             OpenError::Denied => Self::Denied,
+            OpenError::Lacking(why) => Self::Lacking(why),
             other => Self::Unreachable(other.to_string()),
         }
     }
@@ -148,10 +155,7 @@ impl Connector {
                     unit.unit
                 )));
             };
-            return self
-                .deliver(unit, port)
-                .await
-                .map_err(|error| ConnectError::Unreachable(error.to_string()));
+            return Ok(self.deliver(unit, port).await?);
         }
         if !fresh && let Some(stream) = self.worker.idle.take(&Key::new(&self.unit.unit, endpoint, target)) {
             return Ok(Stream::Wire(Box::new(stream)));

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use hostmesh_proxy_core::config::{ClientAddress, Config, Port, Unit};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 use crate::sockopt;
 
@@ -21,23 +20,13 @@ const CONNECT: Duration = Duration::from_secs(3);
 pub async fn connect(config: &Config, unit: &Unit, port: &Port, client: IpAddr) -> io::Result<TcpStream> {
     let mark = config.marks.inbound | unit.number;
     let client = client.to_canonical();
-    let mut last = io::Error::new(
-        io::ErrorKind::AddrNotAvailable,
-        format!("{} has no address to deliver to", unit.unit),
-    );
-    for candidate in candidates(config, unit, client) {
-        let to = SocketAddr::new(candidate, port.port);
+    let candidates = candidates(config, unit, client).into_iter().map(|candidate| {
         let from = source(config, port.client_address, candidate, client);
-        match timeout(CONNECT, sockopt::connect(to, mark, from)).await {
-            Ok(Ok(stream)) => {
-                sockopt::relayed(&stream)?;
-                return Ok(stream);
-            }
-            Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{to}: {error}")),
-            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{to}: no answer within {CONNECT:?}")),
-        }
-    }
-    Err(last)
+        (SocketAddr::new(candidate, port.port), from)
+    });
+    let (stream, _) = sockopt::connect_any(&unit.unit, candidates.collect(), mark, CONNECT).await?;
+    sockopt::relayed(&stream)?;
+    Ok(stream)
 }
 
 /// The unit's addresses in their order, those of the client's family first: only they can keep its address.

@@ -3,6 +3,7 @@
 //!
 //! The kernel gives the lowest number that is free, so a number says how many are in use.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::LazyLock;
@@ -30,6 +31,24 @@ static LIMITS: LazyLock<(u64, RawFd)> = LazyLock::new(|| {
     (limit, RawFd::try_from(ceiling).unwrap_or(RawFd::MAX))
 });
 
+/// What a call fails by that finds none left.
+#[derive(Debug)]
+struct NoneLeft;
+
+impl fmt::Display for NoneLeft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&shortage())
+    }
+}
+
+impl std::error::Error for NoneLeft {}
+
+/// Did a call fail since this process, or its host, has none left? It says nothing of who was called.
+pub fn are_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+        || error.get_ref().is_some_and(|inner| inner.is::<NoneLeft>())
+}
+
 /// Does this socket take one of those that are kept?
 pub fn is_kept(socket: &impl AsRawFd) -> bool {
     socket.as_raw_fd() >= LIMITS.1
@@ -38,7 +57,7 @@ pub fn is_kept(socket: &impl AsRawFd) -> bool {
 /// An error for a socket that takes one of those that are kept: the call fails, other calls may do.
 pub fn spare(socket: &impl AsRawFd) -> io::Result<()> {
     if is_kept(socket) {
-        return Err(io::Error::other(shortage()));
+        return Err(io::Error::other(NoneLeft));
     }
     Ok(())
 }

@@ -277,8 +277,10 @@ impl Outgoing {
             if let (Some(trace), Some(steps)) = (&opened.trace, opening.dialed.get()) {
                 trace.dialed(&self.connector.worker, &self.connector.unit, steps);
             }
-            let failed = matches!(connected, Err(ConnectError::Unreachable(_)));
-            self.connector.judge(service, &endpoint, failed);
+            if !matches!(connected, Err(ConnectError::Lacking(_))) {
+                let failed = matches!(connected, Err(ConnectError::Unreachable(_)));
+                self.connector.judge(service, &endpoint, failed);
+            }
             match connected {
                 Ok(stream) => return Ok((endpoint, stream)),
                 Err(denied @ ConnectError::Denied) => return Err(Some((endpoint.spiffe_id.clone(), denied))),

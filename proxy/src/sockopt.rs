@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 use crate::descriptors;
 
@@ -79,6 +80,34 @@ pub async fn connect(to: SocketAddr, mark: u32, from: Option<IpAddr>) -> io::Res
         socket.bind(&SocketAddr::new(from, 0).into())?;
     }
     TcpSocket::from_std_stream(socket.into()).connect(to).await
+}
+
+/// Connects to the first of `whom`'s addresses that answers, each within `limit`; they are with whose address to come, as
+/// in [`connect`]. Says which it was. The error is that of the last one.
+pub async fn connect_any(
+    whom: &str,
+    to: Vec<(SocketAddr, Option<IpAddr>)>,
+    mark: u32,
+    limit: Duration,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, format!("{whom} has no address"));
+    for (to, from) in to {
+        last = match timeout(limit, connect(to, mark, from)).await {
+            Ok(Ok(tcp)) => return Ok((tcp, to)),
+            Ok(Err(error)) if descriptors::are_gone(&error) => return Err(error),
+            Ok(Err(error)) => io::Error::new(error.kind(), format!("{to}: {error}")),
+            Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("{to}: no answer within {limit:?}")),
+        };
+    }
+    Err(last)
+}
+
+/// These addresses for [`connect_any`], to be come to from this host's own.
+pub fn at(addresses: &[IpAddr], port: u16) -> Vec<(SocketAddr, Option<IpAddr>)> {
+    addresses
+        .iter()
+        .map(|address| (SocketAddr::new(*address, port), None))
+        .collect()
 }
 
 /// Settings of a relayed connection: nothing waits to be full, a dead peer is noticed though nobody speaks.

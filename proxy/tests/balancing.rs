@@ -9,20 +9,6 @@ use hostmesh_proxy_core::snapshot::{Breaker, Hedge, Service};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-/// One request and its answer; was the near one asked?
-async fn asked(twins: &Twins) -> bool {
-    let mut client = twins.client().await;
-    client.send(&get("/")).await;
-    let (mut peer, is_near) = tokio::select! {
-        near = accepted(&twins.near) => (near, true),
-        far = accepted(&twins.mesh.application) => (far, false),
-    };
-    peer.until("\r\n\r\n").await;
-    peer.send(OK).await;
-    assert!(client.until("ok").await.starts_with("HTTP/1.1 200 "));
-    is_near
-}
-
 #[test]
 fn the_less_busy_one_is_asked_as_long_as_it_is() {
     run(async {
@@ -32,13 +18,13 @@ fn the_less_busy_one_is_asked_as_long_as_it_is() {
         let (mut busy, other) = twins.first("\r\n\r\n").await;
         let is_other_near = std::ptr::eq(other, &raw const twins.near);
         for _ in 0..10 {
-            assert_eq!(asked(&twins).await, is_other_near, "one is busy");
+            assert_eq!(twins.asked().await, is_other_near, "one is busy");
         }
         busy.send(OK).await;
         client.until("ok").await;
         let mut seen = [false; 2];
         for _ in 0..60 {
-            seen[usize::from(asked(&twins).await)] = true;
+            seen[usize::from(twins.asked().await)] = true;
         }
         assert_eq!(seen, [true; 2], "none is busy");
     });
@@ -67,7 +53,7 @@ fn who_was_overtaken_is_known_to_be_slow() {
         slow.ends().await;
         let is_quick_near = std::ptr::eq(other, &raw const twins.near);
         for _ in 0..10 {
-            assert_eq!(asked(&twins).await, is_quick_near);
+            assert_eq!(twins.asked().await, is_quick_near);
         }
     });
 }

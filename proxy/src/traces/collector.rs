@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +19,6 @@ use prost::Message;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::grpc;
@@ -207,29 +205,15 @@ fn rejected(body: &[u8]) -> Result<usize, Refused> {
 }
 
 async fn connect(traces: &Traces, mark: u32) -> Result<Requests, Refused> {
-    let mut last = Refused::Later(format!("no address of {} is known", traces.host), None);
-    for address in &traces.addresses {
-        let to = SocketAddr::new(*address, traces.port);
-        last = match timeout(CONNECT, sockopt::connect(to, mark, None)).await {
-            Ok(Ok(tcp)) => {
-                sockopt::wire(&tcp, USER_TIMEOUT)?;
-                return match traces.is_tls {
-                    true => {
-                        let name = ServerName::try_from(traces.host.to_string())?;
-                        shake_hands(
-                            TlsConnector::from(Arc::new(tls(traces)?)).connect(name, tcp).await?,
-                            traces,
-                        )
-                        .await
-                    }
-                    false => shake_hands(tcp, traces).await,
-                };
-            }
-            Ok(Err(error)) => Refused::Later(format!("{to}: {error}"), None),
-            Err(_) => Refused::Later(format!("{to}: no answer within {CONNECT:?}"), None),
-        };
+    let addresses = sockopt::at(&traces.addresses, traces.port);
+    let (tcp, _) = sockopt::connect_any(&traces.host, addresses, mark, CONNECT).await?;
+    sockopt::wire(&tcp, USER_TIMEOUT)?;
+    if !traces.is_tls {
+        return shake_hands(tcp, traces).await;
     }
-    Err(last)
+    let name = ServerName::try_from(traces.host.to_string())?;
+    let tls = TlsConnector::from(Arc::new(tls(traces)?)).connect(name, tcp).await?;
+    shake_hands(tls, traces).await
 }
 
 async fn shake_hands(

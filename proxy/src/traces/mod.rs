@@ -164,7 +164,7 @@ struct Ledger {
     most: AtomicUsize,
     /// So many are kept: in the queue, and on their way to the collector.
     kept: AtomicUsize,
-    /// Who queues a span and sees that so many are kept wakes the exporter; [`NONE`]: it does not wait.
+    /// Who queues a span and sees that so many are kept wakes the exporter. [`NONE`]: it does not wait; 0: it has not begun.
     awaited: AtomicUsize,
     wake: Notify,
     exported: AtomicU64,
@@ -234,18 +234,20 @@ impl SpanSink {
 }
 
 impl SpanSource {
-    /// Waits for a first one, then until `limit` of them go together, or half of all that may be kept, `pace` at most; takes
-    /// them. Who queues another meanwhile wakes nobody. Call when nothing is kept outside of the queue.
+    /// Waits for a first one, then until `limit` of them are there, or half of all that may be kept, `pace` at most; takes
+    /// them. Those between the first and the last wake nobody. Call when nothing is kept outside of the queue.
     async fn batch(&mut self, limit: usize, pace: Duration) -> Vec<Finished> {
-        self.queued(1).await;
+        self.until_queued(1).await;
         let half = self.ledger.most.load(Relaxed) / 2;
         // Late: those that are there go.
-        let _late = timeout(pace, self.queued(limit.min(half).max(1))).await;
+        let _late = timeout(pace, self.until_queued(limit.min(half).max(1))).await;
         self.ledger.awaited.store(NONE, Relaxed);
-        self.take(limit)
+        let mut spans = Vec::new();
+        self.queue.recv_many(&mut spans, limit).await;
+        spans
     }
 
-    async fn queued(&self, count: usize) {
+    async fn until_queued(&self, count: usize) {
         self.ledger.awaited.store(count, Relaxed);
         fence(SeqCst);
         while self.queue.len() < count {

@@ -45,6 +45,8 @@ pub enum OpenError {
     NoIdentity,
     /// No address of the endpoint's host could be reached, or its proxy is not who it must be.
     Unreachable(io::Error),
+    /// This process lacks what it takes to dial anybody.
+    Lacking(String),
     /// The other side's policy refused.
     Denied,
     /// The other side has no such unit or port.
@@ -58,6 +60,7 @@ impl fmt::Display for OpenError {
         match self {
             Self::NoIdentity => f.write_str("the unit has no certificate yet"),
             Self::Unreachable(error) => error.fmt(f),
+            Self::Lacking(why) => f.write_str(why),
             Self::Denied => f.write_str("refused by the other side's policy"),
             Self::NotFound => f.write_str("the other side does not serve this port"),
             Self::Application => f.write_str("the other side cannot reach its application"),
@@ -215,6 +218,7 @@ impl Pool {
                     return Ok(connection);
                 }
                 Some(Ok(_)) => {} // so many waited that one is not enough
+                Some(Err(Failed { why, is_ours: true, .. })) => return Err(OpenError::Lacking(why)),
                 Some(Err(Failed { kind, why, .. })) => return Err(OpenError::Unreachable(io::Error::new(kind, why))),
                 None => return Err(OpenError::Unreachable(io::ErrorKind::Interrupted.into())),
             }
@@ -231,10 +235,14 @@ impl Pool {
         let vanished = self.vanished(&pair, id);
         tokio::task::spawn_local(async move {
             let outcome = dial::dial(prepared, &pool.stats, vanished).await.map(Rc::new);
-            learn(&pool.loads, id, outcome.is_ok());
             match &outcome {
-                Ok(connection) => pool.keep(&pair, connection),
+                Ok(connection) => {
+                    learn(&pool.loads, id, true);
+                    pool.keep(&pair, connection);
+                }
+                Err(Failed { is_ours: true, .. }) => {}
                 Err(Failed { reason, why, .. }) => {
+                    learn(&pool.loads, id, false);
                     if let Some(reason) = reason {
                         pool.refused(&pair, *reason, why.clone());
                     }

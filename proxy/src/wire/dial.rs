@@ -1,7 +1,7 @@
 //! Turns an endpoint into a new TLS connection to exactly the unit that must answer there, ready for streams.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -17,10 +17,10 @@ use tokio_rustls::TlsConnector;
 use super::gather::{Gathering, LargeReads};
 use super::{CONNECTION_WINDOW, FRAME, HANDSHAKE, HEAD, Link, SEND_BUFFER, STREAM_WINDOW, USER_TIMEOUT, drive};
 use crate::peer::{Peer, Reason, read_leaf, why, why_tls};
-use crate::sockopt;
 use crate::stats::{Gauge, Held, WorkerStats};
 use crate::tls::{ALPN, Expected, Trust, within_life};
 use crate::traces::connection::Steps;
+use crate::{descriptors, sockopt};
 
 /// One address gets this long before the next is tried.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -58,6 +58,8 @@ pub struct Failed {
     pub kind: io::ErrorKind,
     /// For a person.
     pub why: String,
+    /// It is this process that lacks what it takes to call anybody.
+    pub is_ours: bool,
     /// Where a host was reached and TLS came to nothing.
     pub reason: Option<Reason>,
     /// How far it came.
@@ -138,10 +140,13 @@ pub async fn dial(
     let failed = |error: io::Error| Failed {
         kind: error.kind(),
         why: error.to_string(),
+        is_ours: descriptors::are_gone(&error),
         reason: None,
         steps: steps(None, Some(error.to_string())),
     };
-    let (tcp, address) = connect(&to.addresses, to.port, to.mark).await.map_err(failed)?;
+    let addresses = sockopt::at(&to.addresses, to.port);
+    let connecting = sockopt::connect_any(&to.whom, addresses, to.mark, CONNECT);
+    let (tcp, address) = connecting.await.map_err(failed)?;
     sockopt::wire(&tcp, USER_TIMEOUT).map_err(failed)?;
     let (whom, connected) = (to.whom.clone(), Some((Instant::now(), address)));
     let ended = timeout(HANDSHAKE, handshake(tcp, to, stats, vanished)).await;
@@ -153,6 +158,7 @@ pub async fn dial(
                 kind: error.kind(),
                 steps: steps(connected, Some(why.clone())),
                 why,
+                is_ours: false,
                 reason: Some(Reason::of(&error)),
             }
         })?;
@@ -214,19 +220,6 @@ async fn handshake(
     });
     let held = stats.hold(Gauge::Pooled);
     Ok((secured, requests, held))
-}
-
-async fn connect(addresses: &[IpAddr], port: u16, mark: u32) -> io::Result<(TcpStream, SocketAddr)> {
-    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "the endpoint has no address");
-    for address in addresses {
-        let to = SocketAddr::new(*address, port);
-        match timeout(CONNECT, sockopt::connect(to, mark, None)).await {
-            Ok(Ok(tcp)) => return Ok((tcp, to)),
-            Ok(Err(error)) => last = io::Error::new(error.kind(), format!("{to}: {error}")),
-            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{to}: no answer within {CONNECT:?}")),
-        }
-    }
-    Err(last)
 }
 
 /// Did the peer vanish, in place of ending the connection?

@@ -65,6 +65,20 @@ impl Twins {
         (peer, other)
     }
 
+    /// One request by a client of its own, answered; was the near one asked?
+    pub async fn asked(&self) -> bool {
+        let mut client = self.client().await;
+        client.send(&get("/")).await;
+        let (mut peer, is_near) = tokio::select! {
+            near = accepted(&self.near) => (near, true),
+            far = accepted(&self.mesh.application) => (far, false),
+        };
+        peer.until("\r\n\r\n").await;
+        peer.send(OK).await;
+        assert!(client.until("ok").await.starts_with("HTTP/1.1 200 "));
+        is_near
+    }
+
     /// The next line of this unit on h1.
     pub async fn event_of(&mut self, unit: &str) -> Event {
         loop {

@@ -97,8 +97,7 @@ impl Calling {
 async fn connect(route: &Route, hop: &Hop, opening: &Opening) -> Result<Stream, ConnectError> {
     let connector = &route.connector;
     if let Some((unit, port)) = &hop.local {
-        let delivered = connector.deliver(unit, port).await;
-        return delivered.map_err(|error| ConnectError::Unreachable(error.to_string()));
+        return Ok(connector.deliver(unit, port).await?);
     }
     match &hop.endpoint {
         Some(endpoint) => connector.connect(endpoint, hop.target, true, opening).await,
