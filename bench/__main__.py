@@ -59,6 +59,7 @@ def main() -> int:
         plot.draw(samples, options.output.with_suffix(".svg"))
     tell(f"written: {options.output}")
     errors = sum(one["errors"] for seen in samples.values() for rounds in seen.values() for one in rounds)
+    errors += sum(of["errors"].high for of in paid.values())
     return 0 if kept and not errors else 1
 
 

@@ -56,10 +56,10 @@ def with_connections(bed: Testbed, contenders: Sequence[Contender], tell: Tell) 
 def with_units(bed: Testbed, tell: Tell) -> Memory:
     """hostmesh's on a host with many more meshed units, all running and with an identity: agent and proxy.
 
-    The host's proxy begins anew before, so that what the loads before left behind does not count.
+    The host's proxy and agent begin anew before, so that what the loads before left behind does not count.
     """
     host, seen = bed.h2, {}
-    host.systemctl("restart", "hostmesh-proxy.service")
+    host.systemctl("restart", "hostmesh-proxy.service", "hostmeshd.service")
     host.write("/etc/systemd/system/member@.service", MEMBER)
     host.systemctl("daemon-reload")
     there = 0

@@ -105,7 +105,7 @@ def print_memory(memory: Mapping[str, Figure]) -> None:
 def print_prices(prices: Prices) -> None:
     """What a request costs with a feature, against the same without it."""
     if prices:
-        print(f"\n{'with, as hard as it goes':40}{'CPU of both proxies':>26}{'requests/s':>26}")
+        print(f"\n{'against the same load without':40}{'CPU of both proxies':>26}{'requests/s':>26}")
     for feature, of in prices.items():
         print(f"  {feature:38}{_cell(of['cpu'], '{:.2f}'):>26}{_cell(of['rps'], '{:.2f}'):>26}")
 
