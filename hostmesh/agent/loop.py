@@ -204,7 +204,10 @@ class Loop:
             self.parts.mesh.say(self.facts.addresses, still)
 
     def load(self) -> None:
-        """Take up what was known before the restart: the controller's last word, callers seen in audit mode."""
+        """Take up what was known before the restart: the controller's last word, callers seen in audit mode.
+
+        Call it before anything runs: it takes the place of what was heard since.
+        """
         self.parts.mesh.load()
         text = self.parts.doors.files.read(self._callers_file)
         if text is not None:

@@ -102,6 +102,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._loop.load()  # before anybody listens: what is heard is newer
         answers = Answers(self._loop)
         close_metrics = self._serve_metrics(answers, loop)
         try:
@@ -154,7 +155,6 @@ class Agent:
         await asyncio.wait(waiting, timeout=_START_SECONDS)
         for task in waiting:
             task.cancel()
-        self._loop.load()
         await self._loop.run_now("started")
         self._notifier.ready()
         await self._loop.run()

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from hostmesh.policy.hostfile import PLACE
 from hostmesh.wire import agent_control as wire
 from hostmesh.wire.proxy_control import SvidStatus
 from hostmesh.wire.snapshot import Service
@@ -109,6 +110,28 @@ def test_every_unit_that_may_run_here_gets_its_identity(h1: Host, h2: Host) -> N
         assert 23 * 3600 < svid.not_after - time.time() < 25 * 3600
     assert svid_of(h1, "rogue") is None
     assert status(h1).proxy.revision == status(h1).revision
+
+
+def test_what_is_heard_while_the_agent_starts_stays(h2: Host) -> None:
+    """Its start waits for a name that nobody knows; meanwhile the controller speaks, which can't be written down."""
+    dropin, resolver = "/run/systemd/system/hostmeshd.service.d/90-read-only.conf", "/etc/resolv.conf"
+    files = {path: h2.read(path) for path in (PLACE, resolver)}
+    h2.systemctl("stop", "hostmeshd.service")
+    h2.exec(["rm", "/var/lib/hostmesh/catalog.json"]).must()
+    h2.write(dropin, "[Service]\nReadOnlyPaths=/var/lib/hostmesh\n")
+    h2.write(PLACE, files[PLACE] + '\n[traces]\nendpoint = "http://collector.example:4317"\n')
+    h2.write(resolver, "nameserver 198.18.0.250\n")
+    try:
+        h2.systemctl("daemon-reload")
+        h2.systemctl("start", "hostmeshd.service")
+        wait_until(lambda: status(h2).controller.connected, "the controller is there", 10.0)
+        wait_until(lambda: endpoints(h2, "web") == ["h1"], "h2 knows web of h1", 10.0)
+    finally:
+        for path, text in files.items():
+            h2.write(path, text)
+        h2.exec(["rm", dropin]).must()
+        h2.systemctl("daemon-reload")
+        h2.systemctl("restart", "hostmeshd.service")
 
 
 def test_identities_outlive_the_proxy(h1: Host) -> None:
