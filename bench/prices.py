@@ -25,6 +25,7 @@ from tests.lab.waiting import wait_until
 from tests.mesh import in_force
 from tests.mesh.issuer import AUDIENCE, ISSUER, Key, claims, key_set, token
 from tests.mesh.told import total
+from tests.mesh.tracing import Traced
 from tests.mesh.watching import tapping
 
 KEY_SET = "/etc/hostmesh/bench-keys.json"
@@ -65,7 +66,6 @@ from = ["*"]
 jwt = {{ claims = {{ role = "thief" }} }}
 """
 
-
 Prices = dict[str, dict[str, Figure]]
 Measured = Callable[[Contender, int], Figures]
 Beside = Callable[[Testbed], AbstractContextManager[object]]
@@ -89,9 +89,13 @@ class Feature:
     against: str = "nothing"
 
 
+NOTHING = Feature("nothing")
+
+
 def measure(bed: Testbed, contender: Contender, *, rounds: int, seconds: int, tell: Tell) -> Prices:
     """By feature: ``rps``, and ``cpu`` of both proxies over the application's, against the same without it; ``errors``:
     requests that failed, and spans that were dropped."""
+    Collector(bed.h2).install()
     key = Key("bench", "ES256", ec.generate_private_key(ec.SECP256R1()))
     bed.h2.write(KEY_SET, key_set([key]))
     features = _features(token(key, claims(exp=int(time.time()) + 86_400)))
@@ -106,7 +110,7 @@ def measure(bed: Testbed, contender: Contender, *, rounds: int, seconds: int, te
             price = {"rps": one["rps"] / without["rps"], "cpu": one["x_app"] / without["x_app"]}
             seen[feature.title].append(price | {"errors": one["errors"]})
             tell(f"round {number + 1}/{rounds}  {feature.title:34} RPS {price['rps']:.2f}  CPU {price['cpu']:.2f}")
-    _put_in_force(bed, Feature("nothing"))
+    _put_in_force(bed, NOTHING)
     return {
         title: {name: Figure.of([price[name] for price in prices]) for name in prices[0]}
         for title, prices in seen.items()
@@ -117,7 +121,7 @@ def _features(bearer: str) -> tuple[Feature, ...]:
     by_http1 = "HTTP/1.1, by h2load"
     with_token = partial(top, says=("-H", f"Authorization: Bearer {bearer}"))
     return (
-        Feature("nothing"),
+        NOTHING,
         Feature("four routes, headers set", traffic=ROUTES),
         Feature("limits: rate and concurrent", inbound=LIMITS),
         Feature("breaker, ejection", traffic=BREAKER),
@@ -148,8 +152,7 @@ def _dropped(bed: Testbed) -> float:
 
 def _put_in_force(bed: Testbed, feature: Feature) -> None:
     """Write the policies, and wait until both proxies go by them: a service's time limit tells one from another."""
-    before = _limit(bed.h1)
-    limit = 601_000 if before == 600_000 else 600_000
+    limit = 601_000 if _limit(bed, bed.h1) == 600_000 else 600_000
     observe = f'trace = {feature.trace}\naccess_log = "{feature.access_log}"\n'
     traffic = f'timeout = "{limit // 1000}s"\n' + feature.traffic
     bed.world.write_policy(bed.h1, f"{CALLER}.service", caller_policy(observe))
@@ -159,39 +162,27 @@ def _put_in_force(bed: Testbed, feature: Feature) -> None:
         def goes_by_it(host: Host = host, unit: str = unit) -> bool:
             told = in_force.unit(host, f"{unit}.service")
             wanted = (feature.trace, feature.access_log)
-            return _limit(host) == limit and told is not None and (told["trace"], told["access_log"]) == wanted
+            return _limit(bed, host) == limit and told is not None and (told["trace"], told["access_log"]) == wanted
 
         wait_until(goes_by_it, f"{host.name} goes by the policies for: {feature.title}", 20.0, 0.05)
 
 
-def _limit(host: Host) -> int:
-    services = in_force.snapshot(host)["services"]
-    return next((int(service["traffic"]["timeout_ms"]) for service in services if service["name"] == SERVICE), 0)
+def _limit(bed: Testbed, host: Host) -> int:
+    return int(bed.world.services(host)[SERVICE]["traffic"]["timeout_ms"])
 
 
 @contextmanager
 def _collecting(bed: Testbed) -> Iterator[None]:
     """A collector on the services' host, and both proxies send it their spans."""
     collector = Collector(bed.h2)
-    if not (bed.h2.root / "usr/local/bin/otelcol").exists():
-        collector.install()
-    before = {host: host.read(PLACE) for host in bed.hosts()}
+    traced = Traced(bed.world, collector, {host.name: host.read(PLACE) for host in bed.hosts()})
     with collector.running():
-        for host, text in before.items():
-            host.write(PLACE, f'{text}\n[traces]\nendpoint = "http://{bed.h2.ipv4}:{GRPC}"\n')
         try:
-            _sending(bed, True)
+            traced.configure(f'\n[traces]\nendpoint = "http://{bed.h2.ipv4}:{GRPC}"\n')
             yield
         finally:
-            for host, text in before.items():
-                host.write(PLACE, text)
-            _sending(bed, False)
+            traced.configure("")
     collector.forget()
-
-
-def _sending(bed: Testbed, wanted: bool) -> None:
-    for host in bed.hosts():
-        wait_until(lambda host=host: (in_force.snapshot(host)["traces"] is not None) == wanted, f"{host.name}: traces")
 
 
 @contextmanager
