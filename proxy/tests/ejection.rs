@@ -5,11 +5,10 @@ mod ends;
 
 use bytes::Bytes;
 use ends::http2::{application, ask, client, post};
-use ends::web::{mesh, put};
+use ends::web::{ejecting_after, mesh, put};
 use ends::{Mesh, run};
 use h2::RecvStream;
 use h2::server::SendResponse;
-use hostmesh_proxy_core::snapshot::Breaker;
 use http::{HeaderMap, Request, Response};
 use tokio::task::spawn_local;
 
@@ -60,16 +59,7 @@ async fn ejecting(eject_ms: u64) -> Mesh {
     let mut mesh = mesh("grpc").await;
     serve(&mut mesh);
     put(&mesh, "h1", "grpc", |snapshot| {
-        snapshot.services[0].traffic.breaker = Some(Breaker {
-            max_connections: 0,
-            max_pending: 0,
-            max_requests: 0,
-            max_retries: 0,
-            consecutive_errors: 3,
-            eject_ms,
-            max_ejected: 1.0,
-            rule: "web.service.toml:9".into(),
-        });
+        snapshot.services[0].traffic.breaker = Some(ejecting_after(3, eject_ms));
     });
     mesh
 }

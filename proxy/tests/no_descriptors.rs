@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 
 use ends::run;
 use ends::twins::{Twins, get};
-use hostmesh_proxy_core::snapshot::Breaker;
+use ends::web::ejecting_after;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 const LIMIT: u64 = 256;
@@ -21,16 +21,7 @@ fn no_endpoint_is_to_blame_for_it() {
     setrlimit(Resource::RLIMIT_NOFILE, LIMIT, hard).expect("a lower one");
     run(async {
         let mut twins = Twins::new(|snapshot| {
-            snapshot.services[0].traffic.breaker = Some(Breaker {
-                max_connections: 0,
-                max_pending: 0,
-                max_requests: 0,
-                max_retries: 0,
-                consecutive_errors: 1,
-                eject_ms: 60_000,
-                max_ejected: 1.0,
-                rule: "web.service.toml:9".into(),
-            });
+            snapshot.services[0].traffic.breaker = Some(ejecting_after(1, 60_000));
         })
         .await;
         let mut client = twins.client().await;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use hostmesh_proxy::http::outbound;
 use hostmesh_proxy::stream::Stream;
 use hostmesh_proxy_core::config::Config;
-use hostmesh_proxy_core::snapshot::Snapshot;
+use hostmesh_proxy_core::snapshot::{Breaker, Snapshot};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
@@ -86,4 +86,18 @@ pub async fn connect(mesh: &Mesh) -> TcpStream {
     let called = SocketAddr::new([240, 240, 0, 2].into(), 80);
     spawn_local(outbound::serve(worker, unit, called, from.ip(), Stream::Tcp(theirs)));
     ours.expect("connected")
+}
+
+/// A breaker without limits that ejects an endpoint for so long after so many errors, be it the last one.
+pub fn ejecting_after(consecutive_errors: u32, eject_ms: u64) -> Breaker {
+    Breaker {
+        max_connections: 0,
+        max_pending: 0,
+        max_requests: 0,
+        max_retries: 0,
+        consecutive_errors,
+        eject_ms,
+        max_ejected: 1.0,
+        rule: "web.service.toml:9".into(),
+    }
 }
